@@ -1,0 +1,1 @@
+"""OmniVinci in JAX: train, evaluate and convert an omni-modal language model."""

@@ -1,0 +1,69 @@
+"""The one structure that goes from host to device: G groups of R rows of T slots, each group with its pool of media.
+
+A NamedTuple is a pytree without jax, so loader workers build it in numpy and the jitted step takes it as it is.
+Everything discrete (temporal grouping, Dynamic-S2 grids, packing) is already decided here; shapes are static.
+
+Letters: G groups, R rows, T slots, N tiles (and output tiles), W windows, K clips, P tile side, F mel frames a window,
+M mel bins, V vision tokens and A audio tokens that a pool can hold, S source tiles of an output tile.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Float32, Int8, Int32, UInt8
+
+TEXT, AUDIO, VISION = 0, 1, 2  # slot kinds
+
+
+class Batch(NamedTuple):
+    """One global batch; see the module's docstring for the letters.
+
+    tokens: text ids, 0 at media slots.
+    slot_kind: TEXT, AUDIO or VISION.
+    slot_index: which token of the group's pool of that kind; 0 at text.
+    positions: RoPE position, restarting with each conversation.
+    segment_ids: conversation number within the row, from 1; 0 is padding.
+    targets: the next token; loss_weights: 0 where not trained.
+    tiles: pixels as they are in the file's colours; normalised on the device.
+    s2_sources: for each output tile the tiles its scales are cut from: for each scale but the largest its n x n tiles
+        row by row, then the one tile of the largest scale (S = 1 + 4 + 1 at full size).
+    s2_block: (row, rows, column, columns) of the output tile in its image's grid; rows = 0 for a video frame or a single
+        tile, which is its own features repeated over the scales.
+    frame_groups: for each vision pool, the output tiles averaged together in time, -1 where there is none.
+    windows: log-mel.
+    vision_times, audio_times: seconds from the start of the clip; 0 leaves a token as it is.
+    vision_clip, audio_clip: which video with sound a token belongs to, from 1; 0 = none.
+    clip_source: a number for the source file of each clip, so that two conversations about one video are not each
+        other's negatives; 0 where there is no clip.
+    vision_angles, audio_angles: rotation angles of the axial time schemes, which are too large for float32 and so are
+        reduced on the host; None under every other scheme.
+    """
+
+    tokens: Int32[Any, "G R T"]
+    slot_kind: Int8[Any, "G R T"]
+    slot_index: Int32[Any, "G R T"]
+    positions: Int32[Any, "G R T"]
+    segment_ids: Int32[Any, "G R T"]
+    targets: Int32[Any, "G R T"]
+    loss_weights: Float32[Any, "G R T"]
+    tiles: UInt8[Any, "G N P P 3"]
+    s2_sources: Int32[Any, "G N S"]
+    s2_block: Int32[Any, "G N 4"]
+    frame_groups: tuple[Int32[Any, "G groups time"], ...]
+    windows: Float32[Any, "G W F M"]
+    vision_times: Float32[Any, "G V"]
+    audio_times: Float32[Any, "G A"]
+    vision_clip: Int32[Any, "G V"]
+    audio_clip: Int32[Any, "G A"]
+    clip_source: Int32[Any, "G K"]
+    vision_angles: Float32[Any, "G V C"] | None = None
+    audio_angles: Float32[Any, "G A C"] | None = None
+
+
+class Capacity(NamedTuple):
+    """How much one group holds: rows of slots, tiles, windows and clips (media items); the unit that packs fill."""
+
+    rows: int
+    slots: int
+    tiles: int
+    windows: int
+    clips: int
