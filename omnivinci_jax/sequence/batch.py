@@ -26,8 +26,8 @@ class Batch(NamedTuple):
     tiles: pixels as they are in the file's colours; normalised on the device.
     s2_sources: for each output tile the tiles its scales are cut from: for each scale but the largest its n x n tiles
         row by row, then the one tile of the largest scale (S = 1 + 4 + 1 at full size).
-    s2_block: (row, rows, column, columns) of the output tile in its image's grid; rows = 0 for a video frame or a single
-        tile, which is its own features repeated over the scales.
+    s2_block: (row, rows, column, columns) of the output tile in its image's grid; rows = 0 for a video frame or a
+        single tile, which is its own features repeated over the scales.
     frame_groups: for each vision pool, the output tiles averaged together in time, -1 where there is none.
     windows: log-mel.
     vision_times, audio_times: seconds from the start of the clip; 0 leaves a token as it is.

@@ -1,0 +1,167 @@
+"""`omnivinci <command>`. This module imports neither jax nor numpy: loader workers import it again when they start."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from omnivinci_jax.errors import UserError
+
+_MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image", "--speech_prompt": "sound"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("omnivinci").setLevel(logging.INFO)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which this program does not use
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command in ("train", "index"):
+        arguments.config_arguments = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        print(f"omnivinci {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"omnivinci {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="omnivinci", description="Train, evaluate and ask an omni-modal model.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = _command(commands, "train", _train, "train a model; --config FILE and --config.key=value say how")
+    command.add_argument("--workdir", type=Path, required=True, help="where the run lives; the same command resumes it")
+
+    _command(commands, "index", _index, "measure the data of a configuration: what it takes, what is wrong with it")
+
+    command = _command(commands, "check", _check, "list every problem of a JSONL file and its media")
+    command.add_argument("data", type=Path)
+
+    command = _command(commands, "evaluate", _evaluate, "exact-match accuracy of a model on a JSONL file")
+    command.add_argument("--model", type=Path, required=True, help="model directory")
+    command.add_argument("--data", type=Path, required=True, help="JSONL file")
+    command.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="leave a stream out")
+    command.add_argument("--rows", type=int, default=8, help="conversations measured at once")
+
+    command = _command(commands, "generate", _generate, "answer a question about any mix of media, in their order")
+    command.add_argument("--model", type=Path, required=True, help="model directory")
+    for flag, kind in _MEDIA_FLAGS.items():
+        command.add_argument(flag, dest="media", action=_MediaAction, default=[], metavar="FILE", help=f"a {kind}")
+    command.add_argument("--prompt", default="", help="text after the media")
+    command.add_argument("--max_new_tokens", type=int, default=64)
+
+    command = _command(commands, "inspect", _inspect, "a picture of what the model sees of a file")
+    command.add_argument("file", type=Path)
+    command.add_argument("--model", type=Path, help="model directory; without it, the published 9B configuration")
+    command.add_argument("--out", type=Path, help="PNG to write; default: FILE.inspect.png in this folder")
+
+    command = _command(commands, "av_world", _av_world, "generate the embedded data set of video files")
+    command.add_argument("--out", type=Path, required=True, help="folder to write")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--train_clips", type=int, default=1100)
+    command.add_argument("--val_clips", type=int, default=60)
+    command.add_argument("--held_out_clips", type=int, default=220)
+    command.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    return parser
+
+
+def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command.set_defaults(run=run)
+    return command
+
+
+class _MediaAction(argparse.Action):
+    """Collects media of all flags in one list, in the order in which they were given."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.media = [*namespace.media, (_MEDIA_FLAGS[option_string], values)]
+
+
+def _train(arguments) -> int:
+    from omnivinci_jax.settings import load_config
+    from omnivinci_jax.train.loop import train
+
+    train(load_config(arguments.config_arguments), arguments.workdir)
+    return 0
+
+
+def _index(arguments) -> int:
+    from omnivinci_jax.data.describe import describe_data
+    from omnivinci_jax.settings import load_config
+
+    print(describe_data(load_config(arguments.config_arguments)))
+    return 0
+
+
+def _check(arguments) -> int:
+    from omnivinci_jax.data.check import check_file
+
+    count, problems = check_file(arguments.data)
+    for problem in problems:
+        print(problem)
+    print(f"{arguments.data}: {count} conversations, {len(problems)} problem(s)")
+    return 1 if problems else 0
+
+
+def _evaluate(arguments) -> int:
+    from omnivinci_jax.train.evaluation import accuracy_table, evaluate_file
+    from omnivinci_jax.train.report import write_results
+
+    started = time.monotonic()
+    evaluation = evaluate_file(arguments.model, arguments.data, arguments.drop, arguments.rows)
+    write_results(arguments.out, evaluation, time.monotonic() - started)
+    print(accuracy_table(evaluation))
+    return 0
+
+
+def _generate(arguments) -> int:
+    from omnivinci_jax import model_dir
+    from omnivinci_jax.generate.engine import answer
+    from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text
+
+    if not arguments.prompt and not arguments.media:
+        raise UserError("give something to answer: --prompt TEXT, or media")
+    media = tuple(Media(kind, path) for kind, path in arguments.media)
+    text = (checked_text(arguments.prompt, "--prompt"),) if arguments.prompt else ()
+    conversation = Conversation((Message("user", (*media, *text)),))
+    print(answer(model_dir.load(arguments.model), conversation, arguments.max_new_tokens))
+    return 0
+
+
+def _inspect(arguments) -> int:
+    from omnivinci_jax.config import OmniVinciConfig
+    from omnivinci_jax.config_json import read_config
+    from omnivinci_jax.data.inspect import draw_file
+
+    config = read_config(arguments.model / "config.json") if arguments.model else OmniVinciConfig()
+    out = arguments.out or Path(f"{arguments.file.name}.inspect.png")
+    print(json.dumps(draw_file(arguments.file, config, out), indent=2))
+    print(f"picture: {out}")
+    return 0
+
+
+def _av_world(arguments) -> int:
+    from omnivinci_jax.data.av_world.generate import generate
+
+    clips = {name: getattr(arguments, name) for name in ("train_clips", "val_clips", "held_out_clips")}
+    generate(arguments.out, arguments.seed, workers=arguments.workers, **clips)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""A few training rows of other kinds, so that batches mix modalities: images, sound files, silent clips, plain text."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .encode import write_media
+from .questions import IMAGE, LIST_COLOURS, SOUND, SUBTRACT, Turn, all_questions, caption_turns, name_question
+from .render import FRAME_RATE, RGB, SHAPES, draw_shape, render_frames, render_sound
+from .timeline import COLOURS, LONGEST, SOUNDS, draw_clips, generator
+
+SOUND_FILES = (("wav", 16_000), ("flac", 44_100), ("ogg", 48_000), ("wav", 44_100), ("flac", 16_000), ("ogg", 16_000))
+
+
+def write_extra(out: Path, seed: int, number: int) -> dict[str, Any]:
+    """Writes the media file of extra row `number`, unless it exists, and gives the row."""
+    return KINDS_OF_ROW[number % len(KINDS_OF_ROW)](out, seed, number)
+
+
+def conversation_row(name: str, media: tuple[str, str] | None, turns: list[Turn]) -> dict[str, Any]:
+    """A conversation in the Hugging Face chat form; media = (type, path) goes into the first user turn."""
+    messages: list[dict[str, Any]] = []
+    for question, answer in turns:
+        messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": answer})
+    if media:
+        kind, path = media
+        messages[0]["content"].insert(0, {"type": kind, kind: path})
+    return {"id": name, "messages": messages}
+
+
+def _image(out: Path, seed: int, number: int) -> dict[str, Any]:
+    rng = generator(seed, "train", number, "image")
+    width, height = rng.integers(41, 180, size=2)
+    path = out / "images" / f"{number:06d}.png"
+    colour = str(rng.choice(COLOURS))
+    picture = np.broadcast_to(rng.integers(8, 36, size=3), (1, height, width, 3)).astype(np.float32)
+    half_side = rng.uniform(0.21, 0.275) * min(width, height)
+    centre = rng.uniform(half_side, np.array([[width, height]]) - half_side)
+    draw_shape(picture, rng.choice(list(SHAPES)), np.array(RGB[colour]), half_side, centre)
+    if not path.exists():
+        part = path.with_name(path.name + ".part")
+        Image.fromarray(picture[0].round().astype(np.uint8)).save(part, format="png")
+        part.replace(path)
+    question = name_question(rng, "seen", IMAGE, colour, [colour], COLOURS)
+    return conversation_row(f"image-{number:06d}", ("image", f"images/{path.name}"), [(question.text, colour)])
+
+
+def _sound(out: Path, seed: int, number: int) -> dict[str, Any]:
+    rng = generator(seed, "train", number, "sound")
+    ending, rate = SOUND_FILES[number // len(KINDS_OF_ROW) % len(SOUND_FILES)]
+    path = out / "sounds" / f"{number:06d}.{ending}"
+    name = str(rng.choice(SOUNDS))
+    sound = np.pad(render_sound(rng, name, rng.uniform(0.5, 1.0), rate), rng.integers(rate // 10, rate, size=2))
+    gains = rng.uniform(0.3, 0.7, size=(rng.integers(1, 3), 1))
+    if not path.exists():
+        write_media(path, None, 0, gains * sound + 0.001 * rng.standard_normal(len(sound)), rate)
+    question = name_question(rng, "heard", SOUND, name, [name], SOUNDS)
+    return conversation_row(f"sound-{number:06d}", ("audio", f"sounds/{path.name}"), [(question.text, name)])
+
+
+def _silent_clip(out: Path, seed: int, number: int) -> dict[str, Any]:
+    clip = draw_clips(seed, "silent", number + 1)[number]
+    path = out / "clips" / clip.name
+    if not path.exists():
+        write_media(path, render_frames(clip), FRAME_RATE, None, 0)
+    questions = all_questions(clip, clip.rng("questions"))
+    seen = {event.name for event in clip.sights}
+    about_sights = [*questions["seen"][:2], *(q for q in questions["when"] if q.asked in seen)]
+    turns = [(question.text, question.answer) for question in about_sights]
+    turns += [caption for caption in caption_turns(clip) if caption[0] == LIST_COLOURS]
+    return conversation_row(f"silent-{number:06d}", ("video", f"clips/{path.name}"), turns)
+
+
+def _text(out: Path, seed: int, number: int) -> dict[str, Any]:
+    rng = generator(seed, "train", number, "text")
+    turns = []
+    for _ in range(4):
+        start, end = sorted(map(int, rng.integers(int(LONGEST) + 1, size=2)))
+        turns.append((SUBTRACT.format(start=start, end=end), str(end - start)))
+    return conversation_row(f"text-{number:06d}", None, turns)
+
+
+KINDS_OF_ROW: tuple[Callable[[Path, int, int], dict[str, Any]], ...] = (_image, _sound, _silent_clip, _text)

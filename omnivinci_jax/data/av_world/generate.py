@@ -1,0 +1,139 @@
+"""Writes the data set: media files, conversations of three splits, and the true timelines.
+
+    python -m omnivinci_jax.data.av_world.generate data/av_world --seed 0
+
+`train.jsonl` holds conversations of several turns, `val.jsonl` and `held_out.jsonl` one question a line with its kind
+and options. Media paths are relative to these files. No clip is in two splits.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...errors import ConfigError, DataError, UserError
+from .encode import write_media
+from .extras import conversation_row, write_extra
+from .questions import one_of_each, training_conversations
+from .render import FRAME_RATE, SAMPLE_RATE, render_frames, render_waveform
+from .timeline import Clip, draw_clips
+
+VERSION = 1  # of what the generator makes of its arguments: to be raised when that changes
+EXTRA_ROWS_PER_CLIP = 0.15  # training rows of other kinds, about 5 % of all
+
+
+def generate(
+    out: Path, seed: int, train_clips: int = 1100, val_clips: int = 60, held_out_clips: int = 220, workers: int = 2
+) -> None:
+    """Writes the data set into `out`; a second call finishes what an interrupted one began, or does nothing.
+
+    The files depend on the arguments alone, not on `workers`.
+
+    Raises:
+        ConfigError: a number that is too small.
+        DataError: `out` holds something else, a data set of other arguments for example, or cannot be written.
+    """
+    counts = {"train": train_clips, "val": val_clips, "held_out": held_out_clips}
+    if min(seed, *counts.values(), workers - 1) < 0:
+        raise ConfigError(
+            f"seed {seed}, clips {counts}, workers {workers}: none may be negative, and workers at least 1"
+        )
+    arguments = {"version": VERSION, "seed": seed, "clips": counts}
+    try:
+        if _is_finished(out, arguments):
+            return
+        for folder in ("clips", "images", "sounds"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        _write(out / "av_world.json", [arguments | {"finished": False}])
+        clips = {split: draw_clips(seed, split, count) for split, count in counts.items()}
+        everything = [clip for split in clips.values() for clip in split]
+        extras = round(EXTRA_ROWS_PER_CLIP * train_clips)
+        with (
+            ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+            tqdm(total=len(everything) + extras, desc="av_world", unit="file") as progress,
+        ):
+            for _ in pool.map(partial(write_clip, out), everything, chunksize=8):
+                progress.update()
+            extra_rows = []
+            for row in pool.map(partial(write_extra, out, seed), range(extras), chunksize=8):
+                extra_rows.append(row)
+                progress.update()
+        _write(out / "timelines.jsonl", ({"file": f"clips/{clip.name}"} | asdict(clip) for clip in everything))
+        _write(out / "train.jsonl", [row for clip in clips["train"] for row in training_rows(clip)] + extra_rows)
+        for split in ("val", "held_out"):
+            _write(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip)))
+        _write(out / "av_world.json", [arguments | {"finished": True}])
+    except OSError as error:
+        raise DataError(f"{out}: the data set cannot be written: {error}") from error
+
+
+def write_clip(out: Path, clip: Clip) -> None:
+    """Renders and encodes a clip, unless its file exists."""
+    path = out / "clips" / clip.name
+    if not path.exists():
+        write_media(path, render_frames(clip), FRAME_RATE, render_waveform(clip)[None], SAMPLE_RATE)
+
+
+def training_rows(clip: Clip) -> list[dict[str, Any]]:
+    """A row for each conversation about the clip."""
+    media = "video", f"clips/{clip.name}"
+    return [
+        conversation_row(f"{clip.split}-{clip.number:06d}-{variant}", media, turns)
+        for variant, turns in enumerate(training_conversations(clip))
+    ]
+
+
+def question_rows(clip: Clip) -> list[dict[str, Any]]:
+    """A row with one question of each kind."""
+    media = "video", f"clips/{clip.name}"
+    return [
+        conversation_row(f"{clip.split}-{clip.number:06d}-{question.kind}", media, [(question.text, question.answer)])
+        | {"kind": question.kind, "options": question.options}
+        for question in one_of_each(clip)
+    ]
+
+
+def _is_finished(out: Path, arguments: dict[str, Any]) -> bool:
+    path = out / "av_world.json"
+    if not path.exists():
+        if out.exists() and any(out.iterdir()):
+            raise DataError(f"{out}: not empty and not an av_world data set; name a new or an empty folder")
+        return False
+    found = json.loads(path.read_text())
+    finished = found.pop("finished")
+    if found != arguments:
+        raise DataError(f"{path}: made with {found}, not with {arguments}; name another folder or delete this one")
+    return finished
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(description="Write the av_world data set: clips, sounds, pictures, questions.")
+    parser.add_argument("out", type=Path, help="a new folder, or one whose generation was interrupted")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train_clips", type=int, default=1100)
+    parser.add_argument("--val_clips", type=int, default=60)
+    parser.add_argument("--held_out_clips", type=int, default=220)
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    arguments = parser.parse_args(argv)
+    try:
+        generate(**vars(arguments))
+    except UserError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""`omnivinci check`: every problem of a JSONL file and its media, each with its line."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from omnivinci_jax.data.index import parse_line, read_lines
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.media import decode
+from omnivinci_jax.sequence.chat import Media
+
+
+def check_file(path: Path) -> tuple[int, list[str]]:
+    """(conversations in the file, problems); media are decoded whole, each file once."""
+    lines, problems, known = read_lines(path), [], {}
+    for _, number, line in tqdm(lines, desc=f"check {path.name}", unit=" samples", leave=False, mininterval=0.5):
+        try:
+            conversation = parse_line(path, number, line)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if all(message.role != "assistant" for message in conversation.messages):
+            problems.append(f"{conversation.where}: no assistant message, so there is nothing to learn")
+        for item in conversation.media:
+            if item not in known:
+                known[item] = _problem(item)
+            if known[item]:
+                problems.append(f"{conversation.where}: {known[item]}")
+    return len(lines), problems
+
+
+def _problem(item: Media) -> str:
+    try:
+        if item.kind == "image":
+            decode.read_image(item.path)
+        elif item.kind == "sound":
+            decode.read_waveform(item.path)
+        else:
+            info = decode.probe_video(item.path)
+            decode.read_frames(item.path, decode.sample_frames(info.frame_times, info.duration, 2.0, 128))
+            if info.audio_seconds:
+                decode.read_waveform(item.path)
+    except UserError as error:
+        return str(error)
+    return ""

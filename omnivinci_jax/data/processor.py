@@ -1,0 +1,193 @@
+"""From a conversation to what the model reads: sizes of its media, its row, its tiles and its windows."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.errors import MediaError
+from omnivinci_jax.media import audio, decode, image
+from omnivinci_jax.sequence.chat import Conversation, Media, Message
+from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, SoundSize, VideoSize, lay_out
+from omnivinci_jax.sequence.tokenizer import Tokenizer
+
+_SIZES = {kind.__name__: kind for kind in (ImageSize, SoundSize, VideoSize)}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Everything between files and rows, for one model.
+
+    drop: leaves the sounds or the pictures of every conversation out (for blind baselines and Table 2); a video without
+        its pictures is a sound, and media with nothing left disappear.
+    cache: a folder that keeps tiles and windows of files already read, by path, size, time of change and settings.
+    """
+
+    config: OmniVinciConfig
+    tokenizer: Tokenizer
+    drop: Literal["nothing", "sound", "vision"] = "nothing"
+    cache: Path | None = None
+
+    def select(self, conversation: Conversation) -> Conversation:
+        """The conversation without the media that `drop` takes away."""
+        if self.drop == "nothing":
+            return conversation
+        messages = []
+        for message in conversation.messages:
+            kept = (self._keep(item) if isinstance(item, Media) else item for item in message.content)
+            messages.append(Message(message.role, tuple(item for item in kept if item is not None)))
+        return dataclasses.replace(conversation, messages=tuple(messages))
+
+    def measure(self, conversation: Conversation, max_frames: int | None = None) -> list[MediaSize]:
+        """Sizes of a conversation's media, read from the files' headers; raises MediaError.
+
+        Args:
+            conversation: what `select` returned.
+            max_frames: most frames of each video, where fewer than the model's are wanted.
+        """
+        tiled = sum(item.kind == "image" for item in conversation.media) == 1
+        return [self._measure(item, tiled, max_frames) for item in conversation.media]
+
+    def lay_out(self, conversation: Conversation, sizes: list[MediaSize], *, generate: bool = False) -> Row:
+        """See `sequence.row.lay_out`."""
+        return lay_out(conversation, sizes, self.config, self.tokenizer, generate=generate)
+
+    def load(
+        self, conversation: Conversation, max_frames: int | None = None
+    ) -> tuple[list[MediaSize], UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
+        """Sizes, tiles and windows of a conversation's media, in their order; raises MediaError."""
+        tiled = sum(item.kind == "image" for item in conversation.media) == 1
+        side, audio_config = self.config.vision.image_size, self.config.audio
+        sizes = []
+        tiles = [np.zeros((0, side, side, 3), np.uint8)]
+        windows = [np.zeros((0, audio_config.window_frames, audio_config.num_mel_bins), np.float32)]
+        for item in conversation.media:
+            size, item_tiles, item_windows = self._load_cached(item, tiled, max_frames)
+            sizes.append(size)
+            tiles.append(item_tiles)
+            windows.append(item_windows)
+        return sizes, np.concatenate(tiles), np.concatenate(windows)
+
+    def _keep(self, item: Media) -> Media | None:
+        if self.drop == "sound":
+            return None if item.kind == "sound" else item
+        if item.kind == "video" and decode.probe_video(item.path).audio_seconds > 0:
+            return Media("sound", item.path)
+        return item if item.kind == "sound" else None
+
+    def _measure(self, item: Media, tiled: bool, max_frames: int | None) -> MediaSize:
+        config = self.config
+        if item.kind == "image":
+            if not tiled:
+                return ImageSize()
+            width, height = decode.probe_image(item.path)
+            return ImageSize(*image.dynamic_s2_grid(width, height, config.s2_scales, config.max_tiles))
+        if item.kind == "sound":
+            return self._sound_size(decode.probe_audio(item.path))
+        info = decode.probe_video(item.path)
+        frames = min(config.num_video_frames, max_frames or config.num_video_frames)
+        indices = decode.sample_frames(info.frame_times, info.duration, config.fps, frames)
+        has_sound = info.audio_seconds > 0 and self.drop != "sound"
+        return VideoSize(
+            tuple(indices.tolist()),
+            tuple(info.frame_times[indices].tolist()),
+            info.duration,
+            self._sound_size(info.audio_seconds) if has_sound else None,
+        )
+
+    def _sound_size(self, seconds: float) -> SoundSize:
+        seconds = min(seconds, self.config.max_sound_seconds)
+        samples = round(seconds * self.config.sampling_rate)
+        return SoundSize(seconds, max(1, -(-samples // self.config.window_samples)))
+
+    def _load(self, item: Media, tiled: bool, max_frames: int | None) -> tuple[MediaSize, np.ndarray, np.ndarray]:
+        config, size = self.config, self._measure(item, tiled, max_frames)
+        side = config.vision.image_size
+        tiles, windows = np.zeros((0, side, side, 3), np.uint8), self._windows(item, None)
+        if isinstance(size, ImageSize):
+            pixels = decode.read_image(item.path)
+            if size.rows:
+                tiles, _ = image.dynamic_s2_tiles(pixels, config.s2_scales, config.max_tiles)
+            else:
+                tiles = image.frame_tile(pixels, side)[None]
+        elif isinstance(size, SoundSize):
+            windows = self._windows(item, size)
+        else:
+            frames = decode.read_frames(item.path, np.array(size.frame_indices))
+            tiles = np.stack([image.frame_tile(frame, side) for frame in frames])
+            windows = self._windows(item, size.sound)
+        return size, tiles, windows
+
+    def _windows(self, item: Media, size: SoundSize | None) -> np.ndarray:
+        config = self.config
+        if size is None:
+            return np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins), np.float32)
+        waveform = decode.read_waveform(item.path, config.sampling_rate)
+        # Decoders may return a few samples more or fewer than the header says; the plan goes by the header.
+        samples = round(size.seconds * config.sampling_rate)
+        waveform = np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
+        return audio.mel_windows(
+            waveform,
+            window_frames=config.audio.window_frames,
+            hop_length=config.audio_hop_length,
+            n_fft=config.audio_n_fft,
+            num_mel_bins=config.audio.num_mel_bins,
+        )
+
+    def _load_cached(self, item: Media, tiled: bool, max_frames: int | None):
+        if self.cache is None:
+            return self._load(item, tiled, max_frames)
+        try:
+            stat = os.stat(item.path)
+        except OSError:
+            raise MediaError(f"{item.path}: no such file; check the path") from None
+        identity = (os.path.abspath(item.path), stat.st_size, stat.st_mtime_ns, item.kind, tiled, max_frames, self.drop)
+        key = hashlib.sha256(repr((identity, self._media_settings())).encode()).hexdigest()[:32]
+        path = self.cache / key[:2] / f"{key}.npz"
+        if path.exists():
+            with np.load(path) as saved:
+                size = json.loads(saved["size"].item())
+                return _read_size(size), saved["tiles"], saved["windows"]
+        size, tiles, windows = self._load(item, tiled, max_frames)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, size=json.dumps(_write_size(size)), tiles=tiles, windows=windows)
+        os.replace(file.name, path)
+        return size, tiles, windows
+
+    def _media_settings(self) -> tuple:
+        """What of the configuration changes tiles, windows or sizes."""
+        config = self.config
+        return (
+            config.s2_scales,
+            config.max_tiles,
+            config.num_video_frames,
+            config.fps,
+            config.audio.window_frames,
+            config.audio.num_mel_bins,
+            config.audio_hop_length,
+            config.audio_n_fft,
+            config.sampling_rate,
+            config.max_sound_seconds,
+        )
+
+
+def _write_size(size: MediaSize) -> dict:
+    return {"kind": type(size).__name__, **dataclasses.asdict(size)}
+
+
+def _read_size(record: dict) -> MediaSize:
+    kind = _SIZES[record.pop("kind")]
+    if kind is VideoSize:
+        sound = record.pop("sound")
+        frames = {name: tuple(record.pop(name)) for name in ("frame_indices", "frame_times")}
+        return VideoSize(**frames, **record, sound=SoundSize(**sound) if sound else None)
+    return kind(**record)

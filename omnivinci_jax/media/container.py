@@ -1,0 +1,200 @@
+"""What `decode.py` needs of FFmpeg: streams, presented packets, frames upright, sound in time."""
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import av
+import numpy as np
+from av.audio import AudioStream
+from av.audio.frame import AudioFrame
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition, Stream
+from av.video import VideoStream
+from av.video.frame import VideoFrame
+from jaxtyping import Float32, Int, UInt8
+
+from omnivinci_jax.errors import MediaError
+
+PathLike = str | os.PathLike[str]
+
+# Timestamps of containers are rounded (Matroska: to 1 ms); only a larger step of a sound's clock is a true gap.
+SOUND_GAP_SECONDS = 0.05
+
+
+def check_file(path: PathLike) -> None:
+    """Raise MediaError unless there is a file with something in it."""
+    if not os.path.exists(path):
+        raise MediaError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise MediaError(f"{path}: is a directory, not a media file")
+    if os.path.getsize(path) == 0:
+        raise MediaError(f"{path}: is empty (0 bytes)")
+
+
+@contextmanager
+def opened(path: PathLike) -> Iterator[InputContainer]:
+    """An open container; FFmpeg's errors, also those in the body of the `with`, become MediaError."""
+    check_file(path)
+    try:
+        # "file:" keeps FFmpeg from taking "talk: part 1.mp4" for a protocol; tags may be in any encoding.
+        with av.open(f"file:{os.fspath(path)}", metadata_errors="ignore") as container:
+            _check_complete(container, path)
+            yield container
+    except av.InvalidDataError as error:
+        raise MediaError(f"{path}: is not a media file that FFmpeg can read, or is cut off or damaged") from error
+    except av.FFmpegError as error:
+        raise MediaError(f"{path}: FFmpeg cannot read it ({error.strerror})") from error
+
+
+def _check_complete(container: InputContainer, path: PathLike) -> None:
+    # An mp4 with its index in front opens even when its end is missing: the index points past the end of the file.
+    size = os.path.getsize(path)
+    for stream in container.streams:
+        entries = stream.index_entries
+        if len(entries) and entries[-1].pos + entries[-1].size > size:
+            missing = min(entry.timestamp for entry in entries if entry.pos + entry.size > size)
+            second, whole = (float(stamp * stream.time_base) for stamp in (missing, entries[-1].timestamp))
+            raise MediaError(f"{path}: is cut off: its {stream.type} ends at {second:.1f} s of {whole:.1f} s")
+
+
+def first_video(container: InputContainer) -> VideoStream | None:
+    """The first stream of moving pictures; the cover of an album is not one."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+
+
+def video_stream(container: InputContainer, path: PathLike) -> VideoStream:
+    """The stream of moving pictures; MediaError where there is none, or no decoder for it."""
+    video = first_video(container)
+    if video is None:
+        raise MediaError(f"{path}: has no video stream")
+    _check_codec(video, path)
+    # A loader reads files in parallel already; more threads a file were slower on small frames and on 720p.
+    video.codec_context.thread_count = 1
+    return video
+
+
+def sound_stream(container: InputContainer, path: PathLike) -> AudioStream | None:
+    """The first sound stream, None where there is none; MediaError where there is no decoder for it."""
+    sound = next(iter(container.streams.audio), None)
+    if sound is not None:
+        _check_codec(sound, path)
+    return sound
+
+
+def _check_codec(stream: Stream, path: PathLike) -> None:
+    if stream.codec_context is None:
+        raise MediaError(
+            f"{path}: the codec of its {stream.type} stream is not supported; encode it anew as mp4 or webm"
+        )
+
+
+def clip_start(*streams: Stream | None) -> float:
+    """The zero of the clip on the container's clock, in seconds: the earliest start (FFmpeg's leave out priming)."""
+    return min((s.start_time * float(s.time_base) for s in streams if s and s.start_time is not None), default=0.0)
+
+
+def packets(container: InputContainer, streams: list[Stream], path: PathLike) -> Iterator[Packet]:
+    """The packets of some streams in the order of decoding; at the end an empty one each, which flushes its decoder."""
+    for stream in container.streams:
+        stream.discard = Discard.default if stream in streams else Discard.all
+    for packet in container.demux(streams):
+        if packet.is_corrupt:
+            raise MediaError(f"{path}: is damaged or cut off at {_second(packet)}")
+        if packet.size and packet.pts is None:
+            raise MediaError(
+                f"{path}: has frames without a time; `ffmpeg -fflags +genpts -i IN -c copy OUT.mp4` adds them"
+            )
+        yield packet
+
+
+def is_presented(packet: Packet) -> bool:
+    """Whether a packet is seen or heard, and not only decoded (before an edit list begins) or a flush."""
+    return packet.size > 0 and not packet.is_discard
+
+
+def decoded(some_packets: Iterable[Packet], path: PathLike) -> Iterator[VideoFrame | AudioFrame]:
+    """The frames of packets in the order of presentation; MediaError with the second where decoding fails."""
+    for packet in some_packets:
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            raise MediaError(
+                f"{path}: is damaged: it cannot be decoded at {_second(packet)} ({error.strerror})"
+            ) from error
+        yield from frames
+
+
+def _second(packet: Packet) -> str:
+    return "its end" if packet.pts is None else f"{float(packet.pts * packet.time_base):.1f} s"
+
+
+class SoundEnd:
+    """Follows the packets of a sound stream to the second (on the container's clock) where its last sample ends."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        self._frame_seconds = 0.0
+
+    def add(self, packet: Packet) -> None:
+        """Take the next packet into account."""
+        if not is_presented(packet):
+            return
+        seconds = float((packet.duration or 0) * packet.time_base) or self._frame_seconds
+        self._frame_seconds = max(self._frame_seconds, seconds)
+        if packet.has_sidedata("skip_samples"):
+            # Padding at the end of the last frame. Some containers shorten the packet's duration by it, some do not.
+            padding = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))[1]
+            seconds = min(seconds, self._frame_seconds - padding / packet.stream.sample_rate)
+        self.seconds = max(self.seconds, float(packet.pts * packet.time_base) + seconds)
+
+
+def sound_in_time(
+    frames: Iterable[AudioFrame], zero: float, sampling_rate: int, path: PathLike
+) -> Iterator[Float32[np.ndarray, " t"]]:
+    """Mono blocks that follow each other without gaps from second `zero`: silence before a late start and in holes."""
+    written = 0
+    for frame in frames:
+        if frame.sample_rate != sampling_rate:
+            raise MediaError(f"{path}: its sampling rate changes at {frame.time:.1f} s; encode it anew at one rate")
+        block = _mono(frame)
+        gap = round((frame.time - zero) * sampling_rate) - written
+        if not written or abs(gap) > SOUND_GAP_SECONDS * sampling_rate:
+            block = np.concatenate([np.zeros(max(gap, 0), np.float32), block[max(-gap, 0) :]])
+        written += block.size
+        yield block
+
+
+def _mono(frame: AudioFrame) -> Float32[np.ndarray, " t"]:
+    samples = frame.to_ndarray()  # [channels, t], or interleaved in one row
+    channels = samples.reshape(frame.layout.nb_channels, -1, order="C" if frame.format.is_planar else "F")
+    mean = channels.mean(axis=0, dtype=np.float64)
+    if channels.dtype == np.uint8:
+        mean = (mean - 128) / 128
+    elif np.issubdtype(channels.dtype, np.integer):
+        mean /= -float(np.iinfo(channels.dtype).min)
+    return mean.astype(np.float32)
+
+
+def display_matrix(frame: VideoFrame) -> Int[np.ndarray, "3 3"] | None:
+    """Where a player puts a picture: x' = m00·x + m10·y, y' = m01·x + m11·y (y points down); None is as stored."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
+
+
+def swaps_sides(matrix: Int[np.ndarray, "3 3"] | None) -> bool:
+    """Whether width and height change places when the picture is shown."""
+    return matrix is not None and bool(abs(matrix[0, 0]) < abs(matrix[0, 1]))
+
+
+def upright(picture: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, "3 3"] | None) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Apply the quarter turns and mirrorings of a display matrix."""
+    if matrix is None:
+        return picture
+    if swaps_sides(matrix):
+        picture, flip_x, flip_y = picture.swapaxes(0, 1), matrix[1, 0] < 0, matrix[0, 1] < 0
+    else:
+        flip_x, flip_y = matrix[0, 0] < 0, matrix[1, 1] < 0
+    return picture[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

@@ -1,0 +1,282 @@
+"""From files to numbers: pictures with their true times, a 16 kHz waveform, still images (paper, Appendix C.1).
+
+Video and sound of a clip share one zero, the start of whichever begins first, so that they stay in step. What is not
+presented is not there: packets outside an edit list, an encoder's priming and padding. Whatever cannot be read is a
+`MediaError` of one line that starts with the path.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from jaxtyping import Float, Float32, Float64, Int, UInt8
+from PIL import ExifTags, Image, ImageOps
+
+from omnivinci_jax.errors import MediaError
+from omnivinci_jax.media import container as ffmpeg
+from omnivinci_jax.media.container import PathLike
+
+# libsndfile reads these in large blocks; everything else, with or without pictures, goes through FFmpeg.
+_SOUNDFILE_SUFFIXES = {".wav", ".flac", ".ogg"}
+# Only these containers have an index that leads to exactly the keyframe that was asked for.
+_SEEKABLE_FORMATS = ("mov,mp4", "matroska")
+# With fewer frames to skip, decoding on costs less than a seek, after which the decoder's pipeline must fill again.
+_SEEK_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds; all times are seconds from the start of the clip.
+
+    Attributes:
+        frame_times: when each frame comes on the screen, sorted.
+        width: pixels across, as displayed (rotation applied; pixels are taken as square).
+        height: pixels down, as displayed.
+        duration: the end of the last frame.
+        audio_seconds: the end of the sound; 0.0 where there is no sound stream, or an empty one.
+    """
+
+    frame_times: Float64[np.ndarray, " frames"]
+    width: int
+    height: int
+    duration: float
+    audio_seconds: float
+
+
+def probe_video(path: PathLike) -> VideoInfo:
+    """Times and sizes of a video, from its packets; of the pictures only the first is decoded, for its orientation.
+
+    Raises:
+        MediaError: the file is missing, empty, damaged, cut off, or has no video that can be decoded.
+    """
+    with ffmpeg.opened(path) as container:
+        video, sound = ffmpeg.video_stream(container, path), ffmpeg.sound_stream(container, path)
+        usual_duration = 1 / (video.average_rate * video.time_base) if video.average_rate else 0
+        first, frames, sound_end = None, [], ffmpeg.SoundEnd()
+        for packet in ffmpeg.packets(container, [video, sound] if sound else [video], path):
+            if packet.stream_index != video.index:
+                sound_end.add(packet)
+                continue
+            if first is None:
+                first = next(ffmpeg.decoded([packet], path), None)
+            if ffmpeg.is_presented(packet):
+                frames.append((packet.pts, packet.duration or usual_duration))
+        if first is None:
+            raise MediaError(f"{path}: the video stream holds no picture that can be decoded")
+        zero = ffmpeg.clip_start(video, sound)
+        swapped = ffmpeg.swaps_sides(ffmpeg.display_matrix(first))
+        return VideoInfo(
+            frame_times=np.unique([stamp for stamp, _ in frames]) * float(video.time_base) - zero,
+            width=first.height if swapped else first.width,
+            height=first.width if swapped else first.height,
+            duration=float(sum(max(frames)) * video.time_base) - zero,
+            audio_seconds=max(0.0, sound_end.seconds - zero),
+        )
+
+
+def probe_audio(path: PathLike) -> float:
+    """Seconds of sound in a file, from the start of the clip to the end of the last sample; 0.0 for an empty stream.
+
+    Raises:
+        MediaError: the file is missing, empty, damaged, cut off, or has no sound that can be decoded.
+    """
+    if _is_for_soundfile(path):
+        with _opened_sound(path) as sound_file:
+            return sound_file.frames / sound_file.samplerate
+    with ffmpeg.opened(path) as container:
+        sound = ffmpeg.sound_stream(container, path)
+        if sound is None:
+            raise MediaError(f"{path}: has no sound stream")
+        sound_end = ffmpeg.SoundEnd()
+        for packet in ffmpeg.packets(container, [sound], path):
+            sound_end.add(packet)
+        return max(0.0, sound_end.seconds - ffmpeg.clip_start(ffmpeg.first_video(container), sound))
+
+
+def sample_frames(
+    frame_times: Float[np.ndarray, " frames"], duration: float, fps: float, max_frames: int
+) -> Int[np.ndarray, " n"]:
+    """Which frames to look at: one at the centre of each of n = clip(⌊duration·fps⌋, 1, max_frames) equal bins.
+
+    It is the frame on the screen then (before the first frame: the first). Where one frame fills several bins it is
+    taken once, so there may be fewer than n. The true times are `frame_times[indices]`.
+    """
+    # A container's clock makes 19.9999 frames of 10 s at 2 fps as easily as 20.
+    count = int(np.clip(np.floor(duration * fps + 1e-3), 1, max_frames))
+    centres = (np.arange(count) + 0.5) * duration / count
+    on_screen = np.searchsorted(frame_times, centres + 1e-6, side="right") - 1
+    return np.unique(np.maximum(on_screen, 0))
+
+
+def read_frames(path: PathLike, indices: Iterable[int]) -> UInt8[np.ndarray, "n h w 3"]:
+    """The frames with these numbers (in order of presentation, as in `probe_video`), in RGB and upright.
+
+    Decodes no further than needed, and from the nearest keyframe where frames are far apart. Frames of another size
+    than the first (a stream may change) are scaled to it.
+
+    Raises:
+        MediaError: there is no such frame, or it cannot be decoded.
+    """
+    indices = [int(index) for index in indices]
+    with ffmpeg.opened(path) as container:
+        video = ffmpeg.video_stream(container, path)
+        is_keyframe = {  # by time stamp
+            packet.pts: packet.is_keyframe
+            for packet in ffmpeg.packets(container, [video], path)
+            if ffmpeg.is_presented(packet)
+        }
+    stamps = sorted(is_keyframe)
+    keyframes = [stamp for stamp in stamps if is_keyframe[stamp]]
+    for index in indices:
+        if not 0 <= index < len(stamps):
+            raise MediaError(f"{path}: there is no frame {index}, it has {len(stamps)} frames")
+
+    pictures = {}
+    reformatter = VideoReformatter()  # one for all: setting up a conversion costs more than converting a small frame
+    with ffmpeg.opened(path) as container:
+        video = ffmpeg.video_stream(container, path)
+        seekable = container.format.name.startswith(_SEEKABLE_FORMATS)
+        frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path)
+        if container.format.name == "avi":
+            frames = _stamped(frames, stamps)
+        last = -1
+        for index in sorted(set(indices)):
+            before = bisect_right(keyframes, stamps[index])
+            keyframe = keyframes[before - 1] if before else stamps[0]
+            if seekable and bisect_left(stamps, keyframe) - last > _SEEK_FRAMES:
+                container.seek(keyframe, stream=video)
+                frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path)
+            # Damage since the keyframe is in every picture that follows, though only the first may be marked.
+            wanted_or_damaged = (
+                frame for frame in frames if frame.pts == stamps[index]
+            )
+            frame = next(wanted_or_damaged, None)
+            if frame is None or frame.is_corrupt:
+                second = stamps[index] * float(video.time_base)
+                raise MediaError(f"{path}: is damaged: frame {index}, at {second:.2f} s, cannot be decoded")
+            picture = reformatter.reformat(frame, video.width, video.height, "rgb24", threads=1).to_ndarray()
+            pictures[index] = ffmpeg.upright(picture, ffmpeg.display_matrix(frame))
+            last = index
+    return np.stack([pictures[index] for index in indices])
+
+
+def read_waveform(path: PathLike, sampling_rate: int = 16_000) -> Float32[np.ndarray, " samples"]:
+    """The sound of a file from the start of the clip: the mean of its channels, resampled (soxr HQ) to `sampling_rate`.
+
+    Has round(`probe_audio(path)` · sampling_rate) samples; a sound that starts after the pictures starts with silence.
+
+    Raises:
+        MediaError: no sound stream, an empty one, or one that cannot be decoded to its end.
+    """
+    seconds = probe_audio(path)
+    waveform = np.zeros(round(seconds * sampling_rate), np.float32)
+    if not waveform.size:
+        raise MediaError(f"{path}: the sound holds no samples")
+    filled = 0
+    for block in _sound_blocks(path, sampling_rate):
+        block = block[: waveform.size - filled]  # a decoder may add padding after the end
+        waveform[filled : filled + block.size] = block
+        filled += block.size
+    if filled < waveform.size - ffmpeg.SOUND_GAP_SECONDS * sampling_rate:
+        raise MediaError(f"{path}: is damaged: its sound ends at {filled / sampling_rate:.1f} s of {seconds:.1f} s")
+    return waveform
+
+
+def probe_image(path: PathLike) -> tuple[int, int]:
+    """(width, height) of an image as displayed (EXIF orientation), from its header.
+
+    Raises:
+        MediaError: the file is missing, or not an image.
+    """
+    with _opened_image(path) as image:
+        width, height = image.size
+        # Orientations 5 to 8 are the four with a quarter turn.
+        return (height, width) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
+
+
+def read_image(path: PathLike) -> UInt8[np.ndarray, "h w 3"]:
+    """An image in RGB, upright: transparent parts on white, 16-bit grey scaled to 8 bits, of several frames the first.
+
+    Raises:
+        MediaError: the file is missing, damaged, larger than Pillow's decompression bomb limit, or made of floats.
+    """
+    with _opened_image(path) as stored:
+        image = ImageOps.exif_transpose(stored)
+        if image.mode == "F":
+            raise MediaError(f"{path}: its pixels are floats of unknown range; save it with 8 bits a channel")
+        if image.mode.startswith("I"):
+            # 16-bit grey is "I;16" or "I" to Pillow, which clips it where it converts it to 8 bits.
+            grey = (np.clip(np.asarray(image, np.int64), 0, 65_535) + 128) // 257
+            image = Image.fromarray(grey.astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.array(image.convert("RGB"))
+
+
+@contextmanager
+def _opened_image(path: PathLike) -> Iterator[Image.Image]:
+    ffmpeg.check_file(path)
+    try:
+        with Image.open(path) as image:
+            yield image
+    except MediaError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise MediaError(f"{path}: is not an image that Pillow can read") from error
+    except Exception as error:  # on damaged data Pillow's readers raise nearly every kind of exception
+        raise MediaError(f"{path}: the image cannot be decoded ({' '.join(str(error).split())})") from error
+
+
+def _stamped(frames: Iterable[VideoFrame], stamps: list[int]) -> Iterator[VideoFrame]:
+    """AVI stores no times: FFmpeg's guesses are right as a set only, so frames get them in their order."""
+    for frame, frame.pts in zip(frames, stamps, strict=False):
+        yield frame
+
+
+def _is_for_soundfile(path: PathLike) -> bool:
+    return Path(path).suffix.lower() in _SOUNDFILE_SUFFIXES
+
+
+@contextmanager
+def _opened_sound(path: PathLike) -> Iterator[soundfile.SoundFile]:
+    ffmpeg.check_file(path)
+    try:
+        with soundfile.SoundFile(path) as sound_file:
+            yield sound_file
+    except soundfile.LibsndfileError as error:
+        raise MediaError(f"{path}: the sound cannot be decoded ({error.error_string.rstrip('.')})") from error
+
+
+def _sound_blocks(path: PathLike, sampling_rate: int) -> Iterator[Float32[np.ndarray, " t"]]:
+    """The resampled sound in pieces, so that an hour of it is in memory once."""
+    if _is_for_soundfile(path):
+        with _opened_sound(path) as sound_file:
+            blocks = (block.mean(axis=1) for block in sound_file.blocks(2**16, dtype="float32", always_2d=True))
+            yield from _resampled(blocks, sound_file.samplerate, sampling_rate)
+        return
+    with ffmpeg.opened(path) as container:
+        sound = ffmpeg.sound_stream(container, path)
+        zero = ffmpeg.clip_start(ffmpeg.first_video(container), sound)
+        frames = ffmpeg.decoded(ffmpeg.packets(container, [sound], path), path)
+        blocks = ffmpeg.sound_in_time(frames, zero, sound.sample_rate, path)
+        yield from _resampled(blocks, sound.sample_rate, sampling_rate)
+
+
+def _resampled(
+    blocks: Iterable[Float32[np.ndarray, " t"]], native_rate: int, sampling_rate: int
+) -> Iterator[Float32[np.ndarray, " t"]]:
+    if native_rate == sampling_rate:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(native_rate, sampling_rate, num_channels=1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)

@@ -1,0 +1,25 @@
+"""The device mesh: axes data, fsdp, context and tensor."""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.settings import MeshConfig
+
+AXES = ("data", "fsdp", "context", "tensor")
+
+
+def make_mesh(settings: MeshConfig) -> Mesh:
+    """A mesh over all devices; one axis may be -1 and takes what the others leave. Raises ConfigError."""
+    sizes = [getattr(settings, axis) for axis in AXES]
+    count, fixed = jax.device_count(), math.prod(size for size in sizes if size != -1)
+    shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ConfigError(f"config.mesh is {shape}: sizes are 1 or more, and at most one is -1")
+    if count % fixed or (-1 not in sizes and count != fixed):
+        raise ConfigError(f"config.mesh is {shape}: that does not make {count} device(s)")
+    sizes = [count // fixed if size == -1 else size for size in sizes]
+    # make_mesh's default axis type is Explicit, under which every operation would have to state its sharding.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -1,0 +1,69 @@
+"""The sound tower: AF-Whisper, which has the shape of the Qwen2-Audio encoder (Appendix C.1, D.1)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import reduce
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
+
+from omnivinci_jax.config import AFWhisperConfig
+from omnivinci_jax.models.attention import SelfAttention
+from omnivinci_jax.models.layers import Dense, Embedding, Remat, conv3, layer_norm, layer_stack
+
+
+class AFWhisperTower(nn.Module):
+    """Log-mel windows to features: two convolutions, sinusoidal positions, pre-norm layers, a pooling by two in time.
+
+    The table of positions is a parameter, as in the published checkpoint, that no gradient reaches.
+    """
+
+    config: AFWhisperConfig
+    dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(self, windows: Float32[Array, "B frames mels"]) -> Float[Array, "B S C"]:
+        """Features of S = frames / 4 moments of each window."""
+        config = self.config
+        x = jax.nn.gelu(conv3(config.d_model, 1, self.dtype, "conv1")(windows), approximate=False)
+        x = jax.nn.gelu(conv3(config.d_model, 2, self.dtype, "conv2")(x), approximate=False)
+        positions = Embedding(
+            config.max_source_positions,
+            config.d_model,
+            ("position", "embed"),
+            self.dtype,
+            _sinusoids,
+            name="embed_positions",
+        )
+        x = x + jax.lax.stop_gradient(positions.table())
+        x, _ = layer_stack(AFWhisperLayer, config.encoder_layers, self.remat)(config, self.dtype, name="layers")(x)
+        x = reduce(x, "b (s pair) c -> b s c", "mean", pair=2)
+        return layer_norm(1e-5, self.dtype, "layer_norm")(x)
+
+
+class AFWhisperLayer(nn.Module):
+    """A pre-norm transformer layer with the erf GELU."""
+
+    config: AFWhisperConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S C"]) -> tuple[Float[Array, "B S C"], None]:
+        """Self-attention, then the MLP, each on the norm of the residual stream."""
+        config = self.config
+        y = layer_norm(1e-5, self.dtype, "self_attn_layer_norm")(x)
+        x = x + SelfAttention(config.encoder_attention_heads, False, self.dtype, name="self_attn")(y)
+        y = layer_norm(1e-5, self.dtype, "final_layer_norm")(x)
+        y = Dense(config.encoder_ffn_dim, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
+        y = jax.nn.gelu(y, approximate=False)
+        return x + Dense(config.d_model, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y), None
+
+
+def _sinusoids(_key: Array, shape: tuple[int, int]) -> Float32[Array, "positions channels"]:
+    """Whisper's table: sines, then cosines, of position · 10000^(-i / (C/2 - 1))."""
+    positions, channels = shape
+    frequencies = np.exp(-np.log(10_000) / (channels // 2 - 1) * np.arange(channels // 2))
+    angles = np.arange(positions)[:, None] * frequencies
+    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), jnp.float32)

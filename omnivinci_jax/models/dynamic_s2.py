@@ -1,0 +1,62 @@
+"""Dynamic-S2 (Appendix C.1): each scale of an image resized to its largest scale and joined with it on the channels.
+
+The reference merges a scale's tiles to one map, resizes it by area to the largest map and cuts that back into tiles.
+Here each output tile does so for itself from static shapes: area resizing is separable, so a tile is (rows matrix) x
+(map of its source tiles) x (columns matrix), with matrices made from its place in the grid.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+
+def merge_scales(
+    features: Float[Array, "N g g C"],
+    sources: Int[Array, "N S"],
+    block: Int[Array, "N 4"],
+    sides: tuple[int, ...],
+) -> Float[Array, "N g g scales*C"]:
+    """Features of every output tile, its scales side by side on the channels, the largest last.
+
+    Args:
+        features: the tower's, of every tile.
+        sources: `Batch.s2_sources`: for each scale but the largest its side² tiles row by row, then the tile itself.
+        block: `Batch.s2_block`: (row, rows, column, columns) of the tile in the largest scale's grid. Where rows is 0
+            the tile's own features stand for every scale.
+        sides: tiles along one side of each scale but the largest (`OmniVinciConfig.s2_sides`).
+    """
+    grid = features.shape[1]
+    row, rows, column, columns = block.T
+    own = features[sources[:, -1]]
+    alone = (rows == 0)[:, None, None, None]
+    scales, first = [], 0
+    for side in sides:
+        tiles = features[sources[:, first : first + side**2]]
+        first += side**2
+        scale_map = rearrange(tiles, "n (i j) h w c -> n (i h) (j w) c", i=side)
+        resized = jnp.einsum(
+            "npy,nyxc,nqx->npqc",
+            area_weights(row, rows, grid, side, features.dtype),
+            scale_map,
+            area_weights(column, columns, grid, side, features.dtype),
+        )
+        scales.append(jnp.where(alone, own, resized))
+    return jnp.concatenate([*scales, own], axis=-1)
+
+
+def area_weights(
+    index: Int[Array, " N"], count: Int[Array, " N"], grid: int, side: int, dtype: DTypeLike
+) -> Float[Array, "N grid side*grid"]:
+    """Rows index·grid … (index + 1)·grid - 1 of the adaptive average pooling of side·grid numbers to count·grid.
+
+    Output o is the mean of the inputs from floor(o·in/out) to ceil((o + 1)·in/out) - 1, also where out exceeds in.
+    """
+    inputs = side * grid
+    outputs = jnp.maximum(count, 1)[:, None] * grid
+    position = index[:, None] * grid + jnp.arange(grid)
+    start = position * inputs // outputs
+    end = -(-(position + 1) * inputs // outputs)
+    source = jnp.arange(inputs)
+    inside = (source >= start[..., None]) & (source < end[..., None])
+    return (inside / (end - start)[..., None]).astype(dtype)

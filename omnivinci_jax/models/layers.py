@@ -1,0 +1,133 @@
+"""The layers every part of the model is made of. Parameters are float32; `dtype` is what is computed in.
+
+Logical axis names of parameters, which mesh/rules.py maps to mesh axes: `embed` a model width, `heads` and `kv_heads`
+query and key/value heads times their width, `mlp` a hidden width, `vocab` rows of the vocabulary, `token_embed` the
+width of a table that is gathered from (kept apart from `embed`: XLA rematerialises a gather from a sharded width),
+`norm` a norm's width, `position` rows of a table of positions, `layers` the layers of a scanned stack, None what is
+never sharded.
+Of activations: `group` a batch's groups (and rows within), `media` the tiles or windows of all groups, `length` slots.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+Initializer = Callable[..., Array]
+Remat = Literal["none", "full", "dots"]
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias on the last axis; owns every weight product, so adapters and quantized weights enter here.
+
+    kernel: [in, features] with logical names `axes`; bias: [features], unless `use_bias` is false.
+    out_dtype: type the product is accumulated and returned in, where it is not `dtype` (logits: float32).
+    """
+
+    features: int
+    axes: tuple[str | None, str | None]
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+    out_dtype: DTypeLike | None = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        """Multiplies by the kernel in `dtype`."""
+        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        x = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=self.out_dtype)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            x = x + self.param("bias", init, (self.features,)).astype(x.dtype)
+        return x
+
+
+class Embedding(nn.Module):
+    """A table of `num_embeddings` rows; an id outside it gives NaN rather than some other row."""
+
+    num_embeddings: int
+    features: int
+    axes: tuple[str | None, str | None]
+    dtype: DTypeLike = jnp.float32
+    embedding_init: Initializer = nn.initializers.normal(0.02)
+
+    def setup(self):
+        """The table."""
+        init = nn.with_logical_partitioning(self.embedding_init, self.axes)
+        self.embedding = self.param("embedding", init, (self.num_embeddings, self.features))
+
+    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
+        """Rows of the table."""
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def table(self) -> Float[Array, "rows features"]:
+        """The whole table, for learned positions."""
+        return self.embedding.astype(self.dtype)
+
+    def attend(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch rows"]:
+        """Products with every row in float32: the logits of a tied head."""
+        return jnp.dot(x.astype(self.dtype), self.table().T, preferred_element_type=jnp.float32)
+
+
+def conv3(features: int, stride: int, dtype: DTypeLike, name: str) -> nn.Conv:
+    """A convolution over time, [B, T, in] to [B, ceil(T / stride), features], with kernel 3 and padding 1."""
+    return nn.Conv(
+        features,
+        kernel_size=(3,),
+        strides=stride,
+        padding=1,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, None, "embed")),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
+        name=name,
+    )
+
+
+def layer_norm(eps: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics and the exact variance: E[x²] - E[x]² cancels where the mean is large."""
+    return nn.LayerNorm(
+        epsilon=eps,
+        dtype=dtype,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+        name=name,
+    )
+
+
+def rms_norm(eps: float, dtype: DTypeLike, name: str | None = None) -> nn.RMSNorm:
+    """RMSNorm with float32 statistics; `name` is left out where a module's `setup` names it."""
+    init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+    return nn.RMSNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, scale_init=init, name=name)
+
+
+def layer_stack(layer: type[nn.Module], length: int, remat: Remat) -> Callable[..., nn.Module]:
+    """`length` copies of `layer`, run one after the other by a scan over parameters stacked on axis 0.
+
+    Args:
+        layer: a module whose call `(x, *shared) -> (x, None)` maps activations to activations of the same shape;
+            `shared` goes to every layer as it is.
+        length: number of layers.
+        remat: what the backward pass finds saved besides each layer's input: `none` recomputes nothing, `full`
+            recomputes everything, `dots` all but the products with weights.
+    """
+    if remat != "none":
+        layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)  # a scan already keeps them apart
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=length,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )

@@ -1,0 +1,152 @@
+"""OmniVinci: the whole forward pass.
+
+    tiles   [G, N, P, P, 3] ─ SigLIP ─ Dynamic-S2 ─ projector ─ pools ─┐
+    windows [G, W, F, M]    ─ AF-Whisper ─ projector ──────────────────┤─ time embedding ─┐
+    tokens  [G, R, T]       ─ embedding ───────────────────────────────│─────────────────── slots ─ Qwen2.5 ─ hidden
+                                                                       └─ OmniAlignNet ─ clip embeddings
+
+Which token goes where was decided on the host (sequence/): Temporal Embedding Grouping is an order of slots, and here
+all modalities meet in one gather.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, reduce
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.models.af_whisper import AFWhisperTower
+from omnivinci_jax.models.dynamic_s2 import merge_scales
+from omnivinci_jax.models.layers import Remat
+from omnivinci_jax.models.omni_align import OmniAlignNet
+from omnivinci_jax.models.projectors import SoundProjector, VisionProjector
+from omnivinci_jax.models.qwen2 import Qwen2
+from omnivinci_jax.models.siglip import SiglipTower
+from omnivinci_jax.models.time_embedding import TimeEmbedding
+from omnivinci_jax.sequence.batch import TEXT, VISION, Batch
+
+
+class Output(NamedTuple):
+    """hidden: the decoder's states after its final norm; the rest is what OmniAlignNet's loss compares."""
+
+    hidden: Float[Array, "G R T D"]
+    vision_clips: Float32[Array, "G K D"]
+    audio_clips: Float32[Array, "G K D"]
+    align_scale: Float32[Array, ""]
+
+
+class OmniVinci(nn.Module):
+    """The model. Letters of shapes are those of sequence/batch.py; D is the decoder's width.
+
+    dtype: what is computed in; parameters are float32.
+    tower_remat, decoder_remat: what the backward pass recomputes (models/layers.py).
+    """
+
+    config: OmniVinciConfig
+    dtype: DTypeLike = jnp.float32
+    tower_remat: Remat = "none"
+    decoder_remat: Remat = "none"
+
+    def setup(self):
+        """The parts, under the names they have in the parameter tree."""
+        config = self.config
+        self.vision_tower = SiglipTower(config.vision, self.dtype, self.tower_remat)
+        self.sound_tower = AFWhisperTower(config.audio, self.dtype, self.tower_remat)
+        self.mm_projector = VisionProjector(config, self.dtype)
+        self.sound_mm_projector = SoundProjector(config, self.dtype)
+        self.video_time = TimeEmbedding(config.video_time, self.dtype)
+        self.sound_time = TimeEmbedding(config.sound_time, self.dtype)
+        self.omni_align = OmniAlignNet(config.omni_align, self.dtype, self.decoder_remat)
+        self.llm = Qwen2(config.text, self.dtype, self.decoder_remat)
+
+    def __call__(self, batch: Batch) -> Output:
+        """Hidden states of every slot, and the clip embeddings of every group."""
+        vision, audio = self.encode(batch)
+        # OmniAlignNet reads what the projectors put out; time enters after it (Section 2.1).
+        clips = self.omni_align(vision, batch.vision_clip, audio, batch.audio_clip, batch.clip_source.shape[-1])
+        x = self.fill_slots(batch, vision, audio)
+        positions, segment_ids = (rearrange(a, "g r t -> (g r) t") for a in (batch.positions, batch.segment_ids))
+        hidden = self.decode(x, positions, segment_ids)
+        if self.is_initializing():
+            self.logits(hidden)
+        return Output(hidden.reshape(*batch.tokens.shape, -1), *clips)
+
+    def encode(self, batch: Batch) -> tuple[Float[Array, "G V D"], Float[Array, "G A D"]]:
+        """Vision and audio tokens of every group, before time enters them.
+
+        Vision tokens are those of each pool in turn, by frame group, then row by row; audio tokens go by window.
+        """
+        config = self.config
+        groups = len(batch.tiles)
+        x = nn.with_logical_constraint(rearrange(batch.tiles, "g n ... -> (g n) ..."), ("media", None, None, None))
+        x = self.vision_tower(x)
+        x = rearrange(x, "(g n) (h w) c -> g n h w c", g=groups, h=config.vision.grid)
+        x = jax.vmap(lambda *arrays: merge_scales(*arrays, config.s2_sides))(x, batch.s2_sources, batch.s2_block)
+        x = self.mm_projector(rearrange(x, "g n h w c -> (g n) h w c"))
+        x = rearrange(x, "(g n) h w d -> g n h w d", g=groups)
+        pools = zip(config.vision_pools, batch.frame_groups, strict=True)
+        pooled = [
+            jax.vmap(lambda x, members, p=pool: pool_frames(x, members, p))(x, members) for pool, members in pools
+        ]
+        vision = jnp.concatenate(pooled, axis=1)
+
+        x = nn.with_logical_constraint(rearrange(batch.windows, "g w f m -> (g w) f m"), ("media", None, None))
+        x = self.sound_mm_projector(self.sound_tower(x))
+        return vision, rearrange(x, "(g w) s d -> g (w s) d", g=groups)
+
+    def fill_slots(
+        self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]
+    ) -> Float[Array, "G*R T D"]:
+        """What the decoder reads: text slots' embeddings, media slots' tokens of the group's pool with time in them."""
+        vision = self.video_time(vision, batch.vision_times, batch.vision_angles)
+        audio = self.sound_time(audio, batch.audio_times, batch.audio_angles)
+        text, is_text = self.embed_text(batch.tokens), batch.slot_kind == TEXT
+        # Text slots point at a row of zeros past the pool: an index must be somewhere, and a pool may be empty.
+        pool = jnp.pad(jnp.concatenate([vision, audio], axis=1), ((0, 0), (0, 1), (0, 0)))
+        index = batch.slot_index + jnp.where(batch.slot_kind == VISION, 0, vision.shape[1])
+        index = jnp.where(is_text, pool.shape[1] - 1, index)
+        media = jax.vmap(lambda tokens, slots: jnp.take(tokens, slots, axis=0))(pool, index)  # within a group
+        return rearrange(jnp.where(is_text[..., None], text, media), "g r t d -> (g r) t d")
+
+    def embed(self, batch: Batch) -> Float[Array, "G*R T D"]:
+        """What the decoder reads, without what training alone needs."""
+        return self.fill_slots(batch, *self.encode(batch))
+
+    def embed_text(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        """Embeddings of text."""
+        return self.llm.embed(tokens)
+
+    def decode(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm; a slot sees the earlier slots of its own segment."""
+        return self.llm(x, positions, segment_ids)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch padded_vocab"]:
+        """Logits over the padded vocabulary, in float32."""
+        return self.llm.logits(hidden)
+
+
+def pool_frames(
+    frames: Float[Array, "N h w D"], members: Int[Array, "F t"], pool: tuple[int, int, int]
+) -> Float[Array, "F*tokens D"]:
+    """Averages a video's frames over blocks of `pool` = (time, height, width).
+
+    Args:
+        frames: every output tile, projected.
+        members: which of them are averaged together in time, -1 where one is missing. As in the released code, a
+            missing frame counts as one number: the mean over all elements of the frames present.
+        pool: its time is t.
+    """
+    _, height, width = pool
+    x = reduce(frames, "n (h i) (w j) d -> n (h w) d", "mean", i=height, j=width)
+    present = members >= 0
+    total = jnp.where(present[..., None, None], x[members], 0).sum(axis=1)
+    count = present.sum(axis=1)[:, None, None]
+    mean = total.mean(axis=(1, 2), keepdims=True) / jnp.maximum(count, 1)
+    averages = (total + (members.shape[1] - count) * mean) / members.shape[1]
+    return rearrange(averages, "f s d -> (f s) d").astype(frames.dtype)

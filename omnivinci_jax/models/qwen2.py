@@ -1,0 +1,116 @@
+"""The decoder: Qwen2.5."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int
+
+from omnivinci_jax.config import Qwen2Config
+from omnivinci_jax.models.attention import MASKED, apply_rope, attention, rope_cos_sin
+from omnivinci_jax.models.layers import Dense, Embedding, Remat, layer_stack, rms_norm
+
+INIT = nn.initializers.normal(0.02)  # Qwen's initializer_range
+
+
+class Qwen2(nn.Module):
+    """Embeddings in, hidden states out; tokens to embeddings and hidden states to logits are calls of their own.
+
+    The tables have `padded_vocab_size` rows, so that they divide over a mesh; the logits of the rows past `vocab_size`
+    are masked.
+    """
+
+    config: Qwen2Config
+    dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
+
+    def setup(self):
+        """Tables, layers and the final norm."""
+        config = self.config
+        self.embed_tokens = Embedding(
+            config.padded_vocab_size, config.hidden_size, ("vocab", "token_embed"), self.dtype, INIT
+        )
+        self.layers = layer_stack(Qwen2Layer, config.num_hidden_layers, self.remat)(config, self.dtype)
+        self.norm = rms_norm(config.rms_norm_eps, self.dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = Dense(
+                config.padded_vocab_size, ("embed", "vocab"), False, self.dtype, jnp.float32, kernel_init=INIT
+            )
+
+    def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        """Embeddings of text."""
+        return self.embed_tokens(tokens)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm; a slot sees the earlier slots of its own segment."""
+        rope = rope_cos_sin(positions, self.config.head_dim, self.config.rope_theta)
+        x, _ = self.layers(x, rope, segment_ids)
+        return self.norm(x)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch padded_vocab"]:
+        """Logits over the padded vocabulary, in float32."""
+        logits = self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
+        return jnp.where(jnp.arange(logits.shape[-1]) < self.config.vocab_size, logits, MASKED)
+
+
+class Qwen2Layer(nn.Module):
+    """A pre-norm decoder layer."""
+
+    config: Qwen2Config
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], rope: tuple[Array, Array], segment_ids: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], None]:
+        """Causal self-attention, then the gated MLP, each on the norm of the residual stream."""
+        config = self.config
+        x = nn.with_logical_constraint(x, ("group", "length", None))
+        y = rms_norm(config.rms_norm_eps, self.dtype, "input_layernorm")(x)
+        x = x + Qwen2Attention(config, self.dtype, name="self_attn")(y, rope, segment_ids)
+        y = rms_norm(config.rms_norm_eps, self.dtype, "post_attention_layernorm")(x)
+        return x + Qwen2MLP(config, self.dtype, name="mlp")(y), None
+
+
+class Qwen2Attention(nn.Module):
+    """Grouped-query attention with rotary positions; biases on q, k and v."""
+
+    config: Qwen2Config
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], rope: tuple[Array, Array], segment_ids: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Attends causally within each segment."""
+        config = self.config
+
+        def heads(name: str, axis: str, count: int) -> Float[Array, "B T count head_dim"]:
+            x_heads = Dense(count * config.head_dim, ("embed", axis), dtype=self.dtype, kernel_init=INIT, name=name)(x)
+            return x_heads.reshape(*x.shape[:2], count, config.head_dim)
+
+        q = apply_rope(heads("q_proj", "heads", config.num_attention_heads), *rope)
+        k = apply_rope(heads("k_proj", "kv_heads", config.num_key_value_heads), *rope)
+        v = heads("v_proj", "kv_heads", config.num_key_value_heads)
+        x = attention(q, k, v, causal=True, segment_ids=segment_ids).reshape(x.shape)
+        return Dense(config.hidden_size, ("heads", "embed"), False, self.dtype, kernel_init=INIT, name="o_proj")(x)
+
+
+class Qwen2MLP(nn.Module):
+    """SwiGLU."""
+
+    config: Qwen2Config
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """silu(gate) · up, then down."""
+
+        def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
+            return Dense(features, axes, False, self.dtype, kernel_init=INIT, name=name)
+
+        gate = dense(self.config.intermediate_size, ("embed", "mlp"), "gate_proj")(x)
+        up = dense(self.config.intermediate_size, ("embed", "mlp"), "up_proj")(x)
+        return dense(self.config.hidden_size, ("mlp", "embed"), "down_proj")(jax.nn.silu(gate) * up)

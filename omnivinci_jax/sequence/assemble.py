@@ -1,0 +1,120 @@
+"""From packed rows and their media to one group's arrays (a Batch without its leading axis)."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.sequence.batch import TEXT, VISION, Batch, Capacity
+from omnivinci_jax.sequence.row import Row
+
+
+class PackedRow(NamedTuple):
+    """A laid-out conversation, the row of the group that it stands in, and its media."""
+
+    place: int
+    row: Row
+    tiles: UInt8[np.ndarray, "n P P 3"]
+    windows: Float32[np.ndarray, "w F M"]
+
+
+def pool_capacity(config: OmniVinciConfig, capacity: Capacity) -> tuple[int, ...]:
+    """Frame groups that each vision pool holds: what `tiles` tiles in at most `clips` clips can need."""
+    return tuple(math.ceil(capacity.tiles / pool[0]) + capacity.clips * (pool[0] > 1) for pool in config.vision_pools)
+
+
+def empty_group(config: OmniVinciConfig, capacity: Capacity) -> Batch:
+    """A group of padding, of the shapes that every group of this capacity has."""
+    rows, tiles, windows = (capacity.rows, capacity.slots), capacity.tiles, capacity.windows
+    groups = pool_capacity(config, capacity)
+    vision = sum(count * config.pool_tokens(pool) for pool, count in enumerate(groups))
+    audio, side = windows * config.window_tokens, config.vision.image_size
+    return Batch(
+        tokens=np.zeros(rows, np.int32),
+        slot_kind=np.full(rows, TEXT, np.int8),
+        slot_index=np.zeros(rows, np.int32),
+        positions=np.zeros(rows, np.int32),
+        segment_ids=np.zeros(rows, np.int32),
+        targets=np.zeros(rows, np.int32),
+        loss_weights=np.zeros(rows, np.float32),
+        tiles=np.zeros((tiles, side, side, 3), np.uint8),
+        s2_sources=np.zeros((tiles, sum(s * s for s in config.s2_sides) + 1), np.int32),
+        s2_block=np.zeros((tiles, 4), np.int32),
+        frame_groups=tuple(
+            np.full((count, pool[0]), -1, np.int32) for count, pool in zip(groups, config.vision_pools, strict=True)
+        ),
+        windows=np.zeros((windows, config.audio.window_frames, config.audio.num_mel_bins), np.float32),
+        vision_times=np.zeros(vision, np.float32),
+        audio_times=np.zeros(audio, np.float32),
+        vision_clip=np.zeros(vision, np.int32),
+        audio_clip=np.zeros(audio, np.int32),
+        clip_source=np.zeros(capacity.clips, np.int32),
+    )
+
+
+def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacity) -> Batch:
+    """Fills one group. Rows in the same place follow each other as segments 1, 2, ... of that row."""
+    group = empty_group(config, capacity)
+    pool_bases = np.cumsum([0] + [n * config.pool_tokens(p) for p, n in enumerate(pool_capacity(config, capacity))])
+    used_slots, segments = np.zeros(capacity.rows, int), np.zeros(capacity.rows, int)
+    tiles = outputs = windows = clips = 0
+    used_groups = [0] * len(config.vision_pools)
+    for item in packed:
+        row, place = item.row, item.place
+        segments[place] += 1
+        slots = slice(used_slots[place], used_slots[place] + len(row))
+        used_slots[place] = slots.stop
+
+        # Where this row's tokens of each pool start among the group's.
+        vision_starts = [
+            base + used * config.pool_tokens(pool)
+            for pool, (base, used) in enumerate(zip(pool_bases[:-1], used_groups, strict=True))
+        ]
+        starts = np.array([0, windows * config.window_tokens, *vision_starts], np.int32)
+        group.tokens[place, slots] = row.tokens
+        group.slot_kind[place, slots] = np.minimum(row.slot_kind, VISION)
+        group.slot_index[place, slots] = row.slot_index + starts[row.slot_kind]
+        group.positions[place, slots] = np.arange(len(row))
+        group.segment_ids[place, slots] = segments[place]
+        predicted = slice(slots.start, slots.stop - 1)
+        group.targets[place, predicted] = np.where(row.trained, row.tokens, 0)[1:]
+        group.loss_weights[place, predicted] = row.trained[1:]
+
+        group.tiles[tiles : tiles + row.num_tiles] = item.tiles
+        ends = slice(outputs, outputs + len(row.s2_sources))
+        group.s2_sources[ends] = row.s2_sources + tiles
+        group.s2_block[ends] = row.s2_block
+        for pool, members in enumerate(row.frame_groups):
+            held = slice(used_groups[pool], used_groups[pool] + len(members))
+            group.frame_groups[pool][held] = np.where(members < 0, -1, members + outputs)
+            used_groups[pool] = held.stop
+            held = slice(vision_starts[pool], vision_starts[pool] + len(row.vision_times[pool]))
+            group.vision_times[held] = row.vision_times[pool]
+            group.vision_clip[held] = np.where(row.vision_clip[pool] > 0, row.vision_clip[pool] + clips, 0)
+
+        group.windows[windows : windows + row.num_windows] = item.windows
+        held = slice(starts[1], starts[1] + len(row.audio_times))
+        group.audio_times[held] = row.audio_times
+        group.audio_clip[held] = np.where(row.audio_clip > 0, row.audio_clip + clips, 0)
+        group.clip_source[clips : clips + len(row.clip_source)] = row.clip_source
+
+        tiles += row.num_tiles
+        outputs = ends.stop
+        windows += row.num_windows
+        clips += len(row.clip_source)
+    return group
+
+
+def check_capacity(capacity: Capacity, config: OmniVinciConfig) -> None:
+    """Raises ConfigError where a group's capacity cannot hold a row that the model can read."""
+    for name, value in capacity._asdict().items():
+        if value < 1:
+            raise ConfigError(f"data.capacity.{name} is {value}: a group needs at least 1")
+    if capacity.slots > config.text.max_position_embeddings:
+        raise ConfigError(
+            f"data.capacity.slots is {capacity.slots}: the decoder reads at most "
+            f"{config.text.max_position_embeddings} positions"
+        )

@@ -1,0 +1,161 @@
+"""Conversations: read from JSON, checked, and rendered as ChatML text with the spans that are trained.
+
+Two forms are read: the Hugging Face chat form (`messages` with content items) and the LLaVA form (`conversations`,
+`from`/`value`, `<image>`, `<video>`, `<sound>`). Both become one `Conversation`.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omnivinci_jax.errors import DataError
+
+DEFAULT_SYSTEM = "You are a helpful assistant"  # the published template's, without a full stop
+PLACEHOLDERS = {"image": "<image>", "video": "<vila/video>", "sound": "<sound>"}
+_LLAVA_PLACEHOLDERS = {"image": "<image>", "video": "<video>", "sound": "<sound>"}
+_ITEM_KINDS = {"image": "image", "video": "video", "audio": "sound", "sound": "sound"}
+_LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_RESERVED = re.compile(r"<image>|<video>|<vila/video>|<sound>|<\|[a-z_]+\|>")
+
+
+@dataclass(frozen=True)
+class Media:
+    """A media file in a conversation; `kind` says how it enters the model."""
+
+    kind: Literal["image", "video", "sound"]
+    path: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: texts and media in their order."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[str | Media, ...]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A checked conversation; `where` (file:line) starts every error about it."""
+
+    messages: tuple[Message, ...]
+    where: str = "prompt"
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """All media in the order in which their placeholders stand in the text."""
+        return tuple(item for message in self.messages for item in message.content if isinstance(item, Media))
+
+
+def parse_conversation(record: object, where: str, folder: Path) -> Conversation:
+    """Reads one JSON object in either form; media paths are relative to `folder`.
+
+    Raises:
+        DataError: what is wrong with it, starting with `where`.
+    """
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a conversation is a JSON object, not {type(record).__name__}")
+    if "messages" in record:
+        messages = _from_messages(record["messages"], where, folder)
+    elif "conversations" in record:
+        messages = _from_llava(record, where, folder)
+    else:
+        raise DataError(f"{where}: neither 'messages' (chat form) nor 'conversations' (LLaVA form) is there")
+    if not messages:
+        raise DataError(f"{where}: the conversation has no messages")
+    return Conversation(messages, where)
+
+
+def render(conversation: Conversation, *, generate: bool = False) -> tuple[str, list[tuple[int, int]]]:
+    """ChatML text of a conversation and the character spans that are trained.
+
+    A system message is put first where there is none. Trained is what the assistant says and its `<|im_end|>`.
+    With `generate`, the text ends where the assistant's next turn begins.
+    """
+    messages = conversation.messages
+    if messages[0].role != "system":
+        messages = (Message("system", (DEFAULT_SYSTEM,)), *messages)
+    text, spans = "", []
+    for message in messages:
+        text += f"<|im_start|>{message.role}\n"
+        start = len(text)
+        text += "".join(PLACEHOLDERS[item.kind] if isinstance(item, Media) else item for item in message.content)
+        text += "<|im_end|>"
+        if message.role == "assistant":
+            spans.append((start, len(text)))
+        text += "\n"
+    if generate:
+        text += "<|im_start|>assistant\n"
+    return text, spans
+
+
+def _from_messages(messages: object, where: str, folder: Path) -> tuple[Message, ...]:
+    if not isinstance(messages, list):
+        raise DataError(f"{where}: 'messages' is a list of messages, not {type(messages).__name__}")
+    return tuple(_message(message, where, folder) for message in messages)
+
+
+def _message(message: object, where: str, folder: Path) -> Message:
+    if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+        raise DataError(f"{where}: each message needs a 'role' of system, user or assistant: {str(message)[:80]}")
+    content = message.get("content")
+    items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(items, list):
+        raise DataError(f"{where}: the 'content' of a {message['role']} message is a text or a list of items")
+    return Message(message["role"], tuple(_item(item, where, folder) for item in items))
+
+
+def _item(item: object, where: str, folder: Path) -> str | Media:
+    kind = item.get("type") if isinstance(item, dict) else None
+    if kind == "text" and isinstance(item.get("text"), str):
+        return checked_text(item["text"], where)
+    if kind in _ITEM_KINDS:
+        path = item.get(kind, item.get("path"))
+        if isinstance(path, str) and path:
+            return Media(_ITEM_KINDS[kind], str(folder / path))
+        raise DataError(f'{where}: an item of type "{kind}" needs its file as "{kind}": "PATH"')
+    raise DataError(f"{where}: an item is of type text, image, video or audio: {str(item)[:80]}")
+
+
+def _from_llava(record: dict, where: str, folder: Path) -> tuple[Message, ...]:
+    paths = {kind: [] for kind in PLACEHOLDERS}
+    for key, kind in _ITEM_KINDS.items():
+        listed = record.get(key, [])
+        paths[kind] += [listed] if isinstance(listed, str) else list(listed)
+    turns = record["conversations"]
+    if not isinstance(turns, list) or any(
+        not isinstance(t, dict) or t.get("from") not in _LLAVA_ROLES or not isinstance(t.get("value"), str)
+        for t in turns
+    ):
+        raise DataError(f"{where}: 'conversations' is a list of {{'from': human|gpt|system, 'value': text}}")
+    for kind, placeholder in _LLAVA_PLACEHOLDERS.items():
+        count = sum(turn["value"].count(placeholder) for turn in turns)
+        if count != len(paths[kind]):
+            raise DataError(
+                f"{where}: {count} {placeholder} in the text but {len(paths[kind])} {kind} path(s); give one path for "
+                "each placeholder, in their order"
+            )
+    kinds = {placeholder: kind for kind, placeholder in _LLAVA_PLACEHOLDERS.items()}
+    waiting = {kind: iter(kind_paths) for kind, kind_paths in paths.items()}
+    messages = []
+    for turn in turns:
+        content = []
+        for piece in re.split(r"(<image>|<video>|<sound>)\n?", turn["value"]):
+            if piece in kinds:
+                content.append(Media(kinds[piece], str(folder / next(waiting[kinds[piece]]))))
+            elif piece:
+                content.append(checked_text(piece, where))
+        messages.append(Message(_LLAVA_ROLES[turn["from"]], tuple(content)))
+    return tuple(messages)
+
+
+def checked_text(text: str, where: str) -> str:
+    """The text; raises DataError where it contains a media placeholder or another special token."""
+    found = _RESERVED.search(text)
+    if found:
+        raise DataError(
+            f"{where}: the text contains {found.group()}, which is reserved; media are items of their own "
+            '({"type": "video", "video": "PATH"})'
+        )
+    return text

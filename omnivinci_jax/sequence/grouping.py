@@ -1,0 +1,49 @@
+"""Temporal Embedding Grouping (Section 2.1, Equations 2 and 3): numbers in, order out."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float64
+
+# Sound tracks outlast their pictures by a codec's padding; that much of a group opens no group of its own.
+_SLACK = 0.05
+
+
+def temporal_groups(
+    frame_times: Float64[np.ndarray, " frames"],
+    *,
+    seconds: float,
+    num_vision_tokens: int,
+    num_audio_tokens: int,
+    mel_frames: int,
+    window_seconds: float,
+    group_seconds: float | None,
+) -> list[tuple[range, range]]:
+    """Cuts a clip's vision tokens and audio tokens into groups of T_G seconds: for each, its vision, then its audio.
+
+    The cuts are the released code's: a stream of n tokens over `total` frames is cut at ceil(end * n / total), where
+    `end` is the last frame of the group + 1 (vision) or its last mel frame (audio); a group starts where the last one
+    ended, so tokens past the clip's end (the padding of the last window) are in no group.
+
+    Args:
+        frame_times: presentation times of the sampled frames, in seconds.
+        seconds: end of the clip, the later one of pictures and sound.
+        num_vision_tokens: vision tokens of the clip, over all its pools.
+        num_audio_tokens: audio tokens of the clip, those of padded sound included.
+        mel_frames: mel frames that those audio tokens stand for, padding included.
+        window_seconds: how many seconds those mel frames last.
+        group_seconds: T_G; None makes one group (token concatenation, the baseline of Table 1).
+    """
+    if group_seconds is None:
+        group_seconds = math.inf
+    count = max(1, math.ceil(seconds / group_seconds - _SLACK))
+    groups, vision_start, audio_start = [], 0, 0
+    for number in range(count):
+        group_end = math.inf if number == count - 1 else (number + 1) * group_seconds
+        frames_before = int(np.searchsorted(frame_times, group_end, side="left"))
+        vision_end = math.ceil(frames_before * num_vision_tokens / max(len(frame_times), 1))
+        mel_end = min(round(min(group_end, seconds) * mel_frames / window_seconds), mel_frames)
+        audio_end = math.ceil(mel_end * num_audio_tokens / mel_frames)
+        groups.append((range(vision_start, vision_end), range(audio_start, audio_end)))
+        vision_start, audio_start = vision_end, audio_end
+    return groups

@@ -1,0 +1,267 @@
+"""One conversation as a row: text and media tokens in temporal order, with what the device needs to make the latter.
+
+A row is a pure function of a conversation, the sizes of its media and the model's configuration; no file is decoded.
+All numbers in it count from the row's own first tile, window, frame group and clip; `assemble` moves them into a group.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int8, Int32
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
+from omnivinci_jax.sequence.chat import Conversation, Media
+from omnivinci_jax.sequence.grouping import temporal_groups
+from omnivinci_jax.sequence.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Grid of an image's largest scale; 0 x 0 where the image is one tile."""
+
+    rows: int = 0
+    columns: int = 0
+
+
+@dataclass(frozen=True)
+class SoundSize:
+    """Length of a sound in seconds and in windows of the sound tower."""
+
+    seconds: float
+    windows: int
+
+
+@dataclass(frozen=True)
+class VideoSize:
+    """Sampled frames of a video with their presentation times, its length in seconds, and its sound if it has one."""
+
+    frame_indices: tuple[int, ...]
+    frame_times: tuple[float, ...]
+    seconds: float
+    sound: SoundSize | None
+
+
+MediaSize = ImageSize | SoundSize | VideoSize
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation laid out; L slots.
+
+    `slot_kind` is TEXT, AUDIO or VISION + pool, and `slot_index` counts tokens within that pool.
+    `vision_times` and `vision_clip` hold one array a pool.
+    """
+
+    tokens: Int32[np.ndarray, " L"]
+    trained: Bool[np.ndarray, " L"]
+    slot_kind: Int8[np.ndarray, " L"]
+    slot_index: Int32[np.ndarray, " L"]
+    num_tiles: int
+    num_windows: int
+    s2_sources: Int32[np.ndarray, "outputs S"]
+    s2_block: Int32[np.ndarray, "outputs 4"]
+    frame_groups: tuple[Int32[np.ndarray, "groups time"], ...]
+    vision_times: tuple[Float32[np.ndarray, " tokens"], ...]
+    vision_clip: tuple[Int32[np.ndarray, " tokens"], ...]
+    audio_times: Float32[np.ndarray, " tokens"]
+    audio_clip: Int32[np.ndarray, " tokens"]
+    clip_source: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def lay_out(
+    conversation: Conversation,
+    sizes: list[MediaSize],
+    config: OmniVinciConfig,
+    tokenizer: Tokenizer,
+    *,
+    generate: bool = False,
+) -> Row:
+    """Lays a conversation out; `sizes` follow `conversation.media`. `generate` opens the assistant's next turn."""
+    ids, trained = tokenizer.encode_conversation(conversation, generate=generate)
+    builder = _MediaBuilder(config, tokenizer.newline_id)
+    streams = [builder.add(item, size) for item, size in zip(conversation.media, sizes, strict=True)]
+    (places,) = np.nonzero(np.isin(ids, list(tokenizer.media_ids.values())))
+    pieces, start = [], 0
+    for place, stream in zip(places, streams, strict=True):
+        pieces += [_text(ids[start:place], trained[start:place]), stream]
+        start = place + 1
+    pieces.append(_text(ids[start:], trained[start:]))
+    tokens, trained, slot_kind, slot_index = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    return Row(tokens, trained, slot_kind, slot_index, **builder.arrays())
+
+
+def lay_out_media(item: Media, size: MediaSize, config: OmniVinciConfig) -> Row:
+    """The stretch of a row that one media item takes, alone; newlines have the id 0."""
+    builder = _MediaBuilder(config, newline_id=0)
+    tokens, trained, slot_kind, slot_index = builder.add(item, size)
+    return Row(tokens, trained, slot_kind, slot_index, **builder.arrays())
+
+
+# A stretch of slots: token ids, whether trained, slot kinds, slot indices.
+_Slots = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _text(ids: np.ndarray, trained: np.ndarray) -> _Slots:
+    return ids, trained, np.full(len(ids), TEXT, np.int8), np.zeros(len(ids), np.int32)
+
+
+def _media(kind: int, indices: np.ndarray) -> _Slots:
+    zeros = np.zeros(len(indices), np.int32)
+    return zeros, zeros.astype(bool), np.full(len(indices), kind, np.int8), indices.astype(np.int32)
+
+
+def _join(stretches: list[_Slots]) -> _Slots:
+    return tuple(np.concatenate(column) for column in zip(*stretches, strict=True))
+
+
+def _cut(slots: _Slots, where: range) -> _Slots:
+    return tuple(column[where.start : where.stop] for column in slots)
+
+
+@dataclass
+class _PoolTokens:
+    """What one pool (a vision pool, or the audio tokens) has gathered so far."""
+
+    times: list[np.ndarray] = field(default_factory=list)
+    clip: list[np.ndarray] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, times: np.ndarray, clip: int) -> np.ndarray:
+        """Appends tokens and returns their numbers."""
+        self.times.append(times.astype(np.float32))
+        self.clip.append(np.full(len(times), clip, np.int32))
+        self.count += len(times)
+        return np.arange(self.count - len(times), self.count)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Times and clips of all tokens."""
+        times = np.concatenate([np.zeros(0, np.float32), *self.times])
+        return times, np.concatenate([np.zeros(0, np.int32), *self.clip])
+
+
+class _MediaBuilder:
+    """Gathers the media of one conversation and returns, for each item, its stretch of slots."""
+
+    def __init__(self, config: OmniVinciConfig, newline_id: int):
+        self.config = config
+        self.newline = _text(np.array([newline_id], np.int32), np.array([False]))
+        self.num_tiles = self.num_windows = 0
+        self.s2_sources, self.s2_block = [], []
+        self.frame_groups = [[] for _ in config.vision_pools]
+        self.vision = [_PoolTokens() for _ in config.vision_pools]
+        self.audio = _PoolTokens()
+        self.clip_source = []
+
+    def add(self, item: Media, size: MediaSize) -> _Slots:
+        if isinstance(size, ImageSize):
+            return self._add_image(size)
+        if isinstance(size, SoundSize):
+            return _media(AUDIO, self._add_sound(size))
+        return self._add_video(item, size)
+
+    def arrays(self) -> dict:
+        """The media fields of Row."""
+        scales = sum(side * side for side in self.config.s2_sides) + 1
+        vision_times, vision_clip = zip(*(pool.arrays() for pool in self.vision), strict=True)
+        audio_times, audio_clip = self.audio.arrays()
+        return dict(
+            num_tiles=self.num_tiles,
+            num_windows=self.num_windows,
+            s2_sources=np.array(self.s2_sources, np.int32).reshape(-1, scales),
+            s2_block=np.array(self.s2_block, np.int32).reshape(-1, 4),
+            frame_groups=tuple(
+                np.array(groups, np.int32).reshape(-1, pool[0])
+                for groups, pool in zip(self.frame_groups, self.config.vision_pools, strict=True)
+            ),
+            vision_times=vision_times,
+            vision_clip=vision_clip,
+            audio_times=audio_times,
+            audio_clip=audio_clip,
+            clip_source=tuple(self.clip_source),
+        )
+
+    def _add_image(self, size: ImageSize) -> _Slots:
+        """Tokens of an image: its tiles merged back into one map, read row by row, then a newline."""
+        side, first_output = self.config.tile_grid, len(self.s2_block)
+        if size.rows:
+            self._add_grid(size.rows, size.columns)
+        else:
+            self._add_single_tiles(1)
+        rows, columns = max(size.rows, 1), max(size.columns, 1)
+        outputs = range(first_output, first_output + rows * columns)
+        self.frame_groups[0] += [[output] for output in outputs]
+        numbers = self.vision[0].add(np.zeros(rows * columns * side * side), clip=0)
+        merged = numbers.reshape(rows, columns, side, side).transpose(0, 2, 1, 3)
+        return _join([_media(VISION, merged.reshape(-1)), self.newline])
+
+    def _add_grid(self, rows: int, columns: int) -> None:
+        """Tiles of every scale of a Dynamic-S2 image, in the order of `dynamic_s2_tiles`; one output tile a cell."""
+        sources, base = [], self.num_tiles
+        for side in self.config.s2_sides:
+            sources += range(base, base + side * side)
+            base += side * side
+        for row in range(rows):
+            for column in range(columns):
+                self.s2_sources.append([*sources, base + row * columns + column])
+                self.s2_block.append((row, rows, column, columns))
+        self.num_tiles = base + rows * columns
+
+    def _add_single_tiles(self, count: int) -> list[int]:
+        """Tiles that stand for themselves at every scale; returns the numbers of their output tiles."""
+        scales = sum(side * side for side in self.config.s2_sides) + 1
+        first_output = len(self.s2_block)
+        self.s2_sources += [[tile] * scales for tile in range(self.num_tiles, self.num_tiles + count)]
+        self.s2_block += [(0, 0, 0, 0)] * count
+        self.num_tiles += count
+        return list(range(first_output, first_output + count))
+
+    def _add_sound(self, size: SoundSize) -> np.ndarray:
+        """Numbers of a sound's tokens, padding included; token k of n is at (k + 1/2) * length / n seconds."""
+        config = self.config
+        count = size.windows * config.window_tokens
+        length = size.windows * config.window_samples / config.sampling_rate
+        times = (np.arange(count) + 0.5) * length / count
+        self.num_windows += size.windows
+        return self.audio.add(times, clip=0)
+
+    def _add_video(self, item: Media, size: VideoSize) -> _Slots:
+        if not size.sound:
+            return self._add_frames(size, clip=0)
+        # A number that is the same for the same file in every process; never 0, which means "no clip".
+        self.clip_source.append(zlib.crc32(item.path.encode()) % (2**31 - 1) + 1)
+        clip = len(self.clip_source)
+        vision, audio = self._add_frames(size, clip), _media(AUDIO, self._add_sound(size.sound))
+        groups = temporal_groups(
+            np.array(size.frame_times),
+            seconds=max(size.seconds, size.sound.seconds),
+            num_vision_tokens=len(vision[0]),
+            num_audio_tokens=len(audio[0]),
+            mel_frames=size.sound.windows * self.config.audio.window_frames,
+            window_seconds=size.sound.windows * self.config.window_samples / self.config.sampling_rate,
+            group_seconds=self.config.temporal_group_seconds,
+        )
+        # Padding past the last group is in no slot, and OmniAlignNet does not see it either.
+        self.audio.clip[-1][: groups[-1][1].stop] = clip
+        stretches = []
+        for vision_part, audio_part in groups:
+            stretches += [_cut(vision, vision_part), self.newline, _cut(audio, audio_part), self.newline]
+        return _join(stretches)
+
+    def _add_frames(self, size: VideoSize, clip: int) -> _Slots:
+        """Vision tokens of a video: for each pool its frame groups in time; a newline after each of several pools."""
+        outputs, times = self._add_single_tiles(len(size.frame_times)), np.array(size.frame_times)
+        stretches = []
+        for pool in self.config.pool_sizes:
+            number, length = self.config.vision_pools.index(pool), pool[0]
+            groups = [outputs[i : i + length] for i in range(0, len(outputs), length)]
+            self.frame_groups[number] += [group + [-1] * (length - len(group)) for group in groups]
+            # Frames that are missing from the last group count with the mean time of those that are there.
+            group_times = [times[i : i + length].mean() for i in range(0, len(times), length)]
+            numbers = self.vision[number].add(np.repeat(group_times, self.config.pool_tokens(number)), clip)
+            stretches += [_media(VISION + number, numbers), self.newline]
+        return _join(stretches if len(self.config.pool_sizes) > 1 else stretches[:1])

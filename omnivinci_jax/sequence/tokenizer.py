@@ -1,0 +1,65 @@
+"""The tokenizer of a model directory: `tokenizer.json` in Qwen2's format with the media tokens."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int32
+
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.sequence.chat import PLACEHOLDERS, Conversation, render
+
+
+class Tokenizer:
+    """Text to ids and back. Reads `tokenizer.json` alone, so loader workers start without transformers."""
+
+    def __init__(self, folder: str | Path):
+        """Raises UserError where `folder` has no usable tokenizer.json, or one without the tokens that are needed."""
+        self.path = Path(folder) / "tokenizer.json"
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: there is no tokenizer; copy the model's tokenizer files there")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.path))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{self.path}: not a tokenizer file: {error}") from None
+        self.eos_id = self._special("<|im_end|>")
+        self.media_ids = {kind: self._special(token) for kind, token in PLACEHOLDERS.items()}
+        (self.newline_id,) = self.encode("\n")
+
+    def __getstate__(self):
+        return self.path.parent
+
+    def __setstate__(self, folder: Path):
+        self.__init__(folder)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special tokens written in it are recognised."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of some ids, without special tokens."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def encode_conversation(
+        self, conversation: Conversation, *, generate: bool = False
+    ) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
+        """Ids of a conversation, one placeholder id a media item, and which of them are trained."""
+        text, spans = render(conversation, generate=generate)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        starts, ends = np.array(encoding.offsets).T
+        trained = np.zeros(len(starts), bool)
+        for start, end in spans:
+            trained |= (starts >= start) & (ends <= end)
+        return np.array(encoding.ids, np.int32), trained
+
+    def _special(self, token: str) -> int:
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
+            raise UserError(f"{self.path}: the tokenizer has no {token}; add the media tokens of the published model")
+        return token_id

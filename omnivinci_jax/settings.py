@@ -1,0 +1,220 @@
+"""What a training run is told: dataclasses, and how a file in configs/ with `--config.a.b=...` becomes them."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.sequence.batch import Capacity
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where data are and how they become batches.
+
+    train, val, held_out: JSONL files; val chooses the best model, held_out is measured once, at the end; "" for none.
+    groups: groups in a global batch; capacity: what one group holds.
+    workers: loader processes; 0 reads in the training process.
+    too_long: a sample that does not fit a group is skipped, or its videos are sampled thinner.
+    max_skipped: largest share of samples that may be unreadable before the run stops with their list.
+    drop: leaves every sound or every picture out (blind baselines, Table 2).
+    cache: folder for indices and, with cache_media, for the tiles and windows of files already read.
+    """
+
+    train: str = ""
+    val: str = ""
+    held_out: str = ""
+    groups: int = 1
+    capacity: Capacity = field(default_factory=lambda: Capacity(rows=1, slots=8192, tiles=128, windows=16, clips=8))
+    workers: int = 2
+    too_long: Literal["skip", "thin"] = "skip"
+    max_skipped: float = 0.01
+    drop: Literal["nothing", "sound", "vision"] = "nothing"
+    cache: str = "runs/cache"
+    cache_media: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, or Muon for kernels with AdamW for the rest; linear warm-up, then cosine to zero.
+
+    warmup: share of the steps (Appendix C.3: 3 %); clip_norm: of the global gradient norm.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 2e-5
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 takes all that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    tokenizer: folder with tokenizer.json.
+    align_weight: weight of the OmniAlignNet loss beside the language loss.
+    frozen: regular expressions over parameter paths ("llm/layers/..."); what one matches in full is not trained.
+    dtype: of activations; parameters that train are float32.
+    tower_remat, decoder_remat: what the backward pass recomputes: none, dots (all but matrix products) or full.
+    eval_every, checkpoint_every, log_every: in steps.
+    """
+
+    model: OmniVinciConfig = field(default_factory=OmniVinciConfig)
+    tokenizer: str = ""
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    steps: int = 1000
+    seed: int = 0
+    align_weight: float = 0.0
+    # The features of SigLIP are those of its last layer but one, and Whisper's position table is fixed.
+    frozen: tuple[str, ...] = (
+        "vision_tower/last_layer/.*",
+        "vision_tower/post_layernorm/.*",
+        "sound_tower/embed_positions/.*",
+    )
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    tower_remat: Literal["none", "dots", "full"] = "full"
+    decoder_remat: Literal["none", "dots", "full"] = "full"
+    eval_every: int = 500
+    checkpoint_every: int = 500
+    log_every: int = 10
+
+
+def to_config_dict(settings: Any) -> ConfigDict:
+    """A dataclass as a ConfigDict whose values can be overridden from the command line (None keeps its type)."""
+    hints, fields = typing.get_type_hints(type(settings)), _fields(type(settings))
+    values = ConfigDict()
+    for name in fields:
+        value = getattr(settings, name)
+        if _fields(type(value)):
+            values[name] = to_config_dict(value)
+        elif value is None:
+            (values[name],) = (config_dict.placeholder(hint) for hint in typing.get_args(hints[name])[:1])
+        else:
+            values[name] = value
+    return values
+
+
+def from_mapping(cls: type, values: typing.Mapping, key: str = "config") -> Any:
+    """Builds a dataclass from nested mappings; raises ConfigError for a key that it does not have."""
+    hints, fields = typing.get_type_hints(cls), _fields(cls)
+    for name in values:
+        if name not in fields:
+            raise ConfigError(f"{key}.{name}: no such key{nearest(name, fields)}")
+    return cls(**{name: _build(hints[name], values[name], f"{key}.{name}") for name in fields if name in values})
+
+
+def to_mapping(settings: Any) -> Any:
+    """A dataclass as nested plain dicts and lists, as JSON holds them."""
+    if names := _fields(type(settings)):
+        return {name: to_mapping(getattr(settings, name)) for name in names}
+    return [to_mapping(value) for value in settings] if isinstance(settings, list | tuple) else settings
+
+
+def load_config(arguments: list[str]) -> TrainConfig:
+    """Reads `--config FILE` and its overrides (`--config.a.b=value`).
+
+    Raises:
+        ConfigError: a file that cannot be read, a key that does not exist, a value of another type, a stray argument.
+    """
+    try:
+        values, rest = _parse(arguments[:1] if arguments[:1] and "=" in arguments[0] else arguments[:2])
+        _check_keys(values, arguments)
+        values, rest = _parse(arguments)
+    except flags.Error as error:
+        raise ConfigError(str(error).replace("\n", " ")) from None
+    except (OSError, ImportError, SyntaxError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(f"the configuration file cannot be read: {reason}") from None
+    if rest:
+        raise ConfigError(f"unexpected argument {rest[0]!r}; overrides are written --config.key=value")
+    return from_mapping(TrainConfig, values)
+
+
+def nearest(name: str, names: typing.Iterable[str]) -> str:
+    """A hint for a misspelt name: "; did you mean X?", or all the names there are."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
+
+
+def _parse(arguments: list[str]) -> tuple[ConfigDict, list[str]]:
+    values = flags.FlagValues()
+    argv = ["omnivinci", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    rest = values(argv)[1:]
+    if values.config is None:
+        raise ConfigError("give a configuration: --config configs/tiny.py")
+    list(values.config)  # a file that could not be loaded raises OSError at the first use
+    return values.config, rest
+
+
+def _check_keys(values: ConfigDict, arguments: list[str]) -> None:
+    for argument in arguments:
+        if argument.startswith("--config."):
+            node, key = values, "config"
+            for name in argument.split("=")[0].removeprefix("--config.").split("."):
+                if not isinstance(node, ConfigDict) or name not in node:
+                    names = list(node) if isinstance(node, ConfigDict) else []
+                    raise ConfigError(f"{key}.{name}: no such key{nearest(name, names)}")
+                node, key = node[name], f"{key}.{name}"
+
+
+def _fields(cls: type) -> tuple[str, ...]:
+    """Names of a dataclass's or a NamedTuple's fields; none for anything else."""
+    if dataclasses.is_dataclass(cls):
+        return tuple(entry.name for entry in dataclasses.fields(cls))
+    return getattr(cls, "_fields", ())
+
+
+def _build(hint: Any, value: Any, key: str) -> Any:
+    if isinstance(hint, type) and _fields(hint):
+        if not isinstance(value, typing.Mapping | ConfigDict):
+            raise ConfigError(f"{key} is {value!r}: it has the keys {', '.join(_fields(hint))}")
+        return from_mapping(hint, value, key)
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _build(typing.get_args(hint)[0], value, key)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            supported = ", ".join(map(repr, typing.get_args(hint)))
+            raise ConfigError(f"{key} is {value!r}: supported are {supported}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, typing.Sequence):
+            raise ConfigError(f"{key} is {value!r}: it is a list")
+        kinds = typing.get_args(hint)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return tuple(_build(kind, entry, key) for kind, entry in zip(kinds, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{key} is {value!r}: it is a {hint.__name__}")
+    return value
+
+
+def absolute(path: str) -> Path:
+    """A path of a configuration, with ~ expanded."""
+    return Path(path).expanduser()

@@ -1,0 +1,57 @@
+"""Checkpoints of a run: state, place in the data and random key together, so that a killed run goes on exactly."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.train.state import TrainState
+
+
+class Checkpoints:
+    """The newest two checkpoints of a run, written in the background and whole or not at all."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
+        """Starts to save; `run` is what the loop knows beside the state (JSON). Raises UserError on a full disk."""
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        self._guard(lambda: self._manager.save(step, args=items), step)
+
+    def restore(self, state: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint, laid out as `shardings`; `state` gives shapes and dtypes."""
+        shapes = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+        )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore())
+        restored = self._manager.restore(self.latest_step, args=items)
+        return restored.state, restored.run
+
+    def wait(self) -> None:
+        """Until what was started is on disk; raises UserError when it could not be written."""
+        self._guard(self._manager.wait_until_finished, None)
+
+    def _guard(self, work, step: int | None) -> None:
+        try:
+            work()
+        except (OSError, ValueError) as error:
+            last = self.latest_step
+            kept = f"the last good one is of step {last}" if last is not None else "there is none yet"
+            raise UserError(
+                f"{self._folder}: the checkpoint could not be written ({_reason(error)}); {kept}; "
+                "make room and start the same command again"
+            ) from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,107 @@
+"""Exact-match accuracy of a model on a JSONL file, overall and by the `kind` that its lines name."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from omnivinci_jax import model_dir
+from omnivinci_jax.data.describe import open_settings_index
+from omnivinci_jax.data.index import Index, build_index
+from omnivinci_jax.data.loader import all_batches
+from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.errors import DataError
+from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.rules import RULES, put_batch
+from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.settings import DataConfig, MeshConfig
+from omnivinci_jax.train.step import make_eval_step
+
+_NO_LIMIT = Capacity(*[2**31] * 5)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy: the share of samples whose every trained token greedy decoding would have said.
+
+    loss: mean over trained tokens; counts: samples of each kind; skipped: a line for each sample that was not measured.
+    """
+
+    overall: float
+    by_kind: dict[str, float]
+    counts: dict[str, int]
+    loss: float
+    skipped: tuple[str, ...]
+
+
+def open_data(path: str, processor: Processor, settings: DataConfig) -> Index:
+    """The index of a data file; raises DataError where more than `max_skipped` of it cannot be used."""
+    index = open_settings_index(path, processor, settings)
+    share = len(index.problems) / (len(index) + len(index.problems))
+    if share > settings.max_skipped:
+        shown = "".join(f"\n  {problem}" for problem in index.problems[:20])
+        raise DataError(
+            f"{path}: {len(index.problems)} of {len(index) + len(index.problems)} samples cannot be used, more than "
+            f"data.max_skipped = {settings.max_skipped:g} allows:{shown}"
+        )
+    return index
+
+
+def evaluate(
+    eval_step: Callable, params: dict, index: Index, processor: Processor, settings: DataConfig, mesh: Mesh
+) -> Evaluation:
+    """Measures every sample of a file once."""
+    batches = all_batches(index, processor, settings.capacity, groups=settings.groups, workers=settings.workers)
+    kinds, right, skipped, losses, weights = [], [], [], 0.0, 0.0
+    bar = tqdm(total=len(index), desc=f"evaluate {index.path.name}", unit=" samples", leave=False, mininterval=0.5)
+    for batch, samples, unread in batches:
+        slot_losses, slot_right = jax.device_get(eval_step(params, put_batch(batch, mesh)))
+        losses += float(slot_losses.sum())
+        weights += float(batch.loss_weights.sum())
+        for group, rows in enumerate(samples):
+            for row, numbers in enumerate(rows):
+                for segment, sample in enumerate(numbers, start=1):
+                    own = batch.segment_ids[group, row] == segment
+                    right.append(bool(slot_right[group, row][own].all()))
+                    kinds.append(index.record(sample).get("kind", "all"))
+                    bar.update()
+        skipped += unread
+    bar.close()
+    by_kind = defaultdict(list)
+    for kind, answer in zip(kinds, right, strict=True):
+        by_kind[kind].append(answer)
+    return Evaluation(
+        overall=float(np.mean(right)),
+        by_kind={kind: float(np.mean(answers)) for kind, answers in sorted(by_kind.items())},
+        counts={kind: len(answers) for kind, answers in sorted(by_kind.items())},
+        loss=losses / max(weights, 1.0),
+        skipped=(*index.problems, *skipped),
+    )
+
+
+def evaluate_file(folder: Path, data: Path, drop: str, rows: int) -> Evaluation:
+    """Measures a model directory on a JSONL file, `rows` conversations at once, in rows as long as its longest."""
+    model, params, processor = model_dir.load(folder)
+    processor = dataclasses.replace(processor, drop=drop)
+    index = build_index(data, processor, _NO_LIMIT, "skip")
+    if not len(index):
+        raise DataError(f"{data}: no sample can be used:\n  " + "\n  ".join(index.problems[:20]))
+    slots, tiles, windows, clips = (int(most) for most in index.sizes.max(axis=0))
+    capacity = Capacity(rows, slots, max(rows * tiles, 1), max(rows * windows, 1), max(rows * clips, 1))
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        return evaluate(make_eval_step(model), params, index, processor, DataConfig(capacity=capacity, workers=0), mesh)
+
+
+def accuracy_table(evaluation: Evaluation) -> str:
+    """A Markdown table: accuracy by kind, with the number of questions."""
+    rows = [f"| {kind} | {accuracy:.1%} | {evaluation.counts[kind]} |" for kind, accuracy in evaluation.by_kind.items()]
+    total = f"| **overall** | **{evaluation.overall:.1%}** | **{sum(evaluation.counts.values())}** |"
+    return "\n".join(["| kind | accuracy | questions |", "|---|---|---|", *rows, total])

@@ -1,0 +1,79 @@
+"""The end of a run as people look at it: results.json, a loss curve, accuracy by kind, report.md."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+from omnivinci_jax.train.evaluation import Evaluation, accuracy_table
+from omnivinci_jax.train.metrics import read_metrics
+
+
+def write_report(workdir: Path, evaluation: Evaluation | None, seconds: float, parameters: int) -> None:
+    """Writes results.json (where something was measured), loss.png, accuracy.png and report.md into `workdir`."""
+    metrics = read_metrics(workdir / "metrics.jsonl")
+    plot_losses(metrics, workdir / "loss.png")
+    train = [line for line in metrics if line["split"] == "train"]
+    lines = [
+        f"# {workdir.name}",
+        "",
+        f"{parameters:,} parameters, {train[-1]['step'] if train else 0} steps, {seconds:.0f} s.",
+        "",
+        "![loss](loss.png)",
+    ]
+    if evaluation:
+        write_results(workdir / "results.json", evaluation, seconds)
+        plot_accuracy(evaluation, workdir / "accuracy.png")
+        lines += ["", "Held-out accuracy:", "", accuracy_table(evaluation), "", "![accuracy](accuracy.png)"]
+        if evaluation.skipped:
+            lines += ["", f"{len(evaluation.skipped)} samples were not measured:", ""]
+            lines += [f"- {line}" for line in evaluation.skipped[:20]]
+    (workdir / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def write_results(path: Path, evaluation: Evaluation, seconds: float) -> None:
+    """Writes `overall`, `by_kind`, `counts`, `loss`, `skipped` and `seconds` as JSON."""
+    results = {
+        "overall": evaluation.overall,
+        "by_kind": evaluation.by_kind,
+        "counts": evaluation.counts,
+        "loss": evaluation.loss,
+        "skipped": len(evaluation.skipped),
+        "seconds": round(seconds, 1),
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def plot_losses(metrics: list[dict], path: Path) -> None:
+    """Training loss by step, with the validation loss and accuracy where they were measured."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    train = [line for line in metrics if line["split"] == "train"]
+    axes.plot([line["step"] for line in train], [line["loss"] for line in train], linewidth=1, label="training loss")
+    val = [line for line in metrics if line["split"] == "val"]
+    if val:
+        axes.plot([line["step"] for line in val], [line["loss"] for line in val], "o-", label="validation loss")
+        right = axes.twinx()
+        right.plot([line["step"] for line in val], [line["accuracy"] for line in val], "s--", color="tab:green")
+        right.set_ylabel("validation accuracy", color="tab:green")
+        right.set_ylim(0, 1)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_accuracy(evaluation: Evaluation, path: Path) -> None:
+    """Accuracy by kind as bars."""
+    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    kinds = [*evaluation.by_kind, "overall"]
+    values = [*evaluation.by_kind.values(), evaluation.overall]
+    bars = axes.bar(kinds, values, color=["tab:blue"] * len(evaluation.by_kind) + ["tab:gray"])
+    axes.bar_label(bars, labels=[f"{value:.1%}" for value in values])
+    axes.set(ylabel="accuracy", ylim=(0, 1.1))
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

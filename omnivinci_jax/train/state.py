@@ -1,0 +1,87 @@
+"""What a training step carries on: two trees of parameters, the optimizer's state and the random key."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct, traverse_util
+from jax.sharding import Mesh
+
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.mesh.rules import parameter_shardings, replicated
+from omnivinci_jax.model_dir import init_batch
+from omnivinci_jax.models.omnivinci import OmniVinci
+
+
+@struct.dataclass
+class TrainState:
+    """`trainable` has gradients, float32 values and optimizer state; `frozen` has none of them."""
+
+    step: jax.Array
+    trainable: Any
+    frozen: Any
+    opt_state: Any
+    key: jax.Array
+
+    @property
+    def params(self) -> dict:
+        """Both trees as the model's one."""
+        return merge(self.trainable, self.frozen)
+
+
+def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
+    """(trainable, frozen) by regular expressions over paths such as "llm/layers/mlp/up_proj/kernel".
+
+    Raises:
+        ConfigError: an expression that matches nothing, or that leaves nothing to train.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for pattern in frozen:
+        if not any(re.fullmatch(pattern, path) for path in flat):
+            raise ConfigError(f"config.frozen: {pattern!r} matches no parameter; paths look like {next(iter(flat))}")
+    held = {path: leaf for path, leaf in flat.items() if any(re.fullmatch(pattern, path) for pattern in frozen)}
+    if len(held) == len(flat):
+        raise ConfigError(f"config.frozen is {frozen}: nothing is left to train")
+    free = {path: leaf for path, leaf in flat.items() if path not in held}
+    return traverse_util.unflatten_dict(free, sep="/"), traverse_util.unflatten_dict(held, sep="/")
+
+
+def merge(trainable: dict, frozen: dict) -> dict:
+    """The inverse of `split`."""
+    flat = {**traverse_util.flatten_dict(trainable), **traverse_util.flatten_dict(frozen)}
+    return traverse_util.unflatten_dict(flat)
+
+
+def create_state(
+    model: OmniVinci, optimizer: optax.GradientTransformation, frozen: tuple[str, ...], seed: int, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """A function-free pair: the initial state, created sharded, and its shardings."""
+    batch = init_batch(model.config)
+
+    def init(key: jax.Array) -> TrainState:
+        init_key, key = jax.random.split(key)
+        trainable, held = split(nn.meta.unbox(model.init(init_key, batch)["params"]), frozen)
+        return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
+
+    key = jax.random.PRNGKey(seed)
+    shardings = _shardings(model, batch, init, key, frozen, mesh)
+    return jax.jit(init, out_shardings=shardings)(key), shardings
+
+
+def _shardings(model, batch, init, key, frozen, mesh) -> TrainState:
+    """Optimizer state is sharded as the parameter whose path it ends with; everything else is replicated."""
+    boxed = jax.eval_shape(model.init, key, batch)["params"]
+    by_path = traverse_util.flatten_dict(parameter_shardings(boxed, mesh), sep="/")
+
+    def sharding(path, leaf) -> jax.sharding.Sharding:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        for start in range(len(names)):
+            found = by_path.get("/".join(names[start:]))
+            if found is not None and len(found.spec) <= leaf.ndim:
+                return found
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(init, key))

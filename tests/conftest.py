@@ -1,0 +1,24 @@
+"""What all tests share: absl's flags are parsed (Grain's workers read them), and where the recorded outputs are."""
+
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+flags.FLAGS.mark_as_parsed()
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Recorded outputs of the reference, beside the repository."""
+    folder = REPOSITORY.parent / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"the recorded reference outputs are not at {folder}")
+    return folder

@@ -1,0 +1,305 @@
+"""The embedded data set: true answers, no shortcuts, and files that come out the same every time."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from omnivinci_jax.data.av_world import audit as auditing
+from omnivinci_jax.data.av_world.audit import audit, markdown
+from omnivinci_jax.data.av_world.extras import write_extra
+from omnivinci_jax.data.av_world.generate import generate
+from omnivinci_jax.data.av_world.questions import (
+    JOINT_KINDS,
+    KINDS,
+    all_questions,
+    caption_turns,
+    one_of_each,
+    training_conversations,
+    vocabulary_text,
+)
+from omnivinci_jax.data.av_world.render import RGB
+from omnivinci_jax.data.av_world.timeline import BASE, LONGEST, Clip, Event, draw_clips
+from omnivinci_jax.errors import ConfigError, DataError
+
+COUNTS = {"train_clips": 1, "val_clips": 1, "held_out_clips": 1}
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[Clip]:
+    return draw_clips(7, "train", 512)
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[list[Clip], list[Clip]]:
+    return draw_clips(3, "train", 2048), draw_clips(3, "held_out", 2048)
+
+
+def event_named(clip: Clip, name: str) -> Event:
+    return next(event for event in (*clip.sights, *clip.sounds) if event.name == name)
+
+
+# Timelines
+
+
+def test_a_clip_depends_on_its_seed_split_and_number_alone(clips):
+    assert draw_clips(7, "train", 3) == clips[:3]
+    assert draw_clips(8, "train", 1) != clips[:1]
+    assert draw_clips(7, "val", 1)[0].sights != clips[0].sights
+
+
+def test_every_timeline_is_well_formed(clips):
+    for clip in clips:
+        assert BASE <= clip.duration <= LONGEST
+        assert all(side % 2 == 0 for side in clip.size)
+        for stream in (clip.sights, clip.sounds):
+            assert len({event.name for event in stream}) == 4
+            times = [time for event in stream for time in (event.start, event.end)]
+            assert times == sorted(times)
+            assert times[0] > 0
+            assert times[-1] < clip.duration
+        assert all(event.end - event.start > 0.999 for event in clip.sights)
+        assert all(0.499 < event.end - event.start <= 1.0 for event in clip.sounds)
+    assert {clip.container for clip in clips} == {"mp4", "webm"}
+    assert 0.1 < np.mean([clip.container == "webm" for clip in clips]) < 0.2
+    assert any(clip.size[0] > clip.size[1] for clip in clips)
+    assert any(clip.size[0] < clip.size[1] for clip in clips)
+
+
+# Questions
+
+
+def true_answer(clip: Clip, kind: str, asked: str, options: tuple[str, ...]) -> str:
+    """Worked out from the timeline by a second road, in the words of the question."""
+    if kind in ("seen", "heard"):
+        present = {event.name for event in (clip.sights if kind == "seen" else clip.sounds)}
+        (answer,) = present & set(options)
+        return answer
+    event = event_named(clip, asked)
+    if kind == "when":
+        assert 0.2 <= event.start % 1 <= 0.8
+        return str(int(event.start))
+    if kind == "while":
+        (sight,) = [s for s in clip.sights if s.start < event.end and event.start < s.end]
+        assert sight.start < event.start < event.end < sight.end
+        return sight.name
+    leading = clip.sounds if event in clip.sights else clip.sights
+    assert all(abs(other.start - event.start) >= 0.5 - 1e-9 for other in leading if other.start > event.start - 0.5)
+    return min((other for other in leading if other.start > event.start), key=lambda other: other.start).name
+
+
+def test_every_question_has_one_true_answer(clips):
+    for clip in clips:
+        for kind, questions in all_questions(clip, np.random.default_rng(clip.number)).items():
+            assert questions, f"clip {clip.number} has no {kind} question"
+            for question in questions:
+                assert len(set(question.options)) == 4
+                assert question.answer == true_answer(clip, kind, question.asked, question.options)
+                assert question.text.endswith(f"? {', '.join(question.options[:3])} or {question.options[3]}.")
+                assert 8 <= len(question.text.split()) <= 20
+
+
+def test_the_first_joint_questions_have_the_drawn_ranks(clips):
+    for clip in clips:
+        questions = {question.kind: question for question in one_of_each(clip)}
+        assert [questions[kind].kind for kind in KINDS] == list(KINDS)
+        assert clip.sights[clip.while_rank].name == questions["while"].answer
+        leading = clip.sights if clip.lead == "colour" else clip.sounds
+        assert leading[clip.order_rank].name == questions["order"].answer
+
+
+def test_captions_follow_the_timeline():
+    clip = draw_clips(1, "train", 1)[0]
+    (_, colours), (_, sounds) = caption_turns(clip)
+    shown = {int(second): name for second, name in zip(colours.split()[::2], colours.split()[1::2], strict=True)}
+    for second in range(int(clip.duration)):
+        on_screen = [sight.name for sight in clip.sights if sight.start <= second + 0.5 < sight.end]
+        assert on_screen == ([shown[second]] if second in shown else [])
+    assert sounds == " ".join(f"{int(sound.start)} {sound.name}" for sound in clip.sounds)
+
+
+def test_training_conversations_mix_kinds_and_never_repeat_a_question(clips):
+    for clip in clips[:50]:
+        conversations = training_conversations(clip)
+        assert conversations == training_conversations(clip)
+        assert len(conversations) == 3
+        for turns in conversations:
+            stems = [re.sub(r"\?.*", "", question) for question, _ in turns]
+            captions = sum(stem.startswith("List") for stem in stems)
+            assert captions in (1, 2)
+            assert len(turns) == 6 + captions
+            named = [stem for stem in stems if not re.search("seen|heard", stem)]
+            assert len(named) == len(set(named))
+            assert any("on screen" in stem for stem in stems)
+            assert any("came first" in stem for stem in stems)
+
+
+def test_the_vocabulary_holds_every_word(clips, tmp_path):
+    def words(text: str) -> set[str]:
+        return set(re.findall(r"\w+|[^\w\s]", text))
+
+    known = set().union(*map(words, vocabulary_text()))
+    turns = [turn for clip in clips[:100] for turns in training_conversations(clip) for turn in turns]
+    turns += [(question.text, question.answer) for clip in clips[:100] for question in one_of_each(clip)]
+    assert set().union(*(words(text) for turn in turns for text in turn)) <= known
+    messages = write_extra(tmp_path, 0, 3)["messages"]
+    assert words(messages[0]["content"][0]["text"]) | words(messages[1]["content"]) <= known
+
+
+# No shortcuts
+
+
+def test_joint_questions_cannot_be_answered_blind(many):
+    results = audit(*many)
+    for result in results:
+        if result.kind in JOINT_KINDS or (result.kind == "when" and result.sense == "text"):
+            for accuracy in (result.best_rule, result.linear_scorer):
+                assert abs(accuracy - 0.25) < 3 * result.standard_error, result
+    can_see = {(result.kind, result.sense): result.linear_scorer for result in results}
+    assert can_see["seen", "vision"] == can_see["heard", "sound"] == 1
+    assert markdown(results).count("\n") == 1 + len(KINDS)
+
+
+def test_ranks_are_uniform_whatever_the_stream(many):
+    clips = [clip for half in many for clip in half]
+    for ranks, streams in (
+        ([clip.while_rank for clip in clips], [clip.sights for clip in clips]),
+        (
+            [clip.order_rank for clip in clips],
+            [clip.sights if clip.lead == "colour" else clip.sounds for clip in clips],
+        ),
+    ):
+        lengths = np.array([[event.end - event.start for event in stream] for stream in streams])
+        starts = np.array([[event.start for event in stream] for stream in streams])
+        # The answer is the longest, and the earliest compared with other clips, no more often than any other event.
+        for rank_of_answer in (lengths.argsort(axis=1).argsort(axis=1), starts.argsort(axis=0).argsort(axis=0)):
+            values = rank_of_answer[np.arange(len(ranks)), ranks]
+            quarters = np.bincount(values * 4 // (rank_of_answer.max() + 1), minlength=4) / len(ranks)
+            assert abs(quarters - 0.25).max() < 3.5 * np.sqrt(0.25 * 0.75 / len(ranks))
+        assert all(abs(n / len(ranks) - 0.25) < 0.025 for n in Counter(ranks).values())
+
+
+def test_the_audit_finds_a_shortcut(many, monkeypatch):
+    def unbalanced(clip: Clip):
+        found = all_questions(clip, clip.rng("questions"))
+        return [found[kind][-1 if kind == "while" else 0] for kind in KINDS]
+
+    monkeypatch.setattr(auditing, "one_of_each", unbalanced)
+    results = {(result.kind, result.sense): result for result in audit(*many)}
+    blind, seeing = results["while", "text"], results["while", "vision"]
+    assert abs(blind.linear_scorer - 0.25) < 3 * blind.standard_error
+    assert seeing.linear_scorer > 0.25 + 4 * seeing.standard_error
+
+
+# Files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("av_world") / "data"
+    generate(out, 19, **COUNTS, workers=2)
+    return out
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def test_files_are_the_same_again_and_an_interrupted_run_is_finished(folder, tmp_path):
+    written = contents(folder)
+    assert not any(name.endswith(".part") for name in written)
+    other = tmp_path / "other"
+    (other / "clips").mkdir(parents=True)
+    kept, *_, broken = sorted(name for name in written if name.startswith("clips/"))
+    (other / kept).write_bytes(b"kept as it is")
+    (other / f"{broken}.part").write_bytes(b"half of it")
+    arguments = json.loads(written["av_world.json"]) | {"finished": False}
+    (other / "av_world.json").write_text(json.dumps(arguments))
+    generate(other, 19, **COUNTS, workers=1)
+    assert contents(other) == written | {kept: b"kept as it is"}
+
+
+def test_a_finished_folder_is_left_alone_and_other_arguments_refused(folder, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    generate(folder, 19, **COUNTS)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(DataError, match=r"av_world\.json: made with .*name another folder"):
+        generate(folder, 20, **COUNTS)
+    with pytest.raises(ConfigError, match="workers at least 1"):
+        generate(tmp_path / "new", 19, workers=0)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty and not an av_world data set"):
+        generate(tmp_path, 19, **COUNTS)
+
+
+def test_rows_have_the_documented_form(folder):
+    held_out = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in held_out] == list(KINDS)
+    for row in held_out:
+        user, assistant = row["messages"]
+        video, text = user["content"]
+        assert video["type"] == "video"
+        assert (folder / video["video"]).exists()
+        assert all(option in text["text"] for option in row["options"])
+        assert assistant["content"] in row["options"]
+    train = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert len(train) == 3
+    assert len({row["id"] for row in train + held_out}) == len(train + held_out)
+    for row in train:
+        assert set(row) == {"id", "messages"}
+        media = [part for turn in row["messages"][::2] for part in turn["content"] if part["type"] != "text"]
+        assert media == [{"type": "video", "video": row["messages"][0]["content"][0]["video"]}]
+
+
+def test_events_are_seen_and_heard_where_the_timeline_says(folder):
+    truth = [json.loads(line) for line in (folder / "timelines.jsonl").read_text().splitlines()]
+    assert len(truth) == 3
+    for clip in truth:
+        with av.open(folder / clip["file"]) as container:
+            frames = list(container.decode(video=0))
+        small = np.stack([f.to_image().resize((28, 28), Image.Resampling.BILINEAR) for f in frames]).astype(int)
+        times = np.array([frame.time for frame in frames])
+        assert abs(len(frames) / 12 - clip["duration"]) < 0.1
+        colours = np.array(list(RGB.values()))
+        for sight in clip["sights"]:
+            at_middle = small[abs(times - (sight["start"] + sight["end"]) / 2).argmin()].reshape(-1, 3)
+            brightest = at_middle[at_middle.max(axis=1).argsort()[-30:]].mean(axis=0)
+            assert list(RGB)[abs(colours - brightest).sum(axis=1).argmin()] == sight["name"]
+        with av.open(folder / clip["file"]) as container:
+            resampler = av.AudioResampler("flt", "mono", 16_000)
+            blocks = [b.to_ndarray()[0] for f in container.decode(audio=0) for b in resampler.resample(f)]
+        wave = np.concatenate(blocks)
+        assert abs(len(wave) / 16_000 - clip["duration"]) < 0.2
+        time = np.arange(len(wave)) / 16_000
+        quiet = np.ones(len(wave), bool)
+        for sound in clip["sounds"]:
+            quiet &= (time < sound["start"] - 0.05) | (time > sound["end"] + 0.05)
+        for sound in clip["sounds"]:
+            heard = wave[(time > sound["start"]) & (time < sound["end"])]
+            assert heard.std() > 3 * wave[quiet].std()
+
+
+def test_extra_rows_cover_the_other_modalities(tmp_path):
+    for name in ("images", "sounds", "clips"):
+        (tmp_path / name).mkdir()
+    rows = [write_extra(tmp_path, 0, number) for number in (0, 1, 2, 3, 5, 9, 13)]
+    kinds = [row["messages"][0]["content"][0]["type"] for row in rows]
+    assert kinds == ["image", "audio", "video", "text", "audio", "audio", "audio"]
+    with Image.open(tmp_path / "images" / "000000.png") as picture:
+        assert picture.mode == "RGB"
+    with av.open(tmp_path / rows[2]["messages"][0]["content"][0]["video"]) as container:
+        assert not container.streams.audio
+    files = [tmp_path / rows[i]["messages"][0]["content"][0]["audio"] for i in (1, 4, 5, 6)]
+    assert [path.suffix for path in files] == [".wav", ".flac", ".ogg", ".wav"]
+    assert [soundfile.info(path).samplerate for path in files] == [16_000, 44_100, 48_000, 44_100]
+    before = contents(tmp_path)
+    for path in files:
+        path.unlink()
+        write_extra(tmp_path, 0, int(path.stem))
+    assert contents(tmp_path) == before

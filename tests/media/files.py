@@ -1,0 +1,106 @@
+"""Small media files with known content: a barcode tells a frame's number, a tone starts at a known second."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+_BITS = 10
+
+
+def numbered_frames(count: int, height: int = 48, width: int = 64) -> UInt8[np.ndarray, "n h w 3"]:
+    """Grey frames with their number in black and white stripes in the lower half and a white upper left quarter."""
+    frames = np.full((count, height, width, 3), 90, np.uint8)
+    frames[:, : height // 2, : width // 2] = 255
+    bits = np.arange(count)[:, None] >> np.arange(_BITS) & 1
+    stripes = np.repeat(bits, width // _BITS, axis=1) * 255
+    frames[:, height // 2 :, : stripes.shape[1]] = stripes[:, None, :, None]
+    return frames
+
+
+def frame_numbers(frames: UInt8[np.ndarray, "n h w 3"]) -> list[int]:
+    """The numbers in `numbered_frames`, after any codec."""
+    height, width = frames.shape[1:3]
+    centres = (np.arange(_BITS) + 0.5) * (width // _BITS)
+    grey = frames[:, 3 * height // 4, centres.astype(int)].mean(-1)
+    return ((grey > 128) << np.arange(_BITS)).sum(1).tolist()
+
+
+def tone(
+    seconds: float, start: float = 0.0, sampling_rate: int = 16_000, hertz: float = 440.0
+) -> Float32[np.ndarray, " t"]:
+    """Silence up to second `start`, then a sine of amplitude 0.5."""
+    times = np.arange(round(seconds * sampling_rate)) / sampling_rate
+    return (0.5 * np.sin(2 * np.pi * hertz * times) * (times >= start)).astype(np.float32)
+
+
+def onset(waveform: Float32[np.ndarray, " t"], sampling_rate: int = 16_000) -> float:
+    """The second at which a waveform first becomes loud."""
+    return int(np.argmax(np.abs(waveform) > 0.2)) / sampling_rate
+
+
+def write_video(
+    path: Path,
+    frames: UInt8[np.ndarray, "n h w 3"] | None,
+    *,
+    fps: float = 25.0,
+    times: list[float] | None = None,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    codec_options: dict[str, str] | None = None,
+    turn_clockwise: int = 0,
+    mirror: bool = False,
+    waveform: Float32[np.ndarray, " t"] | Float32[np.ndarray, "c t"] | None = None,
+    sampling_rate: int = 16_000,
+    audio_codec: str = "aac",
+    audio_start: float = 0.0,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """Write frames (None: no video stream) and a waveform (None: no sound stream) to a container chosen by the suffix.
+
+    Args:
+        path: of the file; returned.
+        frames: RGB.
+        fps: of frames that have no `times`.
+        times: second at which each frame is shown.
+        codec: of the frames.
+        pix_fmt: of the codec; odd sizes need one without chroma subsampling, or a codec that pads.
+        codec_options: of the video encoder.
+        turn_clockwise: degrees by which a player is told to turn the picture.
+        mirror: whether a player is told to mirror the turned picture, left to right.
+        waveform: one channel, or one row a channel.
+        sampling_rate: of the waveform, in Hz.
+        audio_codec: of the waveform.
+        audio_start: second at which the first sample is heard.
+        container_options: of the muxer.
+    """
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        if frames is not None:
+            rate = Fraction(fps).limit_denominator(1001)
+            clock = 1 / rate if times is None else Fraction(1, 60_000)
+            video = container.add_stream(codec, rate=rate, options=codec_options or {})
+            video.height, video.width = frames.shape[1:3]
+            video.pix_fmt = pix_fmt
+            video.codec_context.time_base = clock
+            if turn_clockwise or mirror:
+                video.set_display_rotation(-turn_clockwise, hflip=mirror)
+        if waveform is not None:
+            channels = np.atleast_2d(waveform)
+            layout = {1: "mono", 2: "stereo"}[len(channels)]
+            audio = container.add_stream(audio_codec, rate=sampling_rate, layout=layout)
+        if frames is not None:
+            times = [i / fps for i in range(len(frames))] if times is None else times
+            for picture, time in zip(frames, times, strict=True):
+                frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+                frame.pts, frame.time_base = round(time / clock), clock
+                container.mux(video.encode(frame))
+            container.mux(video.encode())
+        if waveform is not None:
+            sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels, np.float32), "fltp", layout)
+            sound.sample_rate = sampling_rate
+            sound.pts, sound.time_base = round(audio_start * sampling_rate), Fraction(1, sampling_rate)
+            container.mux(audio.encode(sound))
+            container.mux(audio.encode())
+    return path

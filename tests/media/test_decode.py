@@ -1,0 +1,432 @@
+import struct
+import zlib
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from av.stream import Disposition
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from omnivinci_jax.errors import MediaError
+from omnivinci_jax.media import decode
+from omnivinci_jax.media.decode import (
+    probe_audio,
+    probe_image,
+    probe_video,
+    read_frames,
+    read_image,
+    read_waveform,
+    sample_frames,
+)
+from tests.media.files import frame_numbers, numbered_frames, onset, tone, write_video
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """Six seconds at 12 fps with a keyframe every 8 frames, and a tone that starts at 1 s, in several containers."""
+    folder = tmp_path_factory.mktemp("clips")
+    frames = numbered_frames(72)
+    h264 = {"codec": "libx264", "codec_options": {"g": "8", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}}
+    vp9 = {"codec": "libvpx-vp9", "codec_options": {"g": "8", "cpu-used": "8", "deadline": "realtime"}}
+    hevc = {"codec": "libx265", "codec_options": {"x265-params": "keyint=8:log-level=none"}}
+    aac = {"sampling_rate": 16_000, "audio_codec": "aac"}
+    write_video(folder / "h264.mp4", frames, fps=12, waveform=tone(6, 1), **h264, **aac)
+    write_video(folder / "h264.mkv", frames, fps=12, waveform=tone(6, 1), **h264, **aac)
+    write_video(folder / "h264.ts", frames, fps=12, waveform=tone(6, 1), **h264, **aac)
+    write_video(folder / "hevc.mp4", frames, fps=12, waveform=tone(6, 1), **hevc, **aac)
+    opus = {"waveform": tone(6, 1, 48_000), "sampling_rate": 48_000, "audio_codec": "libopus"}
+    write_video(folder / "vp9.webm", frames, fps=12, **vp9, **opus)
+    mp3 = {"waveform": tone(6, 1, 44_100), "sampling_rate": 44_100, "audio_codec": "libmp3lame"}
+    write_video(folder / "h264.avi", frames, fps=12, **h264, **mp3)
+    write_video(folder / "front.mp4", frames, fps=12, waveform=tone(6), container_options={"movflags": "faststart"})
+    return folder
+
+
+ALL_CLIPS = ["h264.mp4", "h264.mkv", "h264.ts", "hevc.mp4", "vp9.webm", "h264.avi"]
+
+
+@pytest.mark.parametrize("name", ALL_CLIPS)
+def test_times_pictures_and_sound_of_a_clip_agree(clips, name):
+    info = probe_video(clips / name)
+    assert (info.width, info.height, len(info.frame_times)) == (64, 48, 72)
+    np.testing.assert_allclose(np.diff(info.frame_times), 1 / 12, atol=0.0021)  # Matroska's clock ticks in ms
+    assert frame_numbers(read_frames(clips / name, range(72))) == list(range(72))
+    waveform = read_waveform(clips / name)
+    assert len(waveform) == round(info.audio_seconds * 16_000)
+    assert probe_audio(clips / name) == info.audio_seconds
+    # The tone starts with frame 12; AVI and TS know nothing of the 1,000 samples or so that an encoder puts in front.
+    late = 0.09 if name.endswith(("avi", "ts")) else 0.002
+    assert onset(waveform) == pytest.approx(info.frame_times[12], abs=late)
+
+
+def test_probe_is_exact_for_mp4(clips):
+    info = probe_video(clips / "h264.mp4")
+    np.testing.assert_allclose(info.frame_times, np.arange(72) / 12, atol=1e-9)
+    assert info.frame_times[0] == 0.0
+    assert (info.duration, info.audio_seconds) == (6.0, 6.0)
+
+
+def test_frames_are_stored_out_of_order(clips):
+    with av.open(str(clips / "h264.mp4")) as container:
+        stamps = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert stamps != sorted(stamps)
+
+
+@pytest.mark.parametrize("name", ALL_CLIPS)
+def test_seeking_gives_the_frames_of_decoding_in_order(clips, name, monkeypatch):
+    everything = read_frames(clips / name, range(72))
+    monkeypatch.setattr(decode, "_SEEK_FRAMES", 0)
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        indices = generator.choice(72, 3)  # in any order, repeated too
+        np.testing.assert_array_equal(read_frames(clips / name, indices), everything[indices])
+
+
+def test_far_frames_are_reached_by_seeking(clips, monkeypatch):
+    decoded = []
+    reference = decode.ffmpeg.decoded
+    monkeypatch.setattr(
+        decode.ffmpeg, "decoded", lambda *args: (decoded.append(frame) or frame for frame in reference(*args))
+    )
+    assert frame_numbers(read_frames(clips / "h264.mp4", [2, 65])) == [2, 65]
+    assert len(decoded) < 20
+
+
+def test_variable_frame_rate_keeps_true_times(tmp_path):
+    times = [0.0, 0.1, 0.2, 1.0, 1.05, 2.0]
+    path = write_video(tmp_path / "a.mp4", numbered_frames(6), times=times)
+    info = probe_video(path)
+    np.testing.assert_allclose(info.frame_times, times, atol=1e-4)
+    indices = sample_frames(info.frame_times, info.duration, fps=4, max_frames=100)
+    assert indices.tolist() == [1, 2, 4]  # the second frame is on the screen for 0.8 of 2.04 s
+    assert frame_numbers(read_frames(path, indices)) == indices.tolist()
+
+
+def test_odd_sizes_and_one_frame(tmp_path):
+    path = write_video(tmp_path / "a.mp4", numbered_frames(1, 63, 97), fps=4, pix_fmt="yuv444p")
+    info = probe_video(path)
+    assert (info.width, info.height, info.frame_times.tolist(), info.duration) == (97, 63, [0.0], 0.25)
+    assert (info.audio_seconds, read_frames(path, [0]).shape) == (0.0, (1, 63, 97, 3))
+    path = write_video(tmp_path / "b.webm", numbered_frames(3, 63, 97), fps=4, codec="libvpx-vp9")
+    assert frame_numbers(read_frames(path, [0, 1, 2])) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_frames_are_shown_upright(tmp_path, turn, mirror):
+    upright = numbered_frames(2)
+    path = write_video(tmp_path / "a.mp4", upright, fps=4, turn_clockwise=turn, mirror=mirror)
+    shown = np.rot90(upright, -turn // 90, axes=(1, 2))
+    shown = shown[:, :, ::-1] if mirror else shown
+    info = probe_video(path)
+    assert (info.height, info.width) == shown.shape[1:3]
+    assert np.abs(read_frames(path, [0, 1]).astype(int) - shown).mean() < 8
+
+
+def test_sound_that_starts_late_starts_with_silence(tmp_path):
+    path = write_video(tmp_path / "a.mkv", numbered_frames(24), fps=12, waveform=tone(2), audio_start=0.7)
+    waveform = read_waveform(path)
+    assert onset(waveform) == pytest.approx(0.7, abs=0.002)
+    assert np.abs(waveform[: int(0.69 * 16_000)]).max() < 0.01
+
+
+def test_pictures_that_start_late_have_late_times(tmp_path):
+    times = [0.5 + i / 12 for i in range(24)]
+    path = write_video(tmp_path / "a.mp4", numbered_frames(24), times=times, waveform=tone(2, 0.5))
+    np.testing.assert_allclose(probe_video(path).frame_times, times, atol=1e-4)
+    assert onset(read_waveform(path)) == pytest.approx(0.5, abs=0.002)
+
+
+def test_a_hole_in_the_sound_is_silence(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        for start in (0.0, 1.5):
+            frame = av.AudioFrame.from_ndarray((tone(0.5) * 32_767).astype(np.int16)[None], "s16", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16_000, round(start * 16_000), Fraction(1, 16_000)
+            container.mux(stream.encode(frame))
+    waveform = read_waveform(path)
+    expected = np.zeros(32_000, np.float32)
+    expected[:8_000] = expected[24_000:] = tone(0.5)
+    np.testing.assert_allclose(waveform, expected, atol=1e-4)
+
+
+def test_stereo_flac_is_averaged_and_resampled(tmp_path):
+    left, right = tone(2, 0.5, 44_100), tone(2, 0.5, 44_100, hertz=880)
+    soundfile.write(tmp_path / "a.flac", np.stack([left, right], axis=1), 44_100, subtype="PCM_24")
+    waveform = read_waveform(tmp_path / "a.flac")
+    assert (waveform.dtype, waveform.shape, probe_audio(tmp_path / "a.flac")) == (np.float32, (32_000,), 2.0)
+    np.testing.assert_allclose(waveform, soxr.resample((left + right) / 2, 44_100, 16_000, quality="HQ"), atol=1e-6)
+
+
+def test_8_bit_wav(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(1, 0.25), 16_000, subtype="PCM_U8")
+    np.testing.assert_allclose(read_waveform(tmp_path / "a.wav"), tone(1, 0.25), atol=1 / 127)
+
+
+@pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s32le", "pcm_f32le"])
+def test_sample_formats_of_a_container(tmp_path, codec):
+    stereo = np.stack([tone(1, 0.25), np.zeros(16_000, np.float32)])
+    path = write_video(tmp_path / "a.mov", None, waveform=stereo, audio_codec=codec)
+    np.testing.assert_allclose(read_waveform(path), tone(1, 0.25) / 2, atol=1 / 127 if codec == "pcm_u8" else 1e-4)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mp3", "libmp3lame"), ("m4a", "aac")])
+def test_an_encoders_priming_and_padding_are_cut(tmp_path, suffix, codec):
+    path = write_video(
+        tmp_path / f"a.{suffix}", None, waveform=tone(2, 0.5, 44_100), sampling_rate=44_100, audio_codec=codec
+    )
+    waveform = read_waveform(path)
+    assert (probe_audio(path), len(waveform)) == (2.0, 32_000)
+    assert onset(waveform) == pytest.approx(0.5, abs=0.002)
+    # In phase with the tone, so not a sample is missing or too many: 10 samples would be a quarter of a period.
+    middle = slice(16_000, 30_000)
+    assert np.corrcoef(waveform[middle], tone(2, 0.5)[middle])[0, 1] > 0.99
+
+
+def test_album_covers_and_strange_tags(tmp_path):
+    path = tmp_path / "a.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        cover = container.add_stream("mjpeg", rate=1, width=64, height=48, pix_fmt="yuvj420p")
+        cover.disposition = Disposition.attached_pic
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        container.metadata["title"] = "TITLE"
+        frame = av.VideoFrame.from_ndarray(numbered_frames(1)[0], "rgb24")
+        frame.pts, frame.time_base = 0, Fraction(1)
+        container.mux(cover.encode(frame) + cover.encode())
+        samples = av.AudioFrame.from_ndarray(tone(1)[None], "fltp", "mono")
+        samples.sample_rate, samples.pts, samples.time_base = 16_000, 0, Fraction(1, 16_000)
+        container.mux(sound.encode(samples) + sound.encode())
+    path.write_bytes(path.read_bytes().replace(b"TITLE", b"\xff\xfeTLE"))
+    assert read_waveform(path).shape == (16_000,)
+    with pytest.raises(MediaError, match="has no video stream"):
+        probe_video(path)
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", numbered_frames(2)).rename(tmp_path / "talk:1.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(read_frames("talk:1.mp4", [0, 1])) == 2
+
+
+def _error(call, path) -> str:
+    with pytest.raises(MediaError) as caught:
+        call(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def _read_first_frame(path):
+    return read_frames(path, [0])
+
+
+READERS = [probe_video, _read_first_frame, probe_audio, read_waveform, probe_image, read_image]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_files_that_are_none(tmp_path, reader, capfd):
+    assert _error(reader, tmp_path / "a.mp4") == "no such file"
+    assert "directory" in _error(reader, tmp_path)
+    for suffix in (".mp4", ".wav", ".jpg"):
+        (tmp_path / f"empty{suffix}").touch()
+        assert "empty" in _error(reader, tmp_path / f"empty{suffix}")
+        (tmp_path / f"text{suffix}").write_text("not a film\n" * 99)
+        assert _error(reader, tmp_path / f"text{suffix}")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("reader", READERS[:4])
+def test_files_that_are_cut_off(tmp_path, clips, reader, capfd):
+    whole = (clips / "h264.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(whole[: len(whole) // 2])
+    assert "cut off" in _error(reader, tmp_path / "a.mp4")
+    whole = (clips / "front.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(whole[: len(whole) * 7 // 10])
+    message = _error(reader, tmp_path / "b.mp4")
+    second = float(message.removeprefix("is cut off: its video ends at ").split(" s ")[0])
+    assert 2 < second < 5.5
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_matroska_that_is_cut_off_is_a_shorter_clip(tmp_path, clips, capfd):
+    whole = (clips / "h264.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(whole[: len(whole) * 7 // 10])
+    info = probe_video(tmp_path / "a.mkv")
+    assert 2 < info.duration < 5.5
+    count = len(info.frame_times)
+    shown = frame_numbers(read_frames(tmp_path / "a.mkv", range(count)))
+    np.testing.assert_allclose(info.frame_times, np.array(shown) / 12, atol=0.001)
+    assert len(read_waveform(tmp_path / "a.mkv")) == round(info.audio_seconds * 16_000)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("kind", "readers"), [("video", READERS[:2]), ("audio", READERS[2:4])])
+def test_a_packet_that_is_cut_off(tmp_path, clips, kind, readers):
+    with av.open(str(clips / "h264.avi")) as container:
+        cut = next(p.pos for p in container.demux(**{kind: 0}) if p.pts and p.pts * p.time_base >= 3) + 20
+    (tmp_path / "a.avi").write_bytes((clips / "h264.avi").read_bytes()[:cut])
+    for reader in readers:
+        assert "is damaged or cut off at 3." in _error(reader, tmp_path / "a.avi")
+
+
+@pytest.mark.parametrize("length", [6, 40])
+def test_damage_is_found_from_where_it_is_to_the_next_keyframe(tmp_path, length, capfd):
+    path = write_video(
+        tmp_path / "a.mp4",
+        numbered_frames(72, 120, 160),
+        fps=12,
+        codec_options={"g": "48", "bf": "0", "sc_threshold": "0"},
+    )
+    whole = read_frames(path, range(72))
+    with av.open(str(path)) as container:
+        positions = [packet.pos for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    data[positions[20] + 12 : positions[20] + 12 + length] = b"\x55" * length
+    path.write_bytes(data)
+    assert len(probe_video(path).frame_times) == 72
+    np.testing.assert_array_equal(read_frames(path, [0, 19]), whole[[0, 19]])
+    assert "is damaged" in _error(lambda path: read_frames(path, [20]), path)
+    assert "is damaged" in _error(lambda path: read_frames(path, [0, 40]), path)
+    np.testing.assert_array_equal(read_frames(path, [0, 71]), whole[[0, 71]])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_an_edit_list_leaves_out_is_not_there(tmp_path):
+    path = write_video(tmp_path / "a.mp4", numbered_frames(24), fps=12, codec_options={"bf": "0"})
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"elst") + 12  # after the version and the count: length, first time on the stream's clock, rate
+    length, start = struct.unpack_from(">ii", data, entry)
+    with av.open(str(path)) as container:
+        half_a_second = round(0.5 / container.streams.video[0].time_base)
+    struct.pack_into(">ii", data, entry, length - 500, start + half_a_second)
+    path.write_bytes(data)
+    info = probe_video(path)
+    np.testing.assert_allclose(info.frame_times, np.arange(18) / 12, atol=1e-6)
+    assert info.duration == pytest.approx(1.5)
+    assert frame_numbers(read_frames(path, range(18))) == list(range(6, 24))
+
+
+def test_streams_that_are_missing(tmp_path, clips):
+    silent = write_video(tmp_path / "a.mp4", numbered_frames(4))
+    assert "no sound stream" in _error(read_waveform, silent)
+    assert "no sound stream" in _error(probe_audio, silent)
+    sound = write_video(tmp_path / "b.mp4", None, waveform=tone(1))
+    assert "no video stream" in _error(probe_video, sound)
+    assert "no video stream" in _error(_read_first_frame, sound)
+    soundfile.write(tmp_path / "c.wav", np.zeros(0), 16_000)
+    assert probe_audio(tmp_path / "c.wav") == 0.0
+    assert "no samples" in _error(read_waveform, tmp_path / "c.wav")
+    assert "no frame 72" in _error(lambda path: read_frames(path, [0, 72]), clips / "h264.mp4")
+
+
+def test_unknown_codecs(tmp_path, clips):
+    whole = (clips / "h264.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(whole.replace(b"avc1", b"zzzz"))
+    assert "codec of its video stream" in _error(probe_video, tmp_path / "a.mp4")
+    assert onset(read_waveform(tmp_path / "a.mp4")) == pytest.approx(1.0, abs=0.002)
+    path = write_video(tmp_path / "b.mov", numbered_frames(4), waveform=tone(1), audio_codec="pcm_s16le")
+    path.write_bytes(path.read_bytes().replace(b"sowt", b"zzzz"))
+    assert "codec of its audio stream" in _error(read_waveform, path)
+    assert "codec of its audio stream" in _error(probe_video, path)
+
+
+def test_a_damaged_flac_ends_with_an_error(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32_000)
+    soundfile.write(tmp_path / "a.flac", noise, 16_000)
+    whole = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(whole[: len(whole) // 2])
+    assert _error(read_waveform, tmp_path / "a.flac")
+
+
+def test_sample_frames_takes_the_frame_at_the_centre_of_each_bin():
+    times = np.arange(120) / 12
+    assert sample_frames(times, 10.0, 2, 100).tolist() == list(range(3, 120, 6))
+    assert sample_frames(times, 10.0, 2, 4).tolist() == [15, 45, 75, 105]
+    assert sample_frames(times[:1], 1 / 12, 2, 4).tolist() == [0]
+    assert sample_frames(times + 5.0, 15.0, 1, 100).tolist() == [0, *range(6, 120, 12)]
+
+
+@given(
+    st.lists(st.floats(0, 100), min_size=1, max_size=30, unique=True),
+    st.floats(0.01, 10),
+    st.floats(0.1, 30),
+    st.integers(1, 64),
+)
+def test_sampled_frames_are_distinct_and_on_the_screen(times, last, fps, max_frames):
+    times = np.sort(times)
+    duration = times[-1] + last
+    indices = sample_frames(times, duration, fps, max_frames)
+    count = min(max(int(duration * fps + 1e-3), 1), max_frames)
+    assert 1 <= len(indices) <= count
+    assert (np.diff(indices) > 0).all()
+    for centre in (np.arange(count) + 0.5) * duration / count:
+        on_screen = max(int((times <= centre + 1e-6).sum()) - 1, 0)
+        assert on_screen in indices
+
+
+def _save(path: Path, pixels: np.ndarray, mode: str | None = None, **options) -> Path:
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def test_image_modes(tmp_path):
+    pixels = numbered_frames(6)[5]
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "rgb.png", pixels)), pixels)
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "grey.png", pixels, "L")), pixels)
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "palette.gif", pixels[..., 0], "P")), pixels)
+    deep = np.maximum(pixels[..., 0].astype(int) * 257 - 100, 0).astype(np.uint16)  # to be rounded up again
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "deep.png", deep)), pixels)
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "deep.tiff", deep)), pixels)
+    cmyk = read_image(_save(tmp_path / "cmyk.jpg", pixels, "CMYK", quality=95))
+    assert np.abs(cmyk.astype(int) - pixels).mean() < 3
+    floats = _save(tmp_path / "floats.tiff", pixels[..., 0].astype(np.float32))
+    assert "floats" in _error(read_image, floats)
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[:, 3:, 3] = 255
+    pixels[0, 0] = (200, 100, 0, 51)
+    expected = np.zeros((4, 6, 3), np.uint8)
+    expected[:, :3] = 255
+    expected[0, 0] = (244, 224, 204)
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "a.png", pixels)), expected)
+    palette = Image.fromarray(np.repeat([[0, 0, 0, 1, 1, 1]], 4, axis=0).astype(np.uint8)).convert("P")
+    palette.putpalette([9, 9, 9, 0, 0, 0])
+    palette.save(tmp_path / "b.png", transparency=0)
+    expected[0, 0] = 255
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), expected)
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_exif_orientation(tmp_path, orientation, turns):
+    pixels = numbered_frames(1)[0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _save(tmp_path / "a.jpg", pixels, exif=exif, quality=95)
+    shown = np.rot90(pixels, turns)
+    image = read_image(path)
+    assert probe_image(path) == (image.shape[1], image.shape[0]) == (shown.shape[1], shown.shape[0])
+    assert np.abs(image.astype(int) - shown).mean() < 3
+
+
+def test_damaged_images(tmp_path):
+    path = _save(tmp_path / "a.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:2_000])
+    assert "truncated" in _error(read_image, path)
+    assert probe_image(path) == (64, 64)
+    path = _save(tmp_path / "b.png", np.zeros((64, 64, 3), np.uint8))
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
+    assert "bomb" in _error(read_image, path)
+    assert "bomb" in _error(probe_image, path)

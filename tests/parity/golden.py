@@ -1,0 +1,59 @@
+"""The recorded reference outputs and the tiny model they came from."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from omnivinci_jax.config import (
+    AFWhisperConfig,
+    OmniAlignConfig,
+    OmniVinciConfig,
+    Qwen2Config,
+    SiglipConfig,
+    TimeEmbeddingConfig,
+)
+from tests.parity.torch_weights import params_from_torch
+
+GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference outputs (shared/golden) are not here")
+
+_TIME = TimeEmbeddingConfig(scheme="crte", max_time=60.0, trope_dim=32)
+CONFIG = OmniVinciConfig(
+    text=Qwen2Config(400, 64, 128, 3, 4, 2),
+    vision=SiglipConfig(32, 64, 3, 4, 56, 14),
+    audio=AFWhisperConfig(32, 64, 3, 4, 128, 50),
+    s2_scales=(56, 112, 168),
+    pool_sizes=((2, 1, 1),),
+    audio_compression="none",
+    video_time=_TIME,
+    sound_time=_TIME,
+    omni_align=OmniAlignConfig(num_heads=4),
+)
+
+
+@cache
+def params() -> dict:
+    """The tree of the recorded checkpoint (without OmniAlignNet, which the released model does not ship)."""
+    return params_from_torch(load_file(GOLDEN / "checkpoint_merged" / "model.safetensors"), CONFIG)
+
+
+@cache
+def case(name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDEN / "cases" / f"{name}.npz"))
+
+
+@cache
+def part(name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDEN / "parts" / f"{name}.npz"))
+
+
+def pixels(normalised: np.ndarray) -> np.ndarray:
+    """[n, 3, side, side] as the reference normalised it, back to [n, side, side, 3] in 0 … 255 (not rounded)."""
+    return ((normalised.astype(np.float64) * 0.5 + 0.5) * 255).transpose(0, 2, 3, 1).astype(np.float32)
+
+
+def assert_close(actual: object, expected: np.ndarray, atol: float) -> None:
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=atol)

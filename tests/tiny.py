@@ -1,0 +1,25 @@
+"""The tiny model and a processor for it, which many tests use."""
+
+from functools import cache
+from pathlib import Path
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.sequence.tokenizer import Tokenizer
+from omnivinci_jax.settings import TrainConfig, load_config
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIG = REPOSITORY / "configs" / "tiny.py"
+
+
+@cache
+def tiny_settings() -> TrainConfig:
+    return load_config([f"--config={CONFIG}"])
+
+
+def tiny_config(**changes) -> OmniVinciConfig:
+    return tiny_settings().model.replace(**changes)
+
+
+@cache
+def tiny_tokenizer() -> Tokenizer:
+    return Tokenizer(REPOSITORY / "configs" / "tiny_tokenizer")
