@@ -64,7 +64,7 @@ def get_config():
         val="runs/av_world/val.jsonl",
         held_out="runs/av_world/held_out.jsonl",
         groups=1,
-        capacity=Capacity(rows=16, slots=384, tiles=448, windows=32, clips=32),
+        capacity=Capacity(rows=16, slots=448, tiles=320, windows=32, clips=24),
         workers=1,
         cache_media=True,
     )

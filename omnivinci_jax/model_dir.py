@@ -72,5 +72,6 @@ def init_batch(config: OmniVinciConfig) -> object:
 
 def abstract_params(model: OmniVinci) -> dict:
     """Shapes and dtypes of the parameters."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), init_batch(model.config))
-    return nn.meta.unbox(variables)["params"]
+    batch = init_batch(model.config)
+    # Unboxed inside: under a mesh it constrains shardings, which only traced arrays can take.
+    return jax.eval_shape(lambda key: nn.meta.unbox(model.init(key, batch)["params"]), jax.random.key(0))

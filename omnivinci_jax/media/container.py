@@ -56,8 +56,7 @@ def _check_complete(container: InputContainer, path: PathLike) -> None:
         entries = stream.index_entries
         if len(entries) and entries[-1].pos + entries[-1].size > size:
             missing = min(entry.timestamp for entry in entries if entry.pos + entry.size > size)
-            second, whole = (float(stamp * stream.time_base) for stamp in (missing, entries[-1].timestamp))
-            raise MediaError(f"{path}: is cut off: its {stream.type} ends at {second:.1f} s of {whole:.1f} s")
+            raise MediaError(f"{path}: is cut off at {float(missing * stream.time_base):.1f} s")
 
 
 def first_video(container: InputContainer) -> VideoStream | None:
@@ -76,12 +75,12 @@ def video_stream(container: InputContainer, path: PathLike) -> VideoStream:
     return video
 
 
-def sound_stream(container: InputContainer, path: PathLike) -> AudioStream | None:
-    """The first sound stream, None where there is none; MediaError where there is no decoder for it."""
-    sound = next(iter(container.streams.audio), None)
-    if sound is not None:
-        _check_codec(sound, path)
-    return sound
+def sound_stream(container: InputContainer, path: PathLike) -> AudioStream:
+    """The first sound stream; MediaError where there is none, or no decoder for it."""
+    if not container.streams.audio:
+        raise MediaError(f"{path}: has no sound stream")
+    _check_codec(container.streams.audio[0], path)
+    return container.streams.audio[0]
 
 
 def _check_codec(stream: Stream, path: PathLike) -> None:
@@ -149,6 +148,12 @@ class SoundEnd:
             padding = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))[1]
             seconds = min(seconds, self._frame_seconds - padding / packet.stream.sample_rate)
         self.seconds = max(self.seconds, float(packet.pts * packet.time_base) + seconds)
+
+    def follow(self, some_packets: Iterable[Packet]) -> Iterator[Packet]:
+        """The same packets, each taken into account as it passes."""
+        for packet in some_packets:
+            self.add(packet)
+            yield packet
 
 
 def sound_in_time(

@@ -57,7 +57,9 @@ def probe_video(path: PathLike) -> VideoInfo:
         MediaError: the file is missing, empty, damaged, cut off, or has no video that can be decoded.
     """
     with ffmpeg.opened(path) as container:
-        video, sound = ffmpeg.video_stream(container, path), ffmpeg.sound_stream(container, path)
+        video = ffmpeg.video_stream(container, path)
+        sound = ffmpeg.sound_stream(container, path) if container.streams.audio else None
+        width, height = video.width, video.height  # before decoding: the decoder changes them with the stream
         usual_duration = 1 / (video.average_rate * video.time_base) if video.average_rate else 0
         first, frames, sound_end = None, [], ffmpeg.SoundEnd()
         for packet in ffmpeg.packets(container, [video, sound] if sound else [video], path):
@@ -71,11 +73,12 @@ def probe_video(path: PathLike) -> VideoInfo:
         if first is None:
             raise MediaError(f"{path}: the video stream holds no picture that can be decoded")
         zero = ffmpeg.clip_start(video, sound)
-        swapped = ffmpeg.swaps_sides(ffmpeg.display_matrix(first))
+        if ffmpeg.swaps_sides(ffmpeg.display_matrix(first)):
+            width, height = height, width
         return VideoInfo(
             frame_times=np.unique([stamp for stamp, _ in frames]) * float(video.time_base) - zero,
-            width=first.height if swapped else first.width,
-            height=first.width if swapped else first.height,
+            width=width,
+            height=height,
             duration=float(sum(max(frames)) * video.time_base) - zero,
             audio_seconds=max(0.0, sound_end.seconds - zero),
         )
@@ -91,10 +94,7 @@ def probe_audio(path: PathLike) -> float:
         with _opened_sound(path) as sound_file:
             return sound_file.frames / sound_file.samplerate
     with ffmpeg.opened(path) as container:
-        sound = ffmpeg.sound_stream(container, path)
-        if sound is None:
-            raise MediaError(f"{path}: has no sound stream")
-        sound_end = ffmpeg.SoundEnd()
+        sound, sound_end = ffmpeg.sound_stream(container, path), ffmpeg.SoundEnd()
         for packet in ffmpeg.packets(container, [sound], path):
             sound_end.add(packet)
         return max(0.0, sound_end.seconds - ffmpeg.clip_start(ffmpeg.first_video(container), sound))
@@ -116,7 +116,7 @@ def sample_frames(
 
 
 def read_frames(path: PathLike, indices: Iterable[int]) -> UInt8[np.ndarray, "n h w 3"]:
-    """The frames with these numbers (in order of presentation, as in `probe_video`), in RGB and upright.
+    """The frames with these numbers, at least one (in order of presentation, as in `probe_video`), in RGB and upright.
 
     Decodes no further than needed, and from the nearest keyframe where frames are far apart. Frames of another size
     than the first (a stream may change) are scaled to it.
@@ -124,30 +124,25 @@ def read_frames(path: PathLike, indices: Iterable[int]) -> UInt8[np.ndarray, "n 
     Raises:
         MediaError: there is no such frame, or it cannot be decoded.
     """
-    indices = [int(index) for index in indices]
-    with ffmpeg.opened(path) as container:
-        video = ffmpeg.video_stream(container, path)
-        is_keyframe = {  # by time stamp
-            packet.pts: packet.is_keyframe
-            for packet in ffmpeg.packets(container, [video], path)
-            if ffmpeg.is_presented(packet)
-        }
-    stamps = sorted(is_keyframe)
-    keyframes = [stamp for stamp in stamps if is_keyframe[stamp]]
+    indices = np.asarray(list(indices))
+    if not indices.size:
+        raise ValueError("read_frames needs at least one frame number")
+    stamps, keyframes = _presentation_order(path)
     for index in indices:
         if not 0 <= index < len(stamps):
             raise MediaError(f"{path}: there is no frame {index}, it has {len(stamps)} frames")
 
-    pictures = {}
+    pictures = None
     reformatter = VideoReformatter()  # one for all: setting up a conversion costs more than converting a small frame
     with ffmpeg.opened(path) as container:
         video = ffmpeg.video_stream(container, path)
+        width, height = video.width, video.height  # before decoding: the decoder changes them with the stream
         seekable = container.format.name.startswith(_SEEKABLE_FORMATS)
         frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path)
         if container.format.name == "avi":
             frames = _stamped(frames, stamps)
         last = -1
-        for index in sorted(set(indices)):
+        for index in np.unique(indices).tolist():
             before = bisect_right(keyframes, stamps[index])
             keyframe = keyframes[before - 1] if before else stamps[0]
             if seekable and bisect_left(stamps, keyframe) - last > _SEEK_FRAMES:
@@ -155,16 +150,19 @@ def read_frames(path: PathLike, indices: Iterable[int]) -> UInt8[np.ndarray, "n 
                 frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path)
             # Damage since the keyframe is in every picture that follows, though only the first may be marked.
             wanted_or_damaged = (
-                frame for frame in frames if frame.pts == stamps[index]
+                frame for frame in frames if frame.pts == stamps[index] or (frame.is_corrupt and frame.pts >= keyframe)
             )
             frame = next(wanted_or_damaged, None)
             if frame is None or frame.is_corrupt:
                 second = stamps[index] * float(video.time_base)
                 raise MediaError(f"{path}: is damaged: frame {index}, at {second:.2f} s, cannot be decoded")
-            picture = reformatter.reformat(frame, video.width, video.height, "rgb24", threads=1).to_ndarray()
-            pictures[index] = ffmpeg.upright(picture, ffmpeg.display_matrix(frame))
+            picture = reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+            picture = ffmpeg.upright(picture, ffmpeg.display_matrix(frame))
+            if pictures is None:
+                pictures = np.empty((len(indices), *picture.shape), np.uint8)
+            pictures[indices == index] = picture
             last = index
-    return np.stack([pictures[index] for index in indices])
+    return pictures
 
 
 def read_waveform(path: PathLike, sampling_rate: int = 16_000) -> Float32[np.ndarray, " samples"]:
@@ -175,12 +173,23 @@ def read_waveform(path: PathLike, sampling_rate: int = 16_000) -> Float32[np.nda
     Raises:
         MediaError: no sound stream, an empty one, or one that cannot be decoded to its end.
     """
-    seconds = probe_audio(path)
+    if _is_for_soundfile(path):
+        with _opened_sound(path) as sound_file:
+            seconds, rate = sound_file.frames / sound_file.samplerate, sound_file.samplerate
+            channels = sound_file.blocks(2**16, dtype="float32", always_2d=True)
+            blocks = list(_resampled((block.mean(axis=1) for block in channels), rate, sampling_rate))
+    else:
+        with ffmpeg.opened(path) as container:
+            sound, sound_end = ffmpeg.sound_stream(container, path), ffmpeg.SoundEnd()
+            zero, rate = ffmpeg.clip_start(ffmpeg.first_video(container), sound), sound.sample_rate
+            frames = ffmpeg.decoded(sound_end.follow(ffmpeg.packets(container, [sound], path)), path)
+            blocks = list(_resampled(ffmpeg.sound_in_time(frames, zero, rate, path), rate, sampling_rate))
+            seconds = max(0.0, sound_end.seconds - zero)
     waveform = np.zeros(round(seconds * sampling_rate), np.float32)
     if not waveform.size:
         raise MediaError(f"{path}: the sound holds no samples")
     filled = 0
-    for block in _sound_blocks(path, sampling_rate):
+    for block in blocks:
         block = block[: waveform.size - filled]  # a decoder may add padding after the end
         waveform[filled : filled + block.size] = block
         filled += block.size
@@ -235,6 +244,16 @@ def _opened_image(path: PathLike) -> Iterator[Image.Image]:
         raise MediaError(f"{path}: the image cannot be decoded ({' '.join(str(error).split())})") from error
 
 
+def _presentation_order(path: PathLike) -> tuple[list[int], list[int]]:
+    """The sorted time stamps of all frames and of the keyframes, on the clock of the video stream."""
+    with ffmpeg.opened(path) as container:
+        video = ffmpeg.video_stream(container, path)
+        frames = filter(ffmpeg.is_presented, ffmpeg.packets(container, [video], path))
+        is_keyframe = {packet.pts: packet.is_keyframe for packet in frames}
+    stamps = sorted(is_keyframe)
+    return stamps, [stamp for stamp in stamps if is_keyframe[stamp]]
+
+
 def _stamped(frames: Iterable[VideoFrame], stamps: list[int]) -> Iterator[VideoFrame]:
     """AVI stores no times: FFmpeg's guesses are right as a set only, so frames get them in their order."""
     for frame, frame.pts in zip(frames, stamps, strict=False):
@@ -253,21 +272,6 @@ def _opened_sound(path: PathLike) -> Iterator[soundfile.SoundFile]:
             yield sound_file
     except soundfile.LibsndfileError as error:
         raise MediaError(f"{path}: the sound cannot be decoded ({error.error_string.rstrip('.')})") from error
-
-
-def _sound_blocks(path: PathLike, sampling_rate: int) -> Iterator[Float32[np.ndarray, " t"]]:
-    """The resampled sound in pieces, so that an hour of it is in memory once."""
-    if _is_for_soundfile(path):
-        with _opened_sound(path) as sound_file:
-            blocks = (block.mean(axis=1) for block in sound_file.blocks(2**16, dtype="float32", always_2d=True))
-            yield from _resampled(blocks, sound_file.samplerate, sampling_rate)
-        return
-    with ffmpeg.opened(path) as container:
-        sound = ffmpeg.sound_stream(container, path)
-        zero = ffmpeg.clip_start(ffmpeg.first_video(container), sound)
-        frames = ffmpeg.decoded(ffmpeg.packets(container, [sound], path), path)
-        blocks = ffmpeg.sound_in_time(frames, zero, sound.sample_rate, path)
-        yield from _resampled(blocks, sound.sample_rate, sampling_rate)
 
 
 def _resampled(

@@ -55,7 +55,7 @@ def train(config: TrainConfig, workdir: Path) -> Evaluation | None:
         UserError: any problem with configuration, data, work directory or disk.
     """
     workdir = workdir.expanduser().absolute()
-    claim_workdir(workdir, config)
+    check_workdir(workdir, config)
     check_capacity(config.data.capacity, config.model)
     mesh = make_mesh(config.mesh)
     if config.data.groups % (mesh.shape["data"] * mesh.shape["fsdp"]):
@@ -66,6 +66,7 @@ def train(config: TrainConfig, workdir: Path) -> Evaluation | None:
     for index in filter(None, (train_index, val_index)):
         for problem in index.problems:
             log.warning("left out: %s", problem)
+    claim_workdir(workdir, config)
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         model = OmniVinci(
@@ -87,11 +88,11 @@ def train(config: TrainConfig, workdir: Path) -> Evaluation | None:
         return run.finish()
 
 
-def claim_workdir(workdir: Path, config: TrainConfig) -> None:
-    """Notes the configuration in a new work directory; raises ConfigError for one that holds another run."""
-    path, values = workdir / "config.json", to_mapping(config)
+def check_workdir(workdir: Path, config: TrainConfig) -> None:
+    """Raises ConfigError for a folder that holds a run of another configuration, or something else."""
+    path = workdir / "config.json"
     if path.exists():
-        key = _first_difference(json.loads(path.read_text()), values, "config")
+        key = _first_difference(json.loads(path.read_text()), to_mapping(config), "config")
         if key:
             raise ConfigError(
                 f"{workdir}: it holds a run of another configuration ({key}); "
@@ -99,11 +100,14 @@ def claim_workdir(workdir: Path, config: TrainConfig) -> None:
             )
     elif workdir.exists() and any(workdir.iterdir()):
         raise ConfigError(f"{workdir}: the folder is not empty and holds no run; give another --workdir")
-    else:
-        workdir.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(values, indent=2) + "\n")
-        part.rename(path)
+
+
+def claim_workdir(workdir: Path, config: TrainConfig) -> None:
+    """Notes the configuration in the work directory."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = workdir / "config.json.part"
+    part.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
+    part.rename(workdir / "config.json")
 
 
 def _first_difference(old: object, new: object, key: str) -> str:

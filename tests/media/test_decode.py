@@ -1,5 +1,4 @@
 import struct
-import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,28 +25,6 @@ from omnivinci_jax.media.decode import (
 )
 from tests.media.files import frame_numbers, numbered_frames, onset, tone, write_video
 
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    """Six seconds at 12 fps with a keyframe every 8 frames, and a tone that starts at 1 s, in several containers."""
-    folder = tmp_path_factory.mktemp("clips")
-    frames = numbered_frames(72)
-    h264 = {"codec": "libx264", "codec_options": {"g": "8", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}}
-    vp9 = {"codec": "libvpx-vp9", "codec_options": {"g": "8", "cpu-used": "8", "deadline": "realtime"}}
-    hevc = {"codec": "libx265", "codec_options": {"x265-params": "keyint=8:log-level=none"}}
-    aac = {"sampling_rate": 16_000, "audio_codec": "aac"}
-    write_video(folder / "h264.mp4", frames, fps=12, waveform=tone(6, 1), **h264, **aac)
-    write_video(folder / "h264.mkv", frames, fps=12, waveform=tone(6, 1), **h264, **aac)
-    write_video(folder / "h264.ts", frames, fps=12, waveform=tone(6, 1), **h264, **aac)
-    write_video(folder / "hevc.mp4", frames, fps=12, waveform=tone(6, 1), **hevc, **aac)
-    opus = {"waveform": tone(6, 1, 48_000), "sampling_rate": 48_000, "audio_codec": "libopus"}
-    write_video(folder / "vp9.webm", frames, fps=12, **vp9, **opus)
-    mp3 = {"waveform": tone(6, 1, 44_100), "sampling_rate": 44_100, "audio_codec": "libmp3lame"}
-    write_video(folder / "h264.avi", frames, fps=12, **h264, **mp3)
-    write_video(folder / "front.mp4", frames, fps=12, waveform=tone(6), container_options={"movflags": "faststart"})
-    return folder
-
-
 ALL_CLIPS = ["h264.mp4", "h264.mkv", "h264.ts", "hevc.mp4", "vp9.webm", "h264.avi"]
 
 
@@ -73,8 +50,8 @@ def test_probe_is_exact_for_mp4(clips):
 
 
 def test_frames_are_stored_out_of_order(clips):
-    with av.open(str(clips / "h264.mp4")) as container:
-        stamps = [packet.pts for packet in container.demux(video=0) if packet.size]
+    with av.open(str(clips / "h264.mp4")) as opened:
+        stamps = [packet.pts for packet in opened.demux(video=0) if packet.size]
     assert stamps != sorted(stamps)
 
 
@@ -117,6 +94,24 @@ def test_odd_sizes_and_one_frame(tmp_path):
     assert frame_numbers(read_frames(path, [0, 1, 2])) == [0, 1, 2]
 
 
+def test_a_stream_that_changes_its_size_keeps_the_first(tmp_path):
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w") as opened:
+        stream = opened.add_stream("libvpx-vp9", rate=4, width=96, height=64, pix_fmt="yuv420p")
+        smaller = av.CodecContext.create("libvpx-vp9", "w")
+        smaller.width, smaller.height, smaller.pix_fmt, smaller.time_base = 48, 32, "yuv420p", Fraction(1, 4)
+        for number, encoder, size in ((1, stream, (64, 96)), (2, smaller, (32, 48))):
+            frame = av.VideoFrame.from_ndarray(numbered_frames(3, *size)[number], "rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 4)
+            for packet in encoder.encode(frame) + encoder.encode():
+                packet.stream = stream
+                opened.mux(packet)
+    info = probe_video(path)
+    assert (info.width, info.height, len(info.frame_times)) == (96, 64, 2)
+    frames = read_frames(path, [0, 1])
+    assert (frames.shape, frame_numbers(frames)) == ((2, 64, 96, 3), [1, 2])
+
+
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("turn", [90, 180, 270])
 def test_frames_are_shown_upright(tmp_path, turn, mirror):
@@ -127,6 +122,21 @@ def test_frames_are_shown_upright(tmp_path, turn, mirror):
     info = probe_video(path)
     assert (info.height, info.width) == shown.shape[1:3]
     assert np.abs(read_frames(path, [0, 1]).astype(int) - shown).mean() < 8
+
+
+def test_what_an_edit_list_leaves_out_is_not_there(tmp_path):
+    path = write_video(tmp_path / "a.mp4", numbered_frames(24), fps=12, codec_options={"bf": "0"})
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"elst") + 12  # after the version and the count: length, first time on the stream's clock, rate
+    length, start = struct.unpack_from(">ii", data, entry)
+    with av.open(str(path)) as opened:
+        half_a_second = round(0.5 / opened.streams.video[0].time_base)
+    struct.pack_into(">ii", data, entry, length - 500, start + half_a_second)
+    path.write_bytes(data)
+    info = probe_video(path)
+    np.testing.assert_allclose(info.frame_times, np.arange(18) / 12, atol=1e-6)
+    assert info.duration == pytest.approx(1.5)
+    assert frame_numbers(read_frames(path, range(18))) == list(range(6, 24))
 
 
 def test_sound_that_starts_late_starts_with_silence(tmp_path):
@@ -215,137 +225,6 @@ def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
     assert len(read_frames("talk:1.mp4", [0, 1])) == 2
 
 
-def _error(call, path) -> str:
-    with pytest.raises(MediaError) as caught:
-        call(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert "\n" not in message
-    return message.removeprefix(f"{path}: ")
-
-
-def _read_first_frame(path):
-    return read_frames(path, [0])
-
-
-READERS = [probe_video, _read_first_frame, probe_audio, read_waveform, probe_image, read_image]
-
-
-@pytest.mark.parametrize("reader", READERS)
-def test_files_that_are_none(tmp_path, reader, capfd):
-    assert _error(reader, tmp_path / "a.mp4") == "no such file"
-    assert "directory" in _error(reader, tmp_path)
-    for suffix in (".mp4", ".wav", ".jpg"):
-        (tmp_path / f"empty{suffix}").touch()
-        assert "empty" in _error(reader, tmp_path / f"empty{suffix}")
-        (tmp_path / f"text{suffix}").write_text("not a film\n" * 99)
-        assert _error(reader, tmp_path / f"text{suffix}")
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("reader", READERS[:4])
-def test_files_that_are_cut_off(tmp_path, clips, reader, capfd):
-    whole = (clips / "h264.mp4").read_bytes()
-    (tmp_path / "a.mp4").write_bytes(whole[: len(whole) // 2])
-    assert "cut off" in _error(reader, tmp_path / "a.mp4")
-    whole = (clips / "front.mp4").read_bytes()
-    (tmp_path / "b.mp4").write_bytes(whole[: len(whole) * 7 // 10])
-    message = _error(reader, tmp_path / "b.mp4")
-    second = float(message.removeprefix("is cut off: its video ends at ").split(" s ")[0])
-    assert 2 < second < 5.5
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_matroska_that_is_cut_off_is_a_shorter_clip(tmp_path, clips, capfd):
-    whole = (clips / "h264.mkv").read_bytes()
-    (tmp_path / "a.mkv").write_bytes(whole[: len(whole) * 7 // 10])
-    info = probe_video(tmp_path / "a.mkv")
-    assert 2 < info.duration < 5.5
-    count = len(info.frame_times)
-    shown = frame_numbers(read_frames(tmp_path / "a.mkv", range(count)))
-    np.testing.assert_allclose(info.frame_times, np.array(shown) / 12, atol=0.001)
-    assert len(read_waveform(tmp_path / "a.mkv")) == round(info.audio_seconds * 16_000)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(("kind", "readers"), [("video", READERS[:2]), ("audio", READERS[2:4])])
-def test_a_packet_that_is_cut_off(tmp_path, clips, kind, readers):
-    with av.open(str(clips / "h264.avi")) as container:
-        cut = next(p.pos for p in container.demux(**{kind: 0}) if p.pts and p.pts * p.time_base >= 3) + 20
-    (tmp_path / "a.avi").write_bytes((clips / "h264.avi").read_bytes()[:cut])
-    for reader in readers:
-        assert "is damaged or cut off at 3." in _error(reader, tmp_path / "a.avi")
-
-
-@pytest.mark.parametrize("length", [6, 40])
-def test_damage_is_found_from_where_it_is_to_the_next_keyframe(tmp_path, length, capfd):
-    path = write_video(
-        tmp_path / "a.mp4",
-        numbered_frames(72, 120, 160),
-        fps=12,
-        codec_options={"g": "48", "bf": "0", "sc_threshold": "0"},
-    )
-    whole = read_frames(path, range(72))
-    with av.open(str(path)) as container:
-        positions = [packet.pos for packet in container.demux(video=0) if packet.size]
-    data = bytearray(path.read_bytes())
-    data[positions[20] + 12 : positions[20] + 12 + length] = b"\x55" * length
-    path.write_bytes(data)
-    assert len(probe_video(path).frame_times) == 72
-    np.testing.assert_array_equal(read_frames(path, [0, 19]), whole[[0, 19]])
-    assert "is damaged" in _error(lambda path: read_frames(path, [20]), path)
-    assert "is damaged" in _error(lambda path: read_frames(path, [0, 40]), path)
-    np.testing.assert_array_equal(read_frames(path, [0, 71]), whole[[0, 71]])
-    assert capfd.readouterr() == ("", "")
-
-
-def test_what_an_edit_list_leaves_out_is_not_there(tmp_path):
-    path = write_video(tmp_path / "a.mp4", numbered_frames(24), fps=12, codec_options={"bf": "0"})
-    data = bytearray(path.read_bytes())
-    entry = data.index(b"elst") + 12  # after the version and the count: length, first time on the stream's clock, rate
-    length, start = struct.unpack_from(">ii", data, entry)
-    with av.open(str(path)) as container:
-        half_a_second = round(0.5 / container.streams.video[0].time_base)
-    struct.pack_into(">ii", data, entry, length - 500, start + half_a_second)
-    path.write_bytes(data)
-    info = probe_video(path)
-    np.testing.assert_allclose(info.frame_times, np.arange(18) / 12, atol=1e-6)
-    assert info.duration == pytest.approx(1.5)
-    assert frame_numbers(read_frames(path, range(18))) == list(range(6, 24))
-
-
-def test_streams_that_are_missing(tmp_path, clips):
-    silent = write_video(tmp_path / "a.mp4", numbered_frames(4))
-    assert "no sound stream" in _error(read_waveform, silent)
-    assert "no sound stream" in _error(probe_audio, silent)
-    sound = write_video(tmp_path / "b.mp4", None, waveform=tone(1))
-    assert "no video stream" in _error(probe_video, sound)
-    assert "no video stream" in _error(_read_first_frame, sound)
-    soundfile.write(tmp_path / "c.wav", np.zeros(0), 16_000)
-    assert probe_audio(tmp_path / "c.wav") == 0.0
-    assert "no samples" in _error(read_waveform, tmp_path / "c.wav")
-    assert "no frame 72" in _error(lambda path: read_frames(path, [0, 72]), clips / "h264.mp4")
-
-
-def test_unknown_codecs(tmp_path, clips):
-    whole = (clips / "h264.mp4").read_bytes()
-    (tmp_path / "a.mp4").write_bytes(whole.replace(b"avc1", b"zzzz"))
-    assert "codec of its video stream" in _error(probe_video, tmp_path / "a.mp4")
-    assert onset(read_waveform(tmp_path / "a.mp4")) == pytest.approx(1.0, abs=0.002)
-    path = write_video(tmp_path / "b.mov", numbered_frames(4), waveform=tone(1), audio_codec="pcm_s16le")
-    path.write_bytes(path.read_bytes().replace(b"sowt", b"zzzz"))
-    assert "codec of its audio stream" in _error(read_waveform, path)
-    assert "codec of its audio stream" in _error(probe_video, path)
-
-
-def test_a_damaged_flac_ends_with_an_error(tmp_path):
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32_000)
-    soundfile.write(tmp_path / "a.flac", noise, 16_000)
-    whole = (tmp_path / "a.flac").read_bytes()
-    (tmp_path / "a.flac").write_bytes(whole[: len(whole) // 2])
-    assert _error(read_waveform, tmp_path / "a.flac")
-
-
 def test_sample_frames_takes_the_frame_at_the_centre_of_each_bin():
     times = np.arange(120) / 12
     assert sample_frames(times, 10.0, 2, 100).tolist() == list(range(3, 120, 6))
@@ -388,8 +267,6 @@ def test_image_modes(tmp_path):
     np.testing.assert_array_equal(read_image(_save(tmp_path / "deep.tiff", deep)), pixels)
     cmyk = read_image(_save(tmp_path / "cmyk.jpg", pixels, "CMYK", quality=95))
     assert np.abs(cmyk.astype(int) - pixels).mean() < 3
-    floats = _save(tmp_path / "floats.tiff", pixels[..., 0].astype(np.float32))
-    assert "floats" in _error(read_image, floats)
 
 
 def test_transparent_pixels_are_white(tmp_path):
@@ -417,16 +294,3 @@ def test_exif_orientation(tmp_path, orientation, turns):
     image = read_image(path)
     assert probe_image(path) == (image.shape[1], image.shape[0]) == (shown.shape[1], shown.shape[0])
     assert np.abs(image.astype(int) - shown).mean() < 3
-
-
-def test_damaged_images(tmp_path):
-    path = _save(tmp_path / "a.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    path.write_bytes(path.read_bytes()[:2_000])
-    assert "truncated" in _error(read_image, path)
-    assert probe_image(path) == (64, 64)
-    path = _save(tmp_path / "b.png", np.zeros((64, 64, 3), np.uint8))
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
-    assert "bomb" in _error(read_image, path)
-    assert "bomb" in _error(probe_image, path)

@@ -39,7 +39,12 @@ def tensors(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("layers", [2, 4])
 def test_siglip_is_transformers_last_layer_but_one(layers):
     shape = dict(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=layers, num_attention_heads=3, image_size=42, patch_size=14
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=layers,
+        num_attention_heads=3,
+        image_size=42,
+        patch_size=14,
     )
     hf = randomise(SiglipVisionModel(SiglipVisionConfig(**shape, vision_use_head=False, attn_implementation="eager")))
     config = SiglipConfig(**shape)

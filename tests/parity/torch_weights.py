@@ -80,7 +80,7 @@ TABLE: tuple[tuple[str, str, Transform], ...] = (
 
 
 def params_from_torch(tensors: Mapping[str, np.ndarray], config: OmniVinciConfig) -> dict:
-    """The tree of all `tensors`: layers stacked, SigLIP's last one apart. Raises KeyError for a name not in the table."""
+    """The tree of all `tensors`: layers stacked, SigLIP's last one apart; KeyError for a name not in the table."""
     leaves: dict[str, np.ndarray] = {}
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for name, tensor in tensors.items():

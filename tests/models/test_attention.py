@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AbstractMesh
+
+from omnivinci_jax.models.attention import apply_rope, attention, rope_cos_sin
+
+
+def qkv(batch, length, heads, kv_heads, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(batch, length, n, width)).astype(np.float32) for n in (heads, kv_heads, kv_heads)]
+
+
+def reference(q, k, v, causal, segment_ids):
+    """One query at a time, in float64."""
+    out = np.zeros(q.shape)
+    per_key_head = q.shape[2] // k.shape[2]
+    for b, t, h in np.ndindex(q.shape[:3]):
+        seen = np.ones(q.shape[1], bool) if segment_ids is None else segment_ids[b] == segment_ids[b, t]
+        if causal:
+            seen = seen & (np.arange(q.shape[1]) <= t)
+        scores = k[b, seen, h // per_key_head].astype(np.float64) @ q[b, t, h] / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max())
+        out[b, t, h] = weights / weights.sum() @ v[b, seen, h // per_key_head]
+    return out
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    length=st.sampled_from([1, 3, 8, 13]),
+    heads=st.sampled_from([(4, 4), (6, 2), (3, 1)]),
+    causal=st.booleans(),
+    segments=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_is_softmax_attention(length, heads, causal, segments, seed):
+    q, k, v = qkv(2, length, *heads, 4, seed)
+    segment_ids = np.sort(np.random.default_rng(seed).integers(0, 3, (2, length))) if segments else None
+    out = attention(q, k, v, causal=causal, segment_ids=segment_ids)
+    np.testing.assert_allclose(out, reference(q, k, v, causal, segment_ids), atol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_segments_are_as_alone(causal):
+    lengths, q_k_v = (7, 4, 6), qkv(1, 20, 4, 2, 8)
+    segment_ids = np.repeat([1, 2, 3, 0], [*lengths, 3])[None]
+    packed = attention(*q_k_v, causal=causal, segment_ids=segment_ids)
+    start = 0
+    for length in lengths:
+        part = slice(start, start + length)
+        alone = attention(*(x[:, part] for x in q_k_v), causal=causal)
+        np.testing.assert_allclose(packed[:, part], alone, atol=2e-6)
+        start += length
+
+
+def test_padding_has_no_say_and_no_nan():
+    q, k, v = qkv(1, 9, 2, 1, 4)
+    segment_ids = np.array([[1] * 5 + [0] * 4])
+
+    def loss(q, k, v):
+        return (attention(q, k, v, causal=True, segment_ids=segment_ids)[:, :5] ** 2).sum()
+
+    gradients = jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+        assert np.all(gradient[:, 5:] == 0) and np.any(gradient[:, :5] != 0)
+    assert np.isfinite(attention(q, k, v, causal=True, segment_ids=segment_ids)).all()
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = qkv(1, 6, 2, 2, 4)
+    out = attention(100 * q, 100 * k, v, causal=True)
+    np.testing.assert_allclose(out, reference(100 * q, 100 * k, v, True, None), atol=1e-4)
+
+
+def test_bfloat16_comes_back_as_bfloat16_from_a_float32_softmax():
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in qkv(1, 64, 2, 2, 16))
+    out = attention(q, k, v, causal=True)
+    assert out.dtype == jnp.bfloat16
+    exact = reference(*(np.asarray(x, np.float32) for x in (q, k, v)), True, None)
+    np.testing.assert_allclose(np.asarray(out, np.float32), exact, atol=2e-2)
+
+
+def test_slots_sharded_over_context_stay_in_one_block():
+    def blocks():
+        jaxpr = jax.make_jaxpr(lambda *x: attention(*x, causal=True))(*qkv(1, 16, 2, 2, 4))
+        return sum(equation.primitive.name == "exp" for equation in jaxpr.eqns)
+
+    assert blocks() == 4
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2,), ("context",))):
+        assert blocks() == 1
+
+
+def test_rope_sees_distances_only():
+    q, k, _ = qkv(1, 5, 2, 2, 8)
+    scores = []
+    for start in (0, 1000):
+        rope = rope_cos_sin(np.arange(start, start + 5)[None], 8, 10_000.0)
+        scores.append(np.einsum("bthd,bshd->bhts", apply_rope(q, *rope), apply_rope(k, *rope)))
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
+    assert not np.allclose(scores[0], np.einsum("bthd,bshd->bhts", q, k), atol=1e-1)

@@ -1,0 +1,51 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omnivinci_jax.models.dynamic_s2 import area_weights, merge_scales
+
+
+def adaptive_average(x, rows, columns):
+    """[h, w, C] to [rows, columns, C], one output at a time."""
+    height, width, _ = x.shape
+    out = np.zeros((rows, columns, x.shape[2]))
+    for r, c in np.ndindex(rows, columns):
+        block = x[r * height // rows : math.ceil((r + 1) * height / rows)]
+        out[r, c] = block[:, c * width // columns : math.ceil((c + 1) * width / columns)].mean((0, 1))
+    return out
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    grid=st.integers(1, 5),
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 5),
+    sides=st.sampled_from([(1,), (1, 2), (1, 2, 3)]),
+)
+def test_is_merge_resize_and_cut(grid, rows, columns, sides):
+    count = sum(side**2 for side in sides) + rows * columns
+    features = np.random.default_rng(0).normal(size=(count, grid, grid, 2)).astype(np.float32)
+    first_of_largest = count - rows * columns
+    sources = np.array([[*range(first_of_largest), first_of_largest + n] for n in range(rows * columns)])
+    block = np.array([(n // columns, rows, n % columns, columns) for n in range(rows * columns)])
+
+    merged = merge_scales(jnp.asarray(features), sources, block, sides)
+
+    maps, first = [], 0
+    for tall, wide in (*((side, side) for side in sides), (rows, columns)):
+        tiles = features[first : first + tall * wide].reshape(tall, wide, grid, grid, -1)
+        whole = tiles.swapaxes(1, 2).reshape(tall * grid, wide * grid, -1)
+        maps.append(adaptive_average(whole, rows * grid, columns * grid))
+        first += tall * wide
+    expected = np.concatenate(maps, axis=-1).reshape(rows, grid, columns, grid, -1).swapaxes(1, 2)
+    np.testing.assert_allclose(merged, expected.reshape(-1, grid, grid, expected.shape[-1]), atol=1e-5)
+
+
+def test_every_output_is_a_mean():
+    index, count = np.divmod(np.arange(12), 4)[1], np.full(12, 4)
+    weights = area_weights(index, count, 5, 2, jnp.float32)
+    assert weights.shape == (12, 5, 10)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)

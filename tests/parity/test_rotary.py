@@ -1,0 +1,123 @@
+"""Time embeddings of the released schemes against recorded ones."""
+
+import numpy as np
+import pytest
+
+from omnivinci_jax.config import TimeEmbeddingConfig
+from omnivinci_jax.models.omnivinci import pool_frames
+from omnivinci_jax.models.time_embedding import TimeEmbedding, frequencies, rotate, time_angles
+from omnivinci_jax.sequence.axial import axial_angles
+from tests.parity.golden import assert_close, case, needs_golden, part
+
+pytestmark = needs_golden
+
+SCHEMES = {"shortest": "crte", "MTCT": "crte", "longest": "longest", "True": "axial", "False": "axial_reversed"}
+# What the reference's own float32 angles are off by: they grow to 4, 2e2, 1e4 and 8e4 radians.
+TOLERANCE = {
+    ("crte", "pixel"): 5e-6,
+    ("crte", "lang"): 5e-6,
+    ("longest", "pixel"): 4e-5,
+    ("longest", "lang"): 4e-5,
+    ("axial", "pixel"): 4e-3,
+    ("axial", "lang"): 3e-4,
+    ("axial_reversed", "pixel"): 4e-2,
+    ("axial_reversed", "lang"): 2e-3,
+}
+
+
+def config_of(period_fix, dim=32, embed_type="pixel", horizon=60.0):
+    return TimeEmbeddingConfig(SCHEMES[period_fix], horizon, dim, time_embed_type=embed_type)
+
+
+@pytest.mark.parametrize("period_fix", ["shortest", "longest"])
+@pytest.mark.parametrize("horizon", [60, 3600])
+@pytest.mark.parametrize("dim", [32, 128])
+def test_frequencies_and_angles(dim, horizon, period_fix):
+    recorded, name = part("rotary_pure"), f"d{dim}_T{horizon}_{period_fix}"
+    turns = frequencies(config_of(period_fix, dim, horizon=float(horizon)))
+    np.testing.assert_allclose(2 * np.pi * turns, recorded[f"orig_invfreq_{name}"], rtol=1e-6)
+    angles = np.asarray(time_angles(recorded["times_video"], turns))
+    assert_close(np.exp(1j * angles), np.exp(1j * recorded[f"orig_freqs_{name}"][0]), 2e-5)
+
+
+@pytest.mark.parametrize("period_fix", ["shortest", "longest"])
+@pytest.mark.parametrize("horizon", [60, 3600])
+@pytest.mark.parametrize("modality", ["video", "sound"])
+def test_rotated_tokens(modality, horizon, period_fix):
+    recorded, config = part("rotary_pure"), config_of(period_fix, horizon=float(horizon))
+    x, times = recorded[f"feat_{modality}"], recorded[f"times_{modality}"]
+    times = np.broadcast_to(times.reshape(-1, *[1] * (x.ndim - 2)), x.shape[:-1])
+    out = TimeEmbedding(config).apply({}, x, times)
+    assert_close(out, recorded[f"orig_applied_{modality}_d32_T{horizon}_{period_fix}"], 2e-5)
+
+
+ENCODERS = [(fix, kind, T) for fix in ("True", "False") for kind in ("pixel", "lang") for T in (None, 60.0)]
+ENCODERS += [(fix, kind, 60.0) for fix in ("shortest", "longest", "MTCT") for kind in ("pixel", "lang")]
+
+
+@pytest.mark.parametrize("period_fix,kind,horizon", ENCODERS)
+@pytest.mark.parametrize("modality", ["video", "sound"])
+def test_encoder(modality, period_fix, kind, horizon):
+    """Pooled in time (seven frames by two, the last with a missing one), then embedded."""
+    recorded = part("rotary_pure")
+    x, times, frames = recorded[f"feat_{modality}"], recorded[f"times_{modality}"].astype(np.float64), 1
+    if modality == "video":
+        members = np.array([[0, 1], [2, 3], [4, 5], [6, -1]])
+        x = np.asarray(pool_frames(x.reshape(7, 2, 2, 64), members, (2, 1, 1)))
+        times, frames = np.repeat(np.append(times[:6].reshape(3, 2).mean(1), times[6]), 4), 4
+    config = config_of(period_fix, embed_type=kind, horizon=horizon)
+    angles, tokens = None, len(x) // frames
+    if config.scheme.startswith("axial"):
+        frame, token = np.divmod(np.arange(len(x)), tokens)
+        angles = axial_angles(frame, token, frames, tokens, times, config, modality)
+    out = TimeEmbedding(config).apply({}, x, times.astype(np.float32), angles)
+    expected = recorded[f"enc_orig_{modality}_{period_fix}_{kind}_T{'None' if horizon is None else 60}"]
+    assert_close(out, expected, TOLERANCE[config.scheme, config.time_embed_type])
+
+
+@pytest.mark.parametrize("kind", ["pixel", "lang"])
+@pytest.mark.parametrize("horizon", [None, 60.0])
+@pytest.mark.parametrize("frames,tokens", [(5, 4), (1, 25)])
+def test_axial_positions(frames, tokens, horizon, kind):
+    """The recorded ones are before time comes in: with t = T_max (1 s without one) an angle is 2π (1) times them."""
+    frame, token = np.divmod(np.arange(frames * tokens), tokens)
+    times = np.full(frames * tokens, 1.0 if horizon is None else horizon)
+    # Recorded as they are for a sound with a horizon (positions scaled) and for a video without one (base 50,000).
+    modality = "sound" if horizon is not None or frames == 1 else "video"
+    angles = axial_angles(frame, token, frames, tokens, times, config_of("True", 32, kind, horizon), modality)
+    recorded = part("rotary_pure")[f"axial_{kind}_T{'None' if horizon is None else 60}_{frames}x{tokens}"]
+    expected = recorded.reshape(-1, 64).astype(np.float64) * (1 if horizon is None else 2 * np.pi)
+    assert_close(np.exp(1j * angles), np.exp(1j * expected), 3e-4)
+
+
+CASES = [
+    ("e_video_audio", "shortest", "shortest"),
+    ("v_orig_mtct_longest_e", "longest", "longest"),
+    ("v_true_pixel_e", "True", "True"),
+    ("v_false_pixel_e", "False", "False"),
+]
+
+
+@pytest.mark.parametrize("name,video,sound", CASES)
+def test_cases(name, video, sound):
+    recorded = case(name)
+    frames = recorded["video_encoder_in.0"].reshape(8, 2, 2, 64)
+    frames = np.asarray(pool_frames(frames, np.arange(8).reshape(4, 2), (2, 1, 1)))
+    video_times = np.repeat(recorded["video_times.0"].astype(np.float64).reshape(4, 2).mean(1), 4)
+    sound_times = recorded["sound_times.0"].astype(np.float64)
+    for modality, fix, x, times, count in (
+        ("video", video, frames, video_times, 4),
+        ("sound", sound, recorded["sound_encoder_in.0"], sound_times, 1),
+    ):
+        config, tokens = config_of(fix), len(x) // count
+        frame, token = np.divmod(np.arange(len(x)), tokens)
+        angles = axial_angles(frame, token, count, tokens, times, config, modality)
+        out = TimeEmbedding(config).apply({}, x, times.astype(np.float32), angles)
+        assert_close(out, recorded[f"{modality}_encoder_out.0"], TOLERANCE[config.scheme, config.time_embed_type])
+
+
+def test_rotation_is_interleaved():
+    quarter = np.full((1, 4), np.pi / 2, np.float32)
+    assert_close(
+        rotate(np.array([[1.0, 2.0, 3.0, 4.0, 5.0]], np.float32), quarter), [[-2.0, 1.0, -4.0, 3.0, 5.0]], 1e-6
+    )
