@@ -128,14 +128,13 @@ def test_what_is_kept_for_export_alone_gets_no_gradient(params):
 
 
 def test_bfloat16_is_close(params, forward):
-    hidden = OmniVinci(CONFIG, jnp.bfloat16).apply({"params": params}, make_batch()).hidden
+    hidden = jax.jit(OmniVinci(CONFIG, jnp.bfloat16).apply)({"params": params}, make_batch()).hidden
     assert hidden.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(hidden, np.float32), forward(params, make_batch()).hidden, atol=0.1)
 
 
-def test_text_needs_no_media(params):
-    batch = make_batch(tiles=0, windows=0)
-    hidden = OmniVinci(CONFIG).apply({"params": params}, batch).hidden
+def test_text_needs_no_media(params, forward):
+    hidden = forward(params, make_batch(tiles=0, windows=0)).hidden
     assert hidden.shape == (2, 1, 5, 16) and np.isfinite(hidden).all()
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from omnivinci_jax.config import AUDIO_COMPRESSIONS, AFWhisperConfig, OmniAlignConfig, OmniVinciConfig, Qwen2Config
+from omnivinci_jax.config import (
+    AUDIO_COMPRESSIONS,
+    AFWhisperConfig,
+    OmniAlignConfig,
+    OmniVinciConfig,
+    Qwen2Config,
+    TimeEmbeddingConfig,
+)
 from omnivinci_jax.models.projectors import SoundProjector, space_to_depth
 
 
@@ -13,6 +20,8 @@ def config(compression, positions=20):
         text=Qwen2Config(64, 6, 8, 1, 1, 1),
         audio=AFWhisperConfig(4, 8, 1, 1, 8, positions),
         audio_compression=compression,
+        video_time=TimeEmbeddingConfig("none"),
+        sound_time=TimeEmbeddingConfig("none"),
         omni_align=OmniAlignConfig(num_heads=1),
     )
 
