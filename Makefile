@@ -1,17 +1,19 @@
 # `make demo` and `make test` need Python 3.11 or newer and make; everything else is installed into .venv.
 PYTHON ?= python3
+# Where the parity tests' torch comes from. A plain `pip install torch` brings gigabytes of CUDA: give the index of
+# PyTorch's CPU builds (CONTRIBUTING.md), unless pip is already set up to find one.
+TORCH_INDEX ?=
 BIN := .venv/bin
-RUN := runs/tiny
 
 .PHONY: demo test lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
-	$(BIN)/omnivinci train --config configs/tiny.py --workdir $(RUN)
-	$(BIN)/omnivinci generate --model $(RUN)/model --video runs/av_world/$$($(BIN)/python -m omnivinci_jax.data.av_world.example --path) \
-		--prompt "$$($(BIN)/python -m omnivinci_jax.data.av_world.example --question)"
+	$(BIN)/omnivinci train --config configs/tiny.py --workdir runs/tiny
+	$(BIN)/omnivinci generate --model runs/tiny/model --video runs/av_world/clips/held_out_000000.webm \
+		--prompt "Which colour was on screen while the hum sounded? orange, yellow, magenta or red."
 
-test: .venv/test.stamp lint
+test: .venv/test.stamp
 	$(BIN)/pytest
 
 lint: .venv/test.stamp
@@ -19,18 +21,18 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check
 
 .venv/pip.stamp:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	touch $@
 
 .venv/demo.stamp: .venv/pip.stamp pyproject.toml
-	$(BIN)/pip install --quiet -e .
+	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-# The CPU build of torch comes first: the parity tests' `torch` then finds it in place.
 .venv/test.stamp: .venv/pip.stamp pyproject.toml
-	$(BIN)/pip install --quiet torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
-	$(BIN)/pip install --quiet -e '.[test,parity]'
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[test,parity]'
 	touch $@ .venv/demo.stamp
 
 clean:

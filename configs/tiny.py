@@ -63,8 +63,8 @@ def get_config():
         train="runs/av_world/train.jsonl",
         val="runs/av_world/val.jsonl",
         held_out="runs/av_world/held_out.jsonl",
-        groups=1,
-        capacity=Capacity(rows=16, slots=448, tiles=320, windows=32, clips=24),
+        groups=4,
+        capacity=Capacity(rows=4, slots=448, tiles=84, windows=8, clips=8),
         workers=1,
         cache_media=True,
     )

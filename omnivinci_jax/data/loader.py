@@ -3,6 +3,9 @@
 What group number n holds is a pure function of (index, capacity, seed, n); resuming is an integer.
 """
 
+import multiprocessing.connection
+import os
+import threading
 from typing import NamedTuple
 
 import grain
@@ -115,7 +118,19 @@ def all_batches(
 def _batches(source: Groups, groups: int, start: int, workers: int) -> grain.IterDataset:
     dataset = grain.MapDataset.source(source)[start * groups :].batch(groups, batch_fn=_stack)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)) if workers else dataset
+    if not workers:
+        return dataset
+    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _end_with_parent)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Ends a worker when the training process is gone: one that was killed cannot tell its workers."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stack(loaded: list[Loaded]) -> Loaded:

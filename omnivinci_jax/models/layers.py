@@ -9,11 +9,13 @@ Of activations: `group` a batch's groups (and rows within), `media` the tiles or
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -22,8 +24,35 @@ Remat = Literal["none", "full", "dots"]
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),
 }
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(
+    x: Float[Array, "*batch in"], kernel: Float[Array, "in out"], out_dtype: DTypeLike
+) -> Float[Array, "*batch out"]:
+    """x @ kernel computed in the type of x.
+
+    Its own gradient rule, because JAX's makes the transpose of the kernel's gradient first, for which XLA copies the
+    activations across on a CPU (a training step takes half as long again), and rounds it to the type of x.
+    """
+    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=out_dtype)
+
+
+def _product_forward(x: Array, kernel: Array, out_dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, kernel, out_dtype), (x, kernel)
+
+
+def _product_backward(_out_dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    batch = tuple(range(x.ndim - 1))
+    kernel_gradient = jax.lax.dot_general(x, gradient, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+    return jnp.dot(gradient, kernel.astype(x.dtype).T), kernel_gradient.astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Dense(nn.Module):
@@ -45,7 +74,7 @@ class Dense(nn.Module):
         """Multiplies by the kernel in `dtype`."""
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        x = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=self.out_dtype)
+        x = checkpoint_name(_product(x.astype(self.dtype), kernel, self.out_dtype or self.dtype), "product")
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             x = x + self.param("bias", init, (self.features,)).astype(x.dtype)

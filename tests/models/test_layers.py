@@ -78,3 +78,36 @@ def test_stack_is_its_layers_in_turn(remat):
 
     expected, actual = (jax.jit(jax.value_and_grad(f))(params) for f in (in_turn, scanned))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
+
+
+def test_remat_recomputes_what_its_name_says():
+    x = jnp.ones((2, 8))
+
+    def products(remat):
+        stack = layer_stack(Block, 3, remat)()
+        params = nn.unbox(stack.init(jax.random.key(0), x, 0.5)["params"])
+        gradient = jax.grad(lambda params: (stack.apply({"params": params}, x, 0.5)[0] ** 2).sum())
+        return str(jax.make_jaxpr(gradient)(params)).count("dot_general[")
+
+    assert products("none") == products("dots") == 3  # forward, and the gradients of input and kernel
+    assert products("full") == 4
+
+
+def test_gradients_of_products_are_jaxs_own_and_float32():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 4)), jnp.float32)
+    params = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(4, 6)), jnp.float32), "bias": jnp.ones(6)}
+
+    def loss(params, x, product):
+        return (jnp.tanh(product(params, x)) ** 2).sum()
+
+    def plain(params, x):
+        return jnp.einsum("bti,io->bto", x, params["kernel"]) + params["bias"]
+
+    def dense(params, x, dtype=jnp.float32):
+        return Dense(6, ("embed", "mlp"), dtype=dtype).apply({"params": params}, x)
+
+    expected, actual = (jax.grad(loss, (0, 1))(params, x, product) for product in (plain, dense))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected)
+    half = jax.grad(loss)(params, x, lambda params, x: dense(params, x, jnp.bfloat16))
+    assert half["kernel"].dtype == jnp.float32
+    np.testing.assert_allclose(half["kernel"], expected[0]["kernel"], atol=0.1)

@@ -20,26 +20,30 @@ def params():
 
 
 def test_all_clips_at_once_are_as_one_at_a_time(params):
-    together = ClipQuery(CONFIG).apply({"params": params}, TOKENS, CLIPS, 3)
+    together = jax.jit(ClipQuery(CONFIG).apply, static_argnums=3)({"params": params}, TOKENS, CLIPS, 3)
     assert together.shape == (2, 3, 8)
     for group, clip in ((0, 1), (0, 2), (1, 1), (1, 3)):
         tokens = TOKENS[group][CLIPS[group] == clip][None]
-        alone = ClipQuery(CONFIG).apply({"params": params}, tokens, np.ones(tokens.shape[:2], int), 1)
+        alone = jax.jit(ClipQuery(CONFIG).apply, static_argnums=3)(
+            {"params": params}, tokens, np.ones(tokens.shape[:2], int), 1
+        )
         np.testing.assert_allclose(together[group, clip - 1], alone[0, 0], atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(together, axis=-1), 1, rtol=1e-6)
 
 
 def test_a_clip_without_tokens_is_the_query_alone(params):
-    out = ClipQuery(CONFIG).apply({"params": params}, TOKENS, CLIPS, 3)
+    out = jax.jit(ClipQuery(CONFIG).apply, static_argnums=3)({"params": params}, TOKENS, CLIPS, 3)
     np.testing.assert_allclose(out[0, 2], out[1, 1], atol=1e-6)  # neither group has tokens of that clip
     assert not np.allclose(out[0, 2], out[0, 0], atol=1e-2)
 
 
 def test_gradients_reach_query_and_key_weights(params):
     def loss(params):
-        return (ClipQuery(CONFIG).apply({"params": params}, TOKENS, CLIPS, 3)[0, 0] ** 3).sum()
+        return (
+            jax.jit(ClipQuery(CONFIG).apply, static_argnums=3)({"params": params}, TOKENS, CLIPS, 3)[0, 0] ** 3
+        ).sum()
 
-    gradients = jax.grad(loss)(params)
+    gradients = jax.jit(jax.grad(loss))(params)
     attention = gradients["layers"]["self_attn"]
     assert np.abs(gradients["query"]).max() > 1e-3
     for layer in range(3):
@@ -48,7 +52,9 @@ def test_gradients_reach_query_and_key_weights(params):
 
 
 def test_bfloat16_vectors_are_unit_in_float32(params):
-    out = ClipQuery(CONFIG, jnp.bfloat16).apply({"params": params}, jnp.asarray(TOKENS, jnp.bfloat16), CLIPS, 3)
+    out = jax.jit(ClipQuery(CONFIG, jnp.bfloat16).apply, static_argnums=3)(
+        {"params": params}, jnp.asarray(TOKENS, jnp.bfloat16), CLIPS, 3
+    )
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(out, axis=-1), 1, rtol=1e-6)
 

@@ -107,7 +107,7 @@ def test_every_token_reaches_its_slot_alone(params):
 
 
 def test_padding_changes_nothing(params, forward):
-    batch = make_batch(groups=1)
+    batch = make_batch()
     hidden = forward(params, batch).hidden
     batch.tokens[..., -2:] = 5
     np.testing.assert_allclose(forward(params, batch).hidden[:, :, :-2], hidden[:, :, :-2], atol=1e-6)

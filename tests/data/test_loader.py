@@ -1,0 +1,150 @@
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from omnivinci_jax.data.index import build_index, open_index
+from omnivinci_jax.data.loader import Groups, Plan, all_batches, train_batches
+from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.errors import DataError
+from omnivinci_jax.sequence.batch import Capacity
+from tests.tiny import tiny_config, tiny_tokenizer
+
+CAPACITY = Capacity(rows=2, slots=448, tiles=48, windows=5, clips=8)
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(tiny_config(), tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def index(av_world, processor):
+    return build_index(av_world / "train.jsonl", processor, CAPACITY, "skip", quiet=True)
+
+
+def same(first, second) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def test_every_sample_is_seen_once_an_epoch_and_epochs_differ(index):
+    plan = Plan(index, CAPACITY, seed=3)
+    first, number = [], 0
+    while len(first) < len(index):
+        first += [sample for row in plan[number] for sample in row]
+        number += 1
+    assert sorted(first) == list(range(len(index)))
+    second = [sample for row in plan[number] for sample in row]
+    assert second and second != first[: len(second)]
+
+
+def test_a_group_is_a_function_of_seed_and_number(index):
+    plan = Plan(index, CAPACITY, seed=3)
+    groups = [plan[number] for number in range(12)]
+    assert Plan(index, CAPACITY, seed=3)[11] == groups[11]
+    assert [Plan(index, CAPACITY, seed=4)[number] for number in range(12)] != groups
+
+
+def test_a_resumed_loader_and_one_with_workers_give_the_same_batches(index, processor):
+    settings = dict(groups=2, seed=0, stop=4)
+    whole = list(train_batches(index, processor, CAPACITY, start=0, workers=0, **settings))
+    rest = list(train_batches(index, processor, CAPACITY, start=2, workers=1, **settings))
+    assert len(whole) == 4 and len(rest) == 2
+    for expected, found in zip(whole[2:], rest, strict=True):
+        assert expected.samples == found.samples and same(expected.batch, found.batch)
+
+
+def test_batches_mix_modalities_in_one_group(index, processor):
+    """Video, image, sound and text rows share a group: no batch of one modality."""
+    kinds = set()
+    for batch, _, _ in all_batches(index, processor, CAPACITY, groups=1, workers=0):
+        for segment in range(1, batch.segment_ids.max() + 1):
+            for row in range(CAPACITY.rows):
+                own = batch.slot_kind[0, row][batch.segment_ids[0, row] == segment]
+                kinds.add((row, frozenset(own.tolist())))
+    assert len({kind for _, kind in kinds}) >= 3
+
+
+def test_cached_media_are_the_same_and_follow_the_file(av_world, processor, tmp_path):
+    cached = replace(processor, cache=tmp_path / "cache")
+    shutil.copytree(av_world / "clips", tmp_path / "clips")
+    shutil.copy(av_world / "val.jsonl", tmp_path)
+    index = build_index(tmp_path / "val.jsonl", cached, CAPACITY, "skip", quiet=True)
+    conversation = index.conversation(0)
+    plain = processor.load(conversation)
+    for _ in range(2):  # once written, once read
+        assert plain[0] == cached.load(conversation)[0]
+        assert same(plain[1:], cached.load(conversation)[1:])
+    other = index.conversation(len(index) - 1).media[0].path
+    shutil.copy(other, conversation.media[0].path)
+    assert not same(cached.load(conversation)[1:], plain[1:])
+
+
+def test_a_file_that_cannot_be_read_is_padding_and_a_line(av_world, processor, tmp_path):
+    shutil.copytree(av_world / "clips", tmp_path / "clips")
+    shutil.copy(av_world / "held_out.jsonl", tmp_path)
+    index = build_index(tmp_path / "held_out.jsonl", processor, CAPACITY, "skip", quiet=True)
+    gone = index.conversation(0).media[0].path
+    with open(gone, "r+b") as file:
+        file.truncate(1000)
+    (loaded,) = [Groups(index, [[[0], [len(index) - 1]]], 1, processor, CAPACITY)[0]]
+    assert loaded.samples == [[], [len(index) - 1]]
+    assert loaded.skipped[0].startswith(f"{index.path}:{index.lines[0]}: {gone}")
+    assert not loaded.batch.segment_ids[0].any() and not loaded.batch.loss_weights[0].any()
+    assert loaded.batch.loss_weights[1].any()
+
+
+def test_a_file_changed_since_indexing_is_named(av_world, processor, tmp_path):
+    shutil.copytree(av_world / "clips", tmp_path / "clips")
+    shutil.copy(av_world / "held_out.jsonl", tmp_path)
+    index = build_index(tmp_path / "held_out.jsonl", processor, CAPACITY, "skip", quiet=True)
+    first, last = index.conversation(0).media[0].path, index.conversation(len(index) - 1).media[0].path
+    shutil.copy(last, first)
+    loaded = Groups(index, [[[0], []]], 1, processor, CAPACITY)[0]
+    assert "changed since it was indexed" in loaded.skipped[0]
+
+
+def test_samples_that_do_not_fit_are_named_or_thinned(av_world, processor):
+    small = CAPACITY._replace(tiles=10)
+    skipped = build_index(av_world / "val.jsonl", processor, small, "skip", quiet=True)
+    assert len(skipped) == 0 and "tiles where data.capacity.tiles is 10" in skipped.problems[0]
+    thinned = build_index(av_world / "val.jsonl", processor, small, "thin", quiet=True)
+    assert not thinned.problems and (thinned.sizes[:, 1] <= 10).all() and (thinned.max_frames > 0).all()
+    loaded = Groups(thinned, [[[0], []]], 1, processor, small)[0]
+    assert loaded.samples == [[0], []] and not loaded.skipped
+
+
+def test_an_index_is_kept_until_the_file_or_the_settings_change(av_world, processor, tmp_path):
+    data = tmp_path / "text.jsonl"
+    line = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}
+    data.write_text(json.dumps(line) + "\n")
+
+    def sizes(capacity=CAPACITY):
+        index = open_index(data, processor, capacity, "skip", tmp_path / "index")
+        return index.sizes.tolist(), len(list((tmp_path / "index").iterdir()))
+
+    first = sizes()
+    assert sizes() == first and first[1] == 1
+    assert sizes(CAPACITY._replace(rows=3))[1] == 2
+    data.write_text((json.dumps(line) + "\n") * 2)
+    assert len(sizes()[0]) == 2
+
+
+def test_a_line_that_is_no_conversation_stops_with_its_place(processor, tmp_path):
+    data = tmp_path / "bad.jsonl"
+    data.write_text('\n{"messages": [}\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl:2: not JSON"):
+        build_index(data, processor, CAPACITY, "skip", quiet=True)
+
+
+@pytest.mark.parametrize("drop, tiles, windows", [("sound", True, False), ("vision", False, True)])
+def test_dropping_a_stream_leaves_the_other(av_world, drop, tiles, windows):
+    blind = Processor(tiny_config(), tiny_tokenizer(), drop=drop)
+    index = build_index(av_world / "held_out.jsonl", blind, CAPACITY, "skip", quiet=True)
+    assert (index.sizes[:, 1] > 0).all() == tiles and (index.sizes[:, 2] > 0).all() == windows
+    assert len(index) == 10
+    loaded = Groups(index, [[[0], []]], 1, blind, CAPACITY)[0]
+    assert loaded.samples == [[0], []]

@@ -1,0 +1,264 @@
+"""The real command, on real files: learns, resumes bit for bit after SIGKILL, names what is wrong in one line."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import CONFIG, REPOSITORY
+
+STEPS = 12
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "omnivinci_jax.cli", *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Programs compiled by one run are found by the next, since all runs here are of one model."""
+    cache = tmp_path_factory.mktemp("xla")
+    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+
+
+def run(arguments: list[str], environment: dict[str, str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        arguments, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, **options
+    )
+
+
+def train_command(av_world: Path, workdir: Path, *overrides: str) -> list[str]:
+    return command(
+        "train",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        f"--config.data.train={av_world / 'train.jsonl'}",
+        f"--config.data.val={av_world / 'val.jsonl'}",
+        f"--config.data.held_out={av_world / 'held_out.jsonl'}",
+        f"--config.data.cache={av_world / 'cache'}",
+        "--config.data.groups=2",
+        "--config.data.capacity.rows=2",
+        "--config.data.capacity.tiles=48",
+        "--config.data.capacity.windows=5",
+        f"--config.steps={STEPS}",
+        "--config.checkpoint_every=3",
+        "--config.eval_every=6",
+        "--config.log_every=1",
+        *overrides,
+    )
+
+
+def losses(workdir: Path) -> list[tuple[int, str, float]]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(line["step"], line["split"], line["loss"]) for line in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="session")
+def trained(av_world, environment, tmp_path_factory) -> Path:
+    """The work directory of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(train_command(av_world, workdir), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| **overall** |" in done.stdout
+    return workdir
+
+
+def test_a_run_leaves_everything_that_was_promised(trained):
+    results = json.loads((trained / "results.json").read_text())
+    assert set(results["by_kind"]) == {"seen", "heard", "while", "order", "when"} and results["seconds"] > 0
+    assert results["overall"] == pytest.approx(sum(results["by_kind"].values()) / 5)
+    for name in ("loss.png", "accuracy.png"):
+        assert (trained / name).read_bytes().startswith(b"\x89PNG")
+        assert f"]({name})" in (trained / "report.md").read_text()
+    assert list((trained / "tensorboard").glob("events*"))
+    assert [step for step, split, _ in losses(trained) if split == "train"] == list(range(1, STEPS + 1))
+    assert [step for step, split, _ in losses(trained) if split == "val"] == [6, 12]
+    assert losses(trained)[-2][2] < losses(trained)[0][2] - 1  # it learns
+
+
+def test_killed_at_any_step_and_started_again_the_losses_are_the_same(trained, av_world, environment, tmp_path):
+    """Killed three times: before the first checkpoint, in the middle, and near a save."""
+    workdir = tmp_path / "killed"
+    for kill_at in (2, 5, 9):
+        process = subprocess.Popen(
+            train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 300
+        while not (workdir / "metrics.jsonl").exists() or not any(s >= kill_at for s, _, _ in losses(workdir)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = run(train_command(av_world, workdir), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed at step" in done.stderr
+    assert losses(workdir) == losses(trained)
+    first, second = (json.loads((folder / "results.json").read_text()) for folder in (trained, workdir))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world, environment, tmp_path):
+    workdir = tmp_path / "full"
+    first = train_command(av_world, workdir, "--config.data.val=", "--config.data.held_out=")
+    process = subprocess.Popen(first, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    while not (workdir / "checkpoints" / "3").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+
+    # A limit on file size fails writes as a full disk does; checkpoints hold files of megabytes, logs do not.
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    done = run(first, environment, preexec_fn=limit)
+    assert done.returncode == 2, done.stderr[-3000:]
+    message = done.stderr.strip().splitlines()[-1]
+    assert "the checkpoint could not be written" in message and "the last good one is of step" in message
+    assert "Traceback" not in done.stderr
+    done = run(first, environment)
+    assert done.returncode == 0 and "resumed at step" in done.stderr
+
+
+def test_evaluate_gives_the_runs_own_result(trained, av_world, environment, tmp_path):
+    out = tmp_path / "results.json"
+    done = run(
+        command("evaluate", "--model", trained / "model", "--data", av_world / "held_out.jsonl", "--out", out),
+        environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = (json.loads(path.read_text()) for path in (out, trained / "results.json"))
+    assert found["by_kind"] == expected["by_kind"] and found["counts"] == expected["counts"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_generate_answers_about_any_mix_of_media(trained, av_world, environment):
+    clip = next((av_world / "clips").glob("held_out_*"))
+    image = next(av_world.rglob("*.png"))
+    sound = next(av_world.rglob("*.wav"))
+    media = ["--video", clip, "--image", image, "--audio", sound, "--speech_prompt", sound]
+    done = run(
+        command("generate", "--model", trained / "model", *media, "--prompt", "Which?", "--max_new_tokens", "5"),
+        environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_inspect_draws_what_the_model_sees(trained, av_world, environment, tmp_path):
+    clip = next((av_world / "clips").glob("held_out_*"))
+    out = tmp_path / "picture.png"
+    done = run(command("inspect", clip, "--model", trained / "model", "--out", out), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    numbers = json.loads(done.stdout.split("picture:")[0])
+    assert numbers["kind"] == "video" and numbers["vision_tokens"] == len(numbers["frame_times"]) == numbers["tiles"]
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_check_lists_every_problem_with_its_line(av_world, environment, tmp_path):
+    shutil.copy(next((av_world / "clips").glob("*.mp4")), tmp_path / "good.mp4")
+    (tmp_path / "text.mp4").write_text("not a video")
+    lines = [
+        chat("good.mp4"),
+        chat("text.mp4"),
+        chat("missing.mp4"),
+        {"video": "good.mp4", "conversations": [{"from": "human", "value": "<video><video>"}]},
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = run(command("check", tmp_path / "mine.jsonl"), environment)
+    assert done.returncode == 1
+    listed = done.stdout.splitlines()
+    assert [line.split(":")[1] for line in listed[:-1]] == ["2", "3", "4"]
+    assert listed[-1].endswith("4 conversations, 3 problem(s)")
+
+
+def chat(video: str) -> dict:
+    content = [{"type": "video", "video": video}, {"type": "text", "text": "What?"}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "red"}]}
+
+
+def broken(kind: str, folder: Path, av_world: Path) -> Path:
+    """A JSONL file with one thing wrong in it."""
+    clip = next((av_world / "clips").glob("*.mp4"))
+    line = chat("clip.mp4")
+    if kind == "text file named .mp4":
+        (folder / "clip.mp4").write_text("hello")
+    elif kind == "truncated mp4":
+        (folder / "clip.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    elif kind != "missing file":
+        shutil.copy(clip, folder / "clip.mp4")
+    if kind == "two placeholders and one path":
+        line = {"video": "clip.mp4", "conversations": [{"from": "human", "value": "<video> <video> What?"}]}
+    if kind == "placeholder in the text":
+        line["messages"][0]["content"][1]["text"] = "What is in <image>?"
+    data = folder / "data.jsonl"
+    data.write_text(json.dumps(line) + "\n")
+    return data
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("missing file", "clip.mp4: no such file"),
+        ("text file named .mp4", "clip.mp4: "),
+        ("truncated mp4", "clip.mp4: "),
+        ("two placeholders and one path", "data.jsonl:1: 2 <video> in the text but 1 video path"),
+        ("placeholder in the text", "data.jsonl:1: the text contains <image>, which is reserved"),
+    ],
+)
+def test_bad_data_stops_training_with_its_name(kind, message, av_world, environment, tmp_path):
+    data = broken(kind, tmp_path, av_world)
+    done = run(train_command(av_world, tmp_path / "run", f"--config.data.train={data}"), environment)
+    assert_one_error(done, message)
+    assert not (tmp_path / "run").exists()  # nothing was begun, so the mended command starts afresh
+
+
+def assert_one_error(done: subprocess.CompletedProcess, message: str) -> None:
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("omnivinci train: ")]
+    assert len(errors) == 1 and message in done.stderr
+
+
+def test_an_unknown_key_names_the_nearest(av_world, environment, tmp_path):
+    done = run(train_command(av_world, tmp_path / "run", "--config.optimizer.learning_rat=1"), environment)
+    assert_one_error(done, "config.optimizer.learning_rat: no such key; did you mean learning_rate?")
+
+
+def test_a_work_directory_of_another_configuration_is_left_alone(trained, av_world, environment):
+    before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
+    done = run(train_command(av_world, trained, "--config.seed=5"), environment)
+    assert_one_error(done, "it holds a run of another configuration (config.seed is 5, there it is 0)")
+    assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
+
+
+def test_a_work_directory_that_holds_something_else_is_left_alone(av_world, environment, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    done = run(train_command(av_world, tmp_path), environment)
+    assert_one_error(done, "the folder is not empty and holds no run")
+
+
+def test_files_that_break_during_training_are_skipped_up_to_the_limit(av_world, environment, tmp_path):
+    """Indexed whole, then broken: one of ten clips is over one per cent, so the run stops with the list."""
+    for folder in ("clips", "extra", "extras", "media"):
+        if (av_world / folder).is_dir():
+            shutil.copytree(av_world / folder, tmp_path / folder)
+    shutil.copy(av_world / "train.jsonl", tmp_path)
+    overrides = (f"--config.data.train={tmp_path / 'train.jsonl'}", f"--config.data.cache={tmp_path / 'cache'}")
+    arguments = train_command(av_world, tmp_path / "run", *overrides, "--config.data.max_skipped=0.5")
+    done = run(command("index", *arguments[4:5], *arguments[6:]), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "0 problem(s)" in done.stdout
+    victim = sorted((tmp_path / "clips").glob("train_*"))[0]
+    with open(victim, "r+b") as file:
+        file.truncate(2000)
+    done = run(arguments, environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    named = (tmp_path / "run" / "skipped.txt").read_text()
+    assert f"{tmp_path / 'train.jsonl'}:" in named and str(victim) in named and f"skipped: {tmp_path}" in done.stderr
