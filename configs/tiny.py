@@ -64,7 +64,7 @@ def get_config():
         val="runs/av_world/val.jsonl",
         held_out="runs/av_world/held_out.jsonl",
         groups=4,
-        capacity=Capacity(rows=4, slots=448, tiles=84, windows=8, clips=8),
+        capacity=Capacity(rows=4, slots=480, tiles=84, windows=8, clips=8),
         workers=1,
         cache_media=True,
     )

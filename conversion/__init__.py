@@ -1,0 +1,24 @@
+"""PyTorch checkpoints in and out: `load`, and the commands from_torch, to_torch and verify."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax.numpy as jnp
+
+    from omnivinci_jax.model_dir import LoadedModel
+
+
+def load(folder: str | Path, dtype: "jnp.dtype | None" = None) -> "LoadedModel":
+    """Loads a PyTorch checkpoint in either layout as `omnivinci_jax.load` loads a model directory.
+
+    Args:
+        folder: the checkpoint, with its tokenizer.
+        dtype: of activations, float32 where it is None; parameters keep the type that they are stored in.
+
+    Raises:
+        UserError: what is missing, damaged or unknown, with its key and file.
+    """
+    from conversion.loading import load
+
+    return load(Path(folder), dtype)

@@ -105,7 +105,7 @@ class TimeEmbeddingConfig:
         `axial_reversed` are the released period_fix "longest", "True" and "False"; `rote`, `learned` and `none` are
         the other arms of Table 1.
     max_time: T_max in seconds, or None where an axial scheme has no horizon.
-    trope_dim: rotary width; its first half of the channels rotate, as in the released code.
+    trope_dim: rotary width; its first half of the channels rotate, as in the released code (twice it in axial schemes).
     theta: frequency scaling of Equation (4); 5 in the released code.
     time_embed_type: `pixel` or `lang`, the frequencies of the axial schemes.
     pair_angles: one angle for both channels of a plane (the paper's text) instead of one a channel (its equation).
@@ -127,9 +127,14 @@ class TimeEmbeddingConfig:
             raise ConfigError(f"time_embedding.trope_dim is {self.trope_dim}: it must be a multiple of 4")
 
     @property
+    def axial(self) -> bool:
+        """Whether a token's angles depend on its place as well, and are made on the host (sequence/axial.py)."""
+        return self.scheme in ("axial", "axial_reversed")
+
+    @property
     def channels(self) -> int:
-        """C of Equation (4): how many channels, from the first, are rotated."""
-        return self.trope_dim // 2
+        """C of Equation (4): how many channels, from the first, are rotated; an axial scheme has two axes of them."""
+        return 2 * self.trope_dim if self.axial else self.trope_dim // 2
 
 
 @dataclass(frozen=True)
@@ -190,8 +195,8 @@ class OmniVinciConfig:
             time = getattr(self, name)
             if time.scheme not in ("none", "learned") and time.channels > self.text.hidden_size:
                 raise ConfigError(
-                    f"{name}.trope_dim is {time.trope_dim}: half of it may not exceed the decoder's "
-                    f"{self.text.hidden_size} channels"
+                    f"{name}.trope_dim is {time.trope_dim}: scheme {time.scheme!r} rotates {time.channels} channels, "
+                    f"and the decoder has {self.text.hidden_size}"
                 )
         _divides("text_config.hidden_size", self.text.hidden_size, "omni_align.num_heads", self.omni_align.num_heads)
 

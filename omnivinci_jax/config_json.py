@@ -1,40 +1,314 @@
-"""config.json of a model directory: the published fields, plus ours for what the published model leaves open."""
+"""config.json: the published forms, and OmniVinciConfig from and to them.
 
+Three forms are read. The released one has the encoders as JSON strings (or objects) and a config.json for each part in a
+folder of its own or under `llm_cfg`, `vision_tower_cfg` and `sound_tower_cfg`; the merged one of the Transformers port
+has `text_config`, `vision_config` and `audio_config`; a model directory has the merged one. What the published forms
+have no key for is under `omnivinci_jax`. Keys that change nothing in the model are kept as they are found.
+"""
+
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.config import (
+    AFWhisperConfig,
+    OmniAlignConfig,
+    OmniVinciConfig,
+    Qwen2Config,
+    SiglipConfig,
+    TimeEmbeddingConfig,
+    one_of,
+)
 from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.settings import from_mapping, to_mapping
 
-_PARTS = {"text": "text_config", "vision": "vision_config", "audio": "audio_config"}
+OURS = "omnivinci_jax"
+# Part: (key of the merged form, folder of the released form, legacy key, key where a larger model's config has it)
+PARTS = {
+    "text": ("text_config", "llm", "llm_cfg", "text_config"),
+    "vision": ("vision_config", "vision_tower", "vision_tower_cfg", "vision_config"),
+    "audio": ("audio_config", "sound_tower", "sound_tower_cfg", "audio_config"),
+}
+_PART_TYPES = {"text": Qwen2Config, "vision": SiglipConfig, "audio": AFWhisperConfig}
 _MODEL_TYPES = {"text": "qwen2", "vision": "siglip_vision_model", "audio": "qwen2_audio_encoder"}
-
-
-def write_config(config: OmniVinciConfig, path: Path) -> None:
-    """Writes config.json."""
-    values = {"model_type": "omnivinci_jax", **to_mapping(config)}
-    for part, key in _PARTS.items():
-        values[key] = {"model_type": _MODEL_TYPES[part], **values.pop(part)}
-    path.write_text(json.dumps(values, indent=2) + "\n")
+# What a part's config.json may leave out because it is the default in transformers.
+_DEFAULTS = {
+    "text": dict(rope_theta=10_000.0, rms_norm_eps=1e-6, max_position_embeddings=32_768, tie_word_embeddings=False),
+    "vision": dict(layer_norm_eps=1e-6),
+    "audio": dataclasses.asdict(AFWhisperConfig()),
+}
+# Values that the model's code has no other of: (key, supported values); a key that is absent is one of them.
+_FIXED = {
+    "text": (("hidden_act", ("silu",)), ("use_sliding_window", (False,))),
+    "vision": (("hidden_act", ("gelu_pytorch_tanh",)),),
+    "audio": (("activation_function", ("gelu",)), ("scale_embedding", (False,))),
+    "root": (
+        ("dynamic_s2", (True,)),
+        ("mm_vision_select_layer", (-2,)),
+        ("mm_vision_select_feature", ("cls_patch",)),
+        ("s2_resize_output_to_scale_idx", (-1,)),
+        ("multimodal_projector_bias", (True,)),
+        ("projector_bias", (True,)),
+        ("mm_use_bos_eos_tokens", (False, None)),
+    ),
+}
+_PROJECTORS = (
+    ("mm_projector", ("mlp_downsample", "mlp_downsample_2x2_fix")),
+    ("sound_mm_projector", ("mlp",)),
+)
+# period_fix of an encoder: time scheme. "rote" and "learned" are ours.
+_SCHEMES = {
+    "shortest": "crte",
+    "MTCT": "crte",
+    "longest": "longest",
+    "True": "axial",
+    "False": "axial_reversed",
+    "rote": "rote",
+    "learned": "learned",
+}
+_ENCODERS = {"image": "BasicImageEncoder", "video": "TSPVideoEncoder", "sound": "BasicSoundEncoder"}
 
 
 def read_config(path: Path) -> OmniVinciConfig:
-    """Reads config.json; raises UserError for a file that is not one, ConfigError for what is not supported."""
+    """Reads config.json of a model directory or of a published checkpoint in either form.
+
+    Raises:
+        UserError: no such file, or not JSON.
+        ConfigError: a value that is not supported, or a key that is missing.
+    """
+    return from_json(read_json(path), str(path))
+
+
+def write_config(config: OmniVinciConfig, path: Path, base: Mapping[str, Any] | None = None) -> None:
+    """Writes config.json of a model directory; `base` is what a published checkpoint had, for the keys to keep."""
+    path.write_text(json.dumps(to_json(config, base), indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The merged form of a published config.json: parts that are in folders beside it or under legacy keys are in it."""
+    root = _load(path, "a model directory holds config.json, tokenizer.json and params/")
+    for key, folder, legacy, _ in PARTS.values():
+        beside = path.parent / folder / "config.json"
+        if key not in root and beside.is_file():
+            root[key] = _load(beside)
+        elif key not in root and isinstance(root.get(legacy), Mapping):
+            root[key] = dict(root[legacy])
+    for name, _ in _PROJECTORS:
+        beside = path.parent / name / "config.json"
+        if f"{name}_cfg" not in root and beside.is_file():
+            root[f"{name}_cfg"] = _load(beside)
+    return root
+
+
+def read_part(part: str, path: Path) -> Any:
+    """Config of one part (`text`, `vision` or `audio`) alone, from its own config.json or a larger model's."""
+    values = _load(path)
+    nested = values.get(PARTS[part][3])
+    return _part(part, nested if isinstance(nested, Mapping) else values, str(path))
+
+
+def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciConfig:
+    """OmniVinciConfig of a config.json in the merged form; `where` starts every error."""
+    _check_root(root, where)
+    parts = {}
+    for part, (key, folder, legacy, _) in PARTS.items():
+        if not isinstance(root.get(key), Mapping):
+            raise ConfigError(f"{where}: there is no {key}, no {legacy} and no {folder}/config.json")
+        parts[part] = _part(part, root[key], f"{where}: {key}")
+    ours = dict(root.get(OURS, {}))
+    video, sound = (_encoder(root, name, where) for name in ("video", "sound"))
+    chunk = str(root.get("audio_chunk_length", "max_3600"))
+    values = dict(
+        s2_scales=_scales(root, parts["vision"], where),
+        max_tiles=root.get("max_tiles"),
+        pool_sizes=video.get("pool_sizes", [[1, 1, 1]]),
+        num_video_frames=root.get("num_video_frames"),
+        fps=root.get("fps") or None,
+        audio_compression="none",
+        audio_hop_length=root.get("audio_hop_length"),
+        sampling_rate=root.get("audio_sampling_rate"),
+        max_sound_seconds=_number(chunk.removeprefix("max_"), f"{where}: audio_chunk_length"),
+        temporal_group_seconds=root.get("interleaved_video_segment_duration"),
+    )
+    values = {key: value for key, value in values.items() if value is not None}
+    if not root.get("interleaved_vis_aud_in_video", True):
+        values["temporal_group_seconds"] = None
+    times = {f"{kind}_time": ours.pop(f"{kind}_time", {}) for kind in ("video", "sound")}
+    times = {
+        name: _time(encoder, times[name], f"{where}: {name.removesuffix('_time')}_encoder")
+        for name, encoder in (("video_time", video), ("sound_time", sound))
+    }
+    align = OmniAlignConfig(num_heads=parts["text"].num_attention_heads)
+    values["omni_align"] = {**to_mapping(align), **ours.pop("omni_align", {})}
+    values |= {name: to_mapping(section) for name, section in (parts | times).items()}
+    return from_mapping(OmniVinciConfig, values | ours, where)
+
+
+def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The merged form; keys of `base` that say nothing about the model's mathematics stay."""
+    root = {"model_type": "audiovisualflamingo", **(base or {})}
+    for part, (key, _, legacy, _) in PARTS.items():
+        values = {"model_type": _MODEL_TYPES[part], **root.get(key, {}), **to_mapping(getattr(config, part))}
+        if part == "text":
+            rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
+            values |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"], "rope_scaling": None}
+        root[key] = values
+        root.pop(legacy, None)
+    encoders = {"image": {}, "video": {"pool_sizes": to_mapping(config.pool_sizes)}, "sound": {}}
+    for kind, target in _ENCODERS.items():
+        old = root.get(f"{kind}_encoder", {})
+        old = json.loads(old) if isinstance(old, str) else old
+        root[f"{kind}_encoder"] = {"_target_": target, **old, **encoders[kind]}
+    for kind in ("video", "sound"):
+        root[f"{kind}_encoder"] |= _time_json(getattr(config, f"{kind}_time"))
+    grouped = config.temporal_group_seconds is not None
+    root |= dict(
+        dynamic_s2=True,
+        s2_scales=list(config.s2_scales),
+        s2_max_split_size=config.s2_scales[0],
+        s2_resize_output_to_scale_idx=-1,
+        mm_vision_select_layer=-2,
+        mm_vision_select_feature="cls_patch",
+        multimodal_projector_bias=True,
+        projector_bias=True,
+        max_tiles=config.max_tiles,
+        num_video_frames=config.num_video_frames,
+        fps=config.fps,
+        audio_sampling_rate=config.sampling_rate,
+        audio_hop_length=config.audio_hop_length,
+        audio_chunk_length=f"max_{config.max_sound_seconds:.17g}",
+        load_audio_in_video=True,
+        interleaved_vis_aud_in_video=grouped,
+    )
+    if grouped:
+        root["interleaved_video_segment_duration"] = config.temporal_group_seconds
+    root[OURS] = {
+        "audio_compression": config.audio_compression,
+        "audio_n_fft": config.audio_n_fft,
+        "omni_align": to_mapping(config.omni_align),
+        **{
+            name: {"theta": time.theta, "pair_angles": time.pair_angles}
+            for name, time in (("video_time", config.video_time), ("sound_time", config.sound_time))
+        },
+    }
+    return root
+
+
+def to_released(root: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The released form of a merged one: contents by path, the encoders as JSON strings, scales as one string."""
+    root = dict(root)
+    files = {f"{folder}/config.json": root.pop(key) for key, folder, _, _ in PARTS.values()}
+    for kind in _ENCODERS:
+        root[f"{kind}_encoder"] = json.dumps(root[f"{kind}_encoder"])
+    for name, types in _PROJECTORS:
+        kind = root.pop(f"{name}_cfg", {}).get(f"{name}_type", types[0])
+        files[f"{name}/config.json"] = {f"{name}_type": kind}
+    root["s2_scales"] = ",".join(map(str, root["s2_scales"]))
+    return {"config.json": root, **files}
+
+
+def _load(path: Path, hint: str = "") -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except OSError:
-        raise UserError(
-            f"{path}: no such file; a model directory holds config.json, tokenizer.json and params/"
-        ) from None
+        raise UserError(f"{path}: no such file" + (f"; {hint}" if hint else "")) from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
-    if values.pop("model_type", None) != "omnivinci_jax":
-        raise ConfigError(
-            f"{path}: model_type is not 'omnivinci_jax'; convert PyTorch models with conversion.from_torch"
-        )
-    for part, key in _PARTS.items():
-        section = values.pop(key, {})
-        section.pop("model_type", None)
-        values[part] = section
-    return from_mapping(OmniVinciConfig, values, path.name)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return values
+
+
+def _check_root(root: Mapping[str, Any], where: str) -> None:
+    _check_fixed("root", root, where)
+    for name, types in _PROJECTORS:
+        # `mm_projector` is a type in a training configuration and a folder in a published one.
+        section = root.get(f"{name}_cfg", root.get(name))
+        kind = section.get(f"{name}_type") if isinstance(section, Mapping) else section
+        if kind is not None and not (isinstance(section, str) and "/" in section):
+            one_of(f"{where}: {name}_type", kind, types)
+    if not root.get("interleaved_vis_aud_in_video", True) and OURS not in root:
+        raise ConfigError(f"{where}: interleaved_vis_aud_in_video is False: supported is True")
+
+
+def _check_fixed(part: str, values: Mapping[str, Any], where: str) -> None:
+    for key, supported in _FIXED[part]:
+        if key in values:
+            one_of(f"{where}: {key}", values[key], supported)
+
+
+def _part(part: str, values: Mapping[str, Any], where: str) -> Any:
+    nested = values.get(PARTS[part][3])
+    if part == "audio" and "d_model" not in values and isinstance(nested, Mapping):
+        values = nested
+    _check_fixed(part, values, where)
+    values = {**_DEFAULTS[part], **values}
+    if part == "text":
+        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        one_of(f"{where}: rope_type", rope.get("rope_type", rope.get("type", "default")), ("default",))
+        values["rope_theta"] = rope.get("rope_theta", values["rope_theta"])
+    names = [entry.name for entry in dataclasses.fields(_PART_TYPES[part])]
+    for name in names:
+        if name not in values:
+            raise ConfigError(f"{where}: there is no {name}")
+    return from_mapping(_PART_TYPES[part], {name: values[name] for name in names}, where)
+
+
+def _scales(root: Mapping[str, Any], vision: SiglipConfig, where: str) -> list[int]:
+    scales = root.get("s2_scales", [vision.image_size * n for n in (1, 2, 3)])
+    scales = scales.split(",") if isinstance(scales, str) else scales
+    return sorted(int(_number(scale, f"{where}: s2_scales")) for scale in scales)
+
+
+def _encoder(root: Mapping[str, Any], kind: str, where: str) -> Mapping[str, Any]:
+    key = f"{kind}_encoder"
+    values = root.get(key)
+    if isinstance(values, str):
+        try:
+            values = json.loads(values)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {key} is not JSON: {error}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: there is no {key}")
+    one_of(f"{where}: {key}._target_", values.get("_target_", _ENCODERS[kind]).rsplit(".", 1)[-1], (_ENCODERS[kind],))
+    for name in ("start_tokens", "end_tokens", "sep_tokens"):
+        # An absent end token is a newline in the released code; null and "None" are none.
+        value = values.get(name, "\n" if name == "end_tokens" else None)
+        one_of(f"{where}: {key}.{name}", value, (None, "None"))
+    return values
+
+
+def _time(encoder: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> TimeEmbeddingConfig:
+    one_of(f"{where}.embed_time", encoder.get("embed_time", "False"), ("True", "False", True, False))
+    embeds = encoder.get("embed_time", "False") in ("True", True)
+    fix = str(encoder.get("period_fix", "False"))
+    one_of(f"{where}.period_fix", fix, tuple(_SCHEMES))
+    published = dict(
+        scheme=_SCHEMES[fix] if embeds else "none",
+        max_time=encoder.get("max_time"),
+        trope_dim=encoder.get("trope_dim", 128),
+        time_embed_type=encoder.get("time_embed_type", "pixel"),
+    )
+    return from_mapping(TimeEmbeddingConfig, published | dict(ours), where)
+
+
+def _time_json(time: TimeEmbeddingConfig) -> dict[str, Any]:
+    fix = next((fix for fix, scheme in _SCHEMES.items() if scheme == time.scheme), "shortest")
+    return {
+        "embed_time": "False" if time.scheme == "none" else "True",
+        "period_fix": fix,
+        "max_time": time.max_time,
+        "trope_dim": time.trope_dim,
+        "time_embed_type": time.time_embed_type,
+        "start_tokens": None,
+        "end_tokens": "None",
+    }
+
+
+def _number(value: Any, key: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key} is {value!r}: it is a number") from None

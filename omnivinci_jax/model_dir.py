@@ -18,6 +18,7 @@ from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
+CHUNK_BYTES = 256 * 2**20
 _SMALLEST = Capacity(rows=1, slots=2, tiles=1, windows=1, clips=1)
 
 
@@ -30,20 +31,55 @@ class LoadedModel(NamedTuple):
 
 
 def load(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> LoadedModel:
-    """Loads a model directory; `dtype` is that of activations. Raises UserError for what is missing."""
+    """Loads a model directory.
+
+    Args:
+        folder: the directory.
+        dtype: of activations; parameters keep the type that they are stored in.
+
+    Raises:
+        UserError: what is missing, or does not belong to the model that config.json describes.
+    """
     folder = Path(folder)
-    config = read_config(folder / "config.json")
     tokenizer = Tokenizer(folder)
-    if not (folder / "params").is_dir():
-        raise UserError(f"{folder / 'params'}: no such folder; the model has no parameters")
-    model = OmniVinci(config, dtype=dtype)
+    model, params = load_model(folder, dtype)
+    return LoadedModel(model, params, Processor(model.config, tokenizer))
+
+
+def load_model(folder: Path, dtype: jnp.dtype = jnp.float32) -> tuple[OmniVinci, dict]:
+    """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
+    model = OmniVinci(read_config(folder / "config.json"), dtype=dtype)
+    stored = stored_params(folder)
+    check_shapes(stored, abstract_params(model), folder / "params")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract_params(model)
-    )
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored)
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore((folder / "params").absolute(), shapes)
-    return LoadedModel(model, params, Processor(config, tokenizer))
+    return model, params
+
+
+def stored_params(folder: Path) -> dict:
+    """Shapes and types of a model directory's parameters; raises UserError where there are none."""
+    path = folder / "params"
+    if not (path / "_METADATA").is_file():
+        raise UserError(f"{path}: there are no parameters (no Orbax checkpoint)")
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path.absolute()).item_metadata.tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
+
+
+def check_shapes(stored: dict, expected: dict, where: Path) -> None:
+    """Raises UserError, naming the parameter, unless both trees have the same leaves of the same shapes."""
+    stored, expected = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        for leaves in map(lambda tree: jax.tree_util.tree_flatten_with_path(tree)[0], (stored, expected))
+    )
+    for name in sorted(stored.keys() | expected.keys()):
+        if stored.get(name) != expected.get(name):
+            raise UserError(
+                f"{where}: {name} has the shape {stored.get(name, 'none (it is missing)')}, and config.json asks for "
+                f"{expected.get(name, 'none')}"
+            )
 
 
 def save(folder: str | Path, config: OmniVinciConfig, params: dict, tokenizer: Tokenizer) -> None:
@@ -57,8 +93,10 @@ def save(folder: str | Path, config: OmniVinciConfig, params: dict, tokenizer: T
     for file in tokenizer.path.parent.iterdir():
         if file.is_file() and file.name != "config.json":
             shutil.copy(file, part)
+    # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), params)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(part / "params", params)
+        checkpointer.save(part / "params", params, save_args=chunks)
     if folder.exists():
         folder.rename(old)
     part.rename(folder)

@@ -46,6 +46,7 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW, or Muon for kernels with AdamW for the rest; linear warm-up, then cosine to zero.
 
+    adam_learning_rate: of what Muon leaves to AdamW; None for the same rate.
     warmup: share of the steps (Appendix C.3: 3 %); clip_norm: of the global gradient norm.
     """
 
@@ -53,6 +54,7 @@ class OptimizerConfig:
     learning_rate: float = 2e-5
     warmup: float = 0.03
     weight_decay: float = 0.0
+    adam_learning_rate: float | None = None
     clip_norm: float = 1.0
     b1: float = 0.9
     b2: float = 0.999

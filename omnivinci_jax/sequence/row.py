@@ -6,11 +6,13 @@ All numbers in it count from the row's own first tile, window, frame group and c
 
 import zlib
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int8, Int32
+from jaxtyping import Bool, Float32, Float64, Int8, Int32
 
-from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.config import OmniVinciConfig, TimeEmbeddingConfig
+from omnivinci_jax.sequence.axial import axial_angles
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
 from omnivinci_jax.sequence.chat import Conversation, Media
 from omnivinci_jax.sequence.grouping import temporal_groups
@@ -51,7 +53,7 @@ class Row:
     """One conversation laid out; L slots.
 
     `slot_kind` is TEXT, AUDIO or VISION + pool, and `slot_index` counts tokens within that pool.
-    `vision_times` and `vision_clip` hold one array a pool.
+    `vision_times`, `vision_clip` and `vision_angles` hold one array a pool; angles are there under axial schemes alone.
     """
 
     tokens: Int32[np.ndarray, " L"]
@@ -68,6 +70,8 @@ class Row:
     audio_times: Float32[np.ndarray, " tokens"]
     audio_clip: Int32[np.ndarray, " tokens"]
     clip_source: tuple[int, ...]
+    vision_angles: tuple[Float32[np.ndarray, "tokens C"], ...] | None
+    audio_angles: Float32[np.ndarray, "tokens C"] | None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -125,23 +129,31 @@ def _cut(slots: _Slots, where: range) -> _Slots:
 
 @dataclass
 class _PoolTokens:
-    """What one pool (a vision pool, or the audio tokens) has gathered so far."""
+    """What one pool (a vision pool, or the audio tokens) has gathered so far; `time` is the scheme of its modality."""
 
+    time: TimeEmbeddingConfig
+    modality: Literal["video", "sound"]
     times: list[np.ndarray] = field(default_factory=list)
     clip: list[np.ndarray] = field(default_factory=list)
+    angles: list[np.ndarray] = field(default_factory=list)
     count: int = 0
 
-    def add(self, times: np.ndarray, clip: int) -> np.ndarray:
-        """Appends tokens and returns their numbers."""
+    def add(self, times: Float64[np.ndarray, "frames tokens"], clip: int) -> np.ndarray:
+        """Appends the tokens of a clip's frames (a sound is one frame) and returns their numbers."""
+        if self.time.axial:
+            frame, token = (axis.reshape(-1) for axis in np.indices(times.shape))
+            self.angles.append(axial_angles(frame, token, *times.shape, times.reshape(-1), self.time, self.modality))
+        times = times.reshape(-1)
         self.times.append(times.astype(np.float32))
         self.clip.append(np.full(len(times), clip, np.int32))
         self.count += len(times)
         return np.arange(self.count - len(times), self.count)
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Times and clips of all tokens."""
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Times, clips and angles of all tokens."""
         times = np.concatenate([np.zeros(0, np.float32), *self.times])
-        return times, np.concatenate([np.zeros(0, np.int32), *self.clip])
+        angles = np.concatenate([np.zeros((0, self.time.channels), np.float32), *self.angles])
+        return times, np.concatenate([np.zeros(0, np.int32), *self.clip]), angles
 
 
 class _MediaBuilder:
@@ -153,8 +165,8 @@ class _MediaBuilder:
         self.num_tiles = self.num_windows = 0
         self.s2_sources, self.s2_block = [], []
         self.frame_groups = [[] for _ in config.vision_pools]
-        self.vision = [_PoolTokens() for _ in config.vision_pools]
-        self.audio = _PoolTokens()
+        self.vision = [_PoolTokens(config.video_time, "video") for _ in config.vision_pools]
+        self.audio = _PoolTokens(config.sound_time, "sound")
         self.clip_source = []
 
     def add(self, item: Media, size: MediaSize) -> _Slots:
@@ -167,8 +179,8 @@ class _MediaBuilder:
     def arrays(self) -> dict:
         """The media fields of Row."""
         scales = sum(side * side for side in self.config.s2_sides) + 1
-        vision_times, vision_clip = zip(*(pool.arrays() for pool in self.vision), strict=True)
-        audio_times, audio_clip = self.audio.arrays()
+        vision_times, vision_clip, vision_angles = zip(*(pool.arrays() for pool in self.vision), strict=True)
+        audio_times, audio_clip, audio_angles = self.audio.arrays()
         return dict(
             num_tiles=self.num_tiles,
             num_windows=self.num_windows,
@@ -183,6 +195,8 @@ class _MediaBuilder:
             audio_times=audio_times,
             audio_clip=audio_clip,
             clip_source=tuple(self.clip_source),
+            vision_angles=vision_angles if self.config.video_time.axial else None,
+            audio_angles=audio_angles if self.config.sound_time.axial else None,
         )
 
     def _add_image(self, size: ImageSize) -> _Slots:
@@ -195,7 +209,7 @@ class _MediaBuilder:
         rows, columns = max(size.rows, 1), max(size.columns, 1)
         outputs = range(first_output, first_output + rows * columns)
         self.frame_groups[0] += [[output] for output in outputs]
-        numbers = self.vision[0].add(np.zeros(rows * columns * side * side), clip=0)
+        numbers = self.vision[0].add(np.zeros((rows * columns, side * side)), clip=0)
         merged = numbers.reshape(rows, columns, side, side).transpose(0, 2, 1, 3)
         return _join([_media(VISION, merged.reshape(-1)), self.newline])
 
@@ -227,7 +241,7 @@ class _MediaBuilder:
         length = size.windows * config.window_samples / config.sampling_rate
         times = (np.arange(count) + 0.5) * length / count
         self.num_windows += size.windows
-        return self.audio.add(times, clip=0)
+        return self.audio.add(times[None], clip=0)
 
     def _add_video(self, item: Media, size: VideoSize) -> _Slots:
         if not size.sound:
@@ -262,6 +276,7 @@ class _MediaBuilder:
             self.frame_groups[number] += [group + [-1] * (length - len(group)) for group in groups]
             # Frames that are missing from the last group count with the mean time of those that are there.
             group_times = [times[i : i + length].mean() for i in range(0, len(times), length)]
-            numbers = self.vision[number].add(np.repeat(group_times, self.config.pool_tokens(number)), clip)
+            tokens = self.config.pool_tokens(number)
+            numbers = self.vision[number].add(np.repeat(np.array(group_times)[:, None], tokens, axis=1), clip)
             stretches += [_media(VISION + number, numbers), self.newline]
         return _join(stretches if len(self.config.pool_sizes) > 1 else stretches[:1])

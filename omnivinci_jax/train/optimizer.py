@@ -6,10 +6,10 @@ from flax import traverse_util
 from omnivinci_jax.settings import OptimizerConfig
 
 
-def learning_rate(settings: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up over the first share of the steps, then cosine to zero (Appendix C.3)."""
+def learning_rate(settings: OptimizerConfig, steps: int, peak: float | None = None) -> optax.Schedule:
+    """Linear warm-up over the first share of the steps to `peak`, then cosine to zero (Appendix C.3)."""
     warmup = max(1, round(settings.warmup * steps))
-    return optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, max(steps, warmup + 1))
+    return optax.warmup_cosine_decay_schedule(0.0, peak or settings.learning_rate, warmup, max(steps, warmup + 1))
 
 
 def make_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -22,6 +22,7 @@ def make_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTrans
         update = optax.contrib.muon(
             schedule,
             weight_decay=settings.weight_decay,
+            adam_learning_rate=learning_rate(settings, steps, settings.adam_learning_rate),
             adam_b1=settings.b1,
             adam_b2=settings.b2,
             eps=settings.eps,

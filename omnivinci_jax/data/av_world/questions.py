@@ -28,6 +28,9 @@ WHEN_SEEN = "At what second did {asked} appear? {options}."
 WHEN_HEARD = "At what second did the {asked} sound? {options}."
 LIST_COLOURS = "List the colours by second."
 LIST_SOUNDS = "List the sounds by second."
+LIST_EVENTS = "List all events by second."
+LIST_PAIRS = "List each sound with its colour."
+NO_COLOUR = "none"
 IMAGE = "Which colour is the shape? {options}."
 SOUND = "Which sound is it? {options}."
 SUBTRACT = "How many seconds from {start} to {end}?"
@@ -115,20 +118,32 @@ Turn = tuple[str, str]
 
 
 def caption_turns(clip: Clip) -> list[Turn]:
-    """The two dense captions: the colour on screen in the middle of each second, the second each sound starts in."""
+    """Dense captions, of one stream and of both (the paper's omni captions, Section 3.2).
+
+    The colour on screen in the middle of each second; the second each sound starts in; both streams' events as they
+    start; the colour on screen at the middle of each sound.
+    """
     shown = [
         f"{second} {event.name}"
         for second, event in itertools.product(range(int(LONGEST)), clip.sights)
         if event.start <= second + 0.5 < event.end
     ]
+    events = sorted((*clip.sights, *clip.sounds), key=lambda event: event.start)
+    pairs = [
+        f"{sound.name} {next((sight.name for sight in clip.sights if sight.start <= middle < sight.end), NO_COLOUR)}"
+        for sound in clip.sounds
+        for middle in ((sound.start + sound.end) / 2,)
+    ]
     return [
         (LIST_COLOURS, " ".join(shown)),
         (LIST_SOUNDS, " ".join(f"{event.second} {event.name}" for event in clip.sounds)),
+        (LIST_EVENTS, " ".join(f"{event.second} {event.name}" for event in events)),
+        (LIST_PAIRS, " ".join(pairs)),
     ]
 
 
-def training_conversations(clip: Clip, variants: int = 3, questions: int = 6) -> list[list[Turn]]:
-    """Conversations about the clip: mixed questions, weighted towards the joint kinds, and one or two captions.
+def training_conversations(clip: Clip, variants: int = 3, questions: int = 5) -> list[list[Turn]]:
+    """Conversations about the clip: mixed questions, weighted towards the joint kinds, and three of the four captions.
 
     A conversation never asks the same thing twice; conversations differ as far as the clip has questions for it.
     """
@@ -137,17 +152,16 @@ def training_conversations(clip: Clip, variants: int = 3, questions: int = 6) ->
     conversations = []
     for _ in range(variants):
         chosen: dict[str, Turn] = {}
-        wanted: list[Kind] = ["while", "while", "order", "order", "when"]
+        wanted: list[Kind] = ["while", "order", "when"]
         while len(chosen) < questions:
-            kind = wanted.pop(0) if wanted else KINDS[rng.choice(5, p=(0.35, 0.35, 0, 0, 0.3))]
+            kind = wanted.pop(0) if wanted else KINDS[rng.choice(5, p=(0.15, 0.15, 0.3, 0.3, 0.1))]
             question = next(supply[kind])
             # The order of the options is new each time: the supply repeats where a clip has few questions of a kind.
             question = replace(question, options=_shuffled(rng, question.options))
             chosen[f"{kind} {question.asked or question.answer}"] = question.text, question.answer
-        turns = list(_shuffled(rng, list(chosen.values())))
-        for caption in _shuffled(rng, caption_turns(clip))[: rng.integers(1, 3)]:
-            turns.insert(rng.integers(len(turns) + 1), caption)
-        conversations.append(turns)
+        # Captions come last: after one, the questions could be answered by reading it instead of the clip.
+        captions = _shuffled(rng, caption_turns(clip))[:3]
+        conversations.append([*_shuffled(rng, list(chosen.values())), *captions])
     return conversations
 
 
@@ -169,8 +183,9 @@ def vocabulary_text() -> list[str]:
         for name, first in itertools.product(asked, range(len(names))):
             options = tuple(names[(first + i) % len(names)] for i in range(4))
             sentences.append(Question("seen", template, name, options, options[0]).text)
-    for caption, names in ((LIST_COLOURS, COLOURS), (LIST_SOUNDS, SOUNDS)):
+    for caption, names in ((LIST_COLOURS, COLOURS), (LIST_SOUNDS, SOUNDS), (LIST_EVENTS, COLOURS + SOUNDS)):
         sentences += [caption, *(" ".join(f"{second} {name}" for second in seconds) for name in names)]
+    sentences += [LIST_PAIRS, *(f"{sound} {colour}" for sound in SOUNDS for colour in (*COLOURS, NO_COLOUR))]
     return [*sentences, *COLOURS, *SOUNDS, *seconds]
 
 

@@ -1,0 +1,76 @@
+"""PyTorch files to a model directory.
+
+python -m conversion.from_torch SRC DIR
+python -m conversion.from_torch DIR --llm QWEN2.5 --vision_tower SIGLIP --sound_tower AF_WHISPER
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from conversion import leaves
+from conversion.command import new_directory, progress, run
+from conversion.leaves import LazyLeaf, Pieces
+from conversion.source import DTYPE_NAMES, open_source
+from omnivinci_jax.config_json import write_config
+
+
+def from_torch(
+    source: Path | None,
+    destination: Path,
+    *,
+    dtype: str | None = None,
+    parts: Mapping[str, Path] | None = None,
+    tokenizer: Path | None = None,
+) -> list[str]:
+    """Converts PyTorch files to the model directory `destination` and returns what the user should know.
+
+    Memory holds a few tensors at a time. The arguments and errors are those of `open_source`; UserError too where
+    `destination` exists.
+    """
+    with new_directory(destination) as part:
+        opened = open_source(source, parts, tokenizer, dtype)
+        total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in opened.leaves.values())
+        with progress(total, "from_torch") as bar:
+            watched = {path: _watched(leaf, bar) for path, leaf in opened.leaves.items()}
+            leaves.save(part / "params", watched)
+        write_config(opened.config, part / "config.json", opened.base)
+        if opened.tokenizer:
+            opened.tokenizer.save(part)
+    return opened.notes
+
+
+def _watched(leaf: LazyLeaf, bar: tqdm) -> LazyLeaf:
+    def pieces() -> Pieces:
+        for index, piece in leaf.pieces():
+            yield index, piece
+            bar.update(piece.nbytes)
+
+    return dataclasses.replace(leaf, pieces=pieces)
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m conversion.from_torch", description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, nargs="?", help="checkpoint in the released or merged layout")
+    parser.add_argument("destination", type=Path, help="model directory to make")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, help="cast all parameters; they are kept as they are otherwise")
+    for part, example in (("llm", "Qwen2.5"), ("vision_tower", "SigLIP"), ("sound_tower", "AF-Whisper")):
+        parser.add_argument(f"--{part}", type=Path, help=f"take this part from here, such as {example}")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer, where it is not with the checkpoint")
+    options = parser.parse_intermixed_args(arguments)
+    parts = {name: getattr(options, name) for name in ("llm", "vision_tower", "sound_tower") if getattr(options, name)}
+    notes = from_torch(
+        options.source, options.destination, dtype=options.dtype, parts=parts, tokenizer=options.tokenizer
+    )
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {options.destination}")
+
+
+if __name__ == "__main__":
+    run(main)

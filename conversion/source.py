@@ -1,0 +1,219 @@
+"""What to make of PyTorch files: the configuration, and every leaf of the parameter tree with where it is read from.
+
+A source is one checkpoint in either layout, or parts of their own (a Qwen2.5, a SigLIP, an AF-Whisper), or a checkpoint
+with some parts replaced. Nothing is read here but headers.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from conversion.layouts import OURS, PARTS, read_layout, read_part
+from conversion.leaves import LazyLeaf, Pieces, flat
+from conversion.mapping import SAME, Tensor, ours, tensors
+from conversion.tensor_files import DTYPES, StoredTensor
+from conversion.tokenizer import ReadTokenizer, read_tokenizer
+from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
+from omnivinci_jax.config_json import from_json, read_json
+from omnivinci_jax.config_json import read_part as read_part_config
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.model_dir import abstract_params, init_batch
+from omnivinci_jax.models.omnivinci import OmniVinci
+
+DTYPE_NAMES = {"float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}
+_CONFIG_FIELDS = {"llm": "text", "vision_tower": "vision", "sound_tower": "audio"}
+_PROJECTORS = ("mm_projector.", "sound_mm_projector.")
+_TABLES = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")
+
+
+class Source(NamedTuple):
+    """A model to be converted.
+
+    base: config.json of the checkpoint, whose other keys are kept. leaves: by path. tokenizer: None where there is none.
+    notes: what the user should know (what was initialised, left out, added).
+    """
+
+    config: OmniVinciConfig
+    base: Mapping[str, Any] | None
+    leaves: dict[str, LazyLeaf]
+    tokenizer: ReadTokenizer | None
+    notes: list[str]
+
+
+class GrownTable(NamedTuple):
+    """A vocabulary table with rows added: new tokens start as the mean of the old ones."""
+
+    table: StoredTensor
+    rows: int
+
+    @property
+    def file(self) -> Path:
+        """The file of the old rows."""
+        return self.table.file
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the old rows."""
+        return self.table.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and width."""
+        return self.rows, *self.table.shape[1:]
+
+    def read(self) -> np.ndarray:
+        """All rows."""
+        old = self.table.read()
+        mean = old.mean(axis=0, dtype=np.float32).astype(old.dtype)
+        return np.concatenate([old, np.broadcast_to(mean, (self.rows - len(old), *mean.shape))])
+
+
+def open_source(
+    folder: Path | None,
+    parts: Mapping[str, Path] | None = None,
+    tokenizer: Path | None = None,
+    dtype: str | None = None,
+) -> Source:
+    """Plans a conversion.
+
+    Args:
+        folder: a checkpoint in the released or merged layout; None where all three `parts` are given.
+        parts: folders of parts (`llm`, `vision_tower`, `sound_tower`) that are not in `folder` or replace those there.
+        tokenizer: folder of the tokenizer, where it is not with the checkpoint.
+        dtype: type of all parameters; None keeps that of each.
+
+    Raises:
+        UserError: a tensor that is missing, unknown or of another shape (with its key and file), a damaged file.
+        ConfigError: a configuration that is not supported.
+    """
+    parts = dict(parts or {})
+    if folder is None and (missing := [part for part in _CONFIG_FIELDS if part not in parts]):
+        raise UserError(f"without a checkpoint to start from, give --{missing[0]} as well")
+    base = read_json(folder / "config.json") if folder else None
+    config = _configuration(folder, base, parts)
+    found, notes = _found(folder, parts)
+
+    read = read_tokenizer(tokenizer, [parts.get("llm"), folder, folder and folder / "llm"])
+    if read is None:
+        notes.append("there is no tokenizer.json; the model can be loaded once a tokenizer is beside its config.json")
+    else:
+        notes += [f"{token} is new in the tokenizer, with the id {number}" for token, number in read.added]
+        config = _grow(config, read.size, found, notes)
+
+    model = OmniVinci(config)
+    shapes = {path: leaf.shape for path, leaf in flat(abstract_params(model)).items()}
+    expected = list(tensors(config, shapes))
+    own = ours(config, shapes)
+    initialised = {path for name, path in own.items() if f"{OURS}.{name}" not in found}
+    if folder is None:
+        initialised |= {tensor.path for tensor in expected if tensor.name.startswith(_PROJECTORS)}
+    expected = [tensor for tensor in expected if tensor.path not in initialised]
+    expected += [Tensor(f"{OURS}.{name}", shapes[p], p, None, SAME) for name, p in own.items() if p not in initialised]
+    _check(expected, found, folder)
+    if initialised:
+        modules = sorted({path.split("/")[0] for path in initialised})
+        notes.append(f"initialised, since the source has no such tensors: {', '.join(modules)}")
+
+    wanted = DTYPE_NAMES[dtype] if dtype else None
+    by_leaf: dict[str, list[Tensor]] = {}
+    for tensor in expected:
+        by_leaf.setdefault(tensor.path, []).append(tensor)
+    leaves = {path: _stored_leaf(shapes[path], group, found, wanted) for path, group in by_leaf.items()}
+    embedding = leaves["llm/embed_tokens/embedding"].dtype
+    leaves |= _initialised_leaves(model, initialised, shapes, wanted or embedding)
+    return Source(config, base, leaves, read, notes)
+
+
+def _configuration(folder: Path | None, base: Mapping[str, Any] | None, parts: dict[str, Path]) -> OmniVinciConfig:
+    one_of("part", next((part for part in parts if part not in _CONFIG_FIELDS), "llm"), tuple(_CONFIG_FIELDS))
+    sections = {
+        field: read_part_config(field, parts[part] / "config.json")
+        for part, field in _CONFIG_FIELDS.items()
+        if part in parts
+    }
+    if "vision" in sections:
+        sections["s2_scales"] = tuple(sections["vision"].image_size * n for n in (1, 2, 3))
+    if folder is None:
+        align = OmniAlignConfig(num_heads=sections["text"].num_attention_heads)
+        return OmniVinciConfig(**sections, omni_align=align)
+    return from_json(base, str(folder / "config.json")).replace(**sections)
+
+
+def _found(folder: Path | None, parts: dict[str, Path]) -> tuple[dict[str, StoredTensor], list[str]]:
+    found = read_layout(folder) if folder else {}
+    notes = []
+    for part, path in parts.items():
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(PARTS[part][0])}
+        tensors_of_part, left_out = read_part(path, part)
+        found |= tensors_of_part
+        if left_out:
+            notes.append(f"{path}: {len(left_out)} tensors that {part} has no use for are left out ({left_out[0]}, …)")
+    return found, notes
+
+
+def _grow(config: OmniVinciConfig, size: int, found: dict, notes: list[str]) -> OmniVinciConfig:
+    """Adds rows to the vocabulary tables where the tokenizer has more ids."""
+    rows = config.text.vocab_size
+    if size <= rows:
+        return config
+    for name in _TABLES:
+        if name in found and found[name].shape[0] == rows:
+            found[name] = GrownTable(found[name], size)
+    notes.append(f"the embedding grows from {rows} to {size} rows; new rows are the mean of the old ones")
+    return config.replace(text=dataclasses.replace(config.text, vocab_size=size))
+
+
+def _check(expected: Iterable[Tensor], found: Mapping[str, StoredTensor], folder: Path | None) -> None:
+    names = set()
+    for tensor in expected:
+        names.add(tensor.name)
+        if tensor.name not in found:
+            raise UserError(f"{folder or 'the given parts'}: the tensor {tensor.name} is missing")
+        stored = found[tensor.name]
+        if tuple(stored.shape) != tensor.shape:
+            raise UserError(
+                f"{stored.file}: {tensor.name} has the shape {tuple(stored.shape)}, and config.json asks for {tensor.shape}"
+            )
+    for name, stored in found.items():
+        if name not in names:
+            raise UserError(f"{stored.file}: {name} is a tensor that this model does not have")
+
+
+def _stored_leaf(
+    shape: tuple[int, ...], group: list[Tensor], found: Mapping[str, StoredTensor], dtype: np.dtype | None
+) -> LazyLeaf:
+    types = {found[tensor.name].dtype for tensor in group}
+    if dtype is None and len(types) > 1:
+        raise UserError(f"{group[0].name} and its fellows in other layers are of several types; give --dtype")
+    dtype = dtype or types.pop()
+
+    def pieces() -> Pieces:
+        for tensor in group:
+            array = found[tensor.name].read()
+            yield tensor.index, tensor.transform.to_tree(array.astype(dtype, copy=False))
+
+    return LazyLeaf(shape, dtype, pieces)
+
+
+def _initialised_leaves(model: OmniVinci, paths: set[str], shapes: dict, dtype: np.dtype) -> dict[str, LazyLeaf]:
+    """Leaves as at the start of training. They are made when the first of them is read; the rest of the model is not."""
+    batch = init_batch(model.config)
+
+    @jax.jit
+    def make(key: jax.Array) -> dict[str, jax.Array]:
+        everything = flat(nn.meta.unbox(model.init(key, batch)["params"]))
+        return {path: everything[path].astype(dtype) for path in paths}
+
+    made: dict[str, jax.Array] = {}
+
+    def pieces(path: str) -> Pieces:
+        if not made:
+            made.update(make(jax.random.key(0)))
+        yield None, np.asarray(made[path])
+
+    return {path: LazyLeaf(shapes[path], dtype, lambda path=path: pieces(path)) for path in sorted(paths)}

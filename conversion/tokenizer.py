@@ -1,0 +1,72 @@
+"""The tokenizer's files: found beside a checkpoint, completed with the media tokens, and written."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.sequence.chat import PLACEHOLDERS
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+class ReadTokenizer(NamedTuple):
+    """A tokenizer with the media tokens. size: ids that it has. added: tokens that were new, with their ids."""
+
+    folder: Path
+    tokenizer: tokenizers.Tokenizer
+    size: int
+    added: list[tuple[str, int]]
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and copies the files beside it."""
+        for name in FILES:
+            if (self.folder / name).is_file():
+                shutil.copy(self.folder / name, folder / name)
+        if self.added or not (folder / "tokenizer.json").is_file():
+            self.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def read_tokenizer(given: Path | None, folders: Iterable[Path | None]) -> ReadTokenizer | None:
+    """Reads the tokenizer in `given`, or else in the first of `folders` that has one; None where none has.
+
+    Raises:
+        UserError: there is none in `given`, or it cannot be read.
+    """
+    candidates = [given] if given else [folder for folder in folders if folder]
+    folder = next((f for f in candidates if (f / "tokenizer.json").is_file() or (f / "vocab.json").is_file()), None)
+    if folder is None:
+        if given:
+            raise UserError(f"{given}: there is no tokenizer.json and no vocab.json")
+        return None
+    tokenizer = _load(folder)
+    ids = {token: tokenizer.token_to_id(token) for token in PLACEHOLDERS.values()}
+    new = [token for token, number in ids.items() if number is None]
+    tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in new])
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    return ReadTokenizer(folder, tokenizer, size, [(token, tokenizer.token_to_id(token)) for token in new])
+
+
+def _load(folder: Path) -> tokenizers.Tokenizer:
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        from transformers import Qwen2TokenizerFast
+
+        return Qwen2TokenizerFast.from_pretrained(folder).backend_tokenizer
+    except Exception as error:  # the libraries raise bare Exception
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from None
