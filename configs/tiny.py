@@ -64,7 +64,7 @@ def get_config():
         val="runs/av_world/val.jsonl",
         held_out="runs/av_world/held_out.jsonl",
         groups=4,
-        capacity=Capacity(rows=4, slots=480, tiles=84, windows=8, clips=8),
+        capacity=Capacity(rows=2, slots=480, tiles=48, windows=4, clips=4),
         workers=1,
         cache_media=True,
     )
@@ -73,13 +73,13 @@ def get_config():
             model=model,
             tokenizer=str(TOKENIZER),
             data=data,
-            optimizer=OptimizerConfig(name="muon", learning_rate=2e-3),
-            steps=900,
+            optimizer=OptimizerConfig(name="muon", learning_rate=5e-3),
+            steps=2000,
             align_weight=0.05,
             dtype="float32",
-            tower_remat="none",
-            decoder_remat="none",
-            eval_every=300,
-            checkpoint_every=150,
+            tower_remat="dots",
+            decoder_remat="dots",
+            eval_every=250,
+            checkpoint_every=250,
         )
     )

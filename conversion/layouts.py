@@ -1,8 +1,8 @@
 """The two published layouts: which files a checkpoint is in, and how its tensors are called there.
 
 Released: a folder a part. Merged: one folder for all. Names in the rest of the package are the merged ones. What only
-this project has (OmniAlignNet, learned time embeddings, the convolution before the sound projector) is in a folder of its
-own in both, so that nobody who loads the published parts meets it.
+this project has (OmniAlignNet, learned time embeddings, the convolution before the sound projector) is in a folder of
+its own in both, so that nobody who loads the published parts meets it.
 """
 
 import re
@@ -33,7 +33,7 @@ _ALIASES = {
 # Tensors of larger checkpoints that a part is taken from, which the model has no use for.
 _LEFT_OUT = {
     "llm": re.compile(r".*rotary_emb\.inv_freq"),
-    "vision_tower": re.compile(r"text_model\..*|logit_\w+|vision_model\.head\..*|.*\.position_ids"),
+    "vision_tower": re.compile(r"text_model\..*|logit_\w+|(vision_model\.)?head\..*|.*\.position_ids"),
     "sound_tower": re.compile(r"language_model\..*|multi_modal_projector\..*|model\.decoder\..*|proj_out\..*"),
     "mm_projector": re.compile(r"(?!)"),
     "sound_mm_projector": re.compile(r"(?!)"),

@@ -1,8 +1,8 @@
 """Leaves of an Orbax checkpoint, written and read in pieces: a stacked leaf of 3.8 GB is never in memory.
 
-Orbax copies numpy leaves before it writes them, and compresses. So a leaf here is a shape, a type and an iterator of its
-pieces: a type handler of its own writes these through TensorStore, uncompressed, in chunks of at most CHUNK_BYTES. The
-result is an ordinary checkpoint.
+Orbax copies numpy leaves before it writes them, and compresses. So a leaf here is a shape, a type and an iterator of
+its pieces: a type handler of its own writes these through TensorStore, uncompressed, in chunks of at most CHUNK_BYTES.
+The result is an ordinary checkpoint.
 """
 
 from collections.abc import Callable, Iterator

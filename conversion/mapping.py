@@ -1,8 +1,8 @@
 """Where every tensor of a PyTorch checkpoint is in the parameter tree: one table, read in both directions.
 
-Torch names are those of the merged layout (conversion/layouts.py knows how the released one differs). `{n}` is the number
-of a layer: in torch each layer has tensors of its own, in the tree they are slices of one stacked leaf. SigLIP's last
-layer, which is never computed, is a leaf of its own.
+Torch names are those of the merged layout (conversion/layouts.py knows how the released one differs). `{n}` is the
+number of a layer: in torch each layer has tensors of its own, in the tree they are slices of one stacked leaf. SigLIP's
+last layer, which is never computed, is a leaf of its own.
 """
 
 import math
@@ -52,9 +52,7 @@ PATCHES = Transform(
 # [rows, width] and [padded rows, width]
 ROWS = Transform(_pad_rows, lambda x, shape: x[: shape[0]], lambda shape, rows: (rows, shape[1]))
 # [rows, in] and [in, padded rows]
-HEAD = Transform(
-    lambda x: _pad_rows(x).T, lambda x, shape: x[:, : shape[0]].T, lambda shape, rows: (rows, shape[0])
-)
+HEAD = Transform(lambda x: _pad_rows(x).T, lambda x, shape: x[:, : shape[0]].T, lambda shape, rows: (rows, shape[0]))
 
 Row = tuple[str, str, Transform]
 

@@ -34,7 +34,9 @@ _TABLES = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")
 class Source(NamedTuple):
     """A model to be converted.
 
-    base: config.json of the checkpoint, whose other keys are kept. leaves: by path. tokenizer: None where there is none.
+    base: config.json of the checkpoint, whose other keys are kept.
+    leaves: by path.
+    tokenizer: None where there is none.
     notes: what the user should know (what was initialised, left out, added).
     """
 
@@ -177,7 +179,8 @@ def _check(expected: Iterable[Tensor], found: Mapping[str, StoredTensor], folder
         stored = found[tensor.name]
         if tuple(stored.shape) != tensor.shape:
             raise UserError(
-                f"{stored.file}: {tensor.name} has the shape {tuple(stored.shape)}, and config.json asks for {tensor.shape}"
+                f"{stored.file}: {tensor.name} has the shape {tuple(stored.shape)}, and config.json asks for "
+                f"{tensor.shape}"
             )
     for name, stored in found.items():
         if name not in names:
@@ -201,7 +204,7 @@ def _stored_leaf(
 
 
 def _initialised_leaves(model: OmniVinci, paths: set[str], shapes: dict, dtype: np.dtype) -> dict[str, LazyLeaf]:
-    """Leaves as at the start of training. They are made when the first of them is read; the rest of the model is not."""
+    """Leaves as at the start of training, made when the first of them is read; the rest of the model is not made."""
     batch = init_batch(model.config)
 
     @jax.jit

@@ -11,6 +11,7 @@ import numpy as np
 
 from omnivinci_jax.errors import UserError
 
+Shape = tuple[int, ...]
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -28,7 +29,7 @@ class StoredTensor(NamedTuple):
 
     file: Path
     offset: int
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: np.dtype
 
     def read(self) -> np.ndarray:
@@ -110,7 +111,7 @@ def _stored(file: Path, start: int, size: int, name: str, entry: Mapping) -> Sto
 class TensorWriter:
     """Writes tensors, announced by name, shape and type, in their order to files of at most SHARD_BYTES in a folder."""
 
-    def __init__(self, folder: Path, tensors: Iterable[tuple[str, tuple[int, ...], np.dtype]], limit: int = SHARD_BYTES):
+    def __init__(self, folder: Path, tensors: Iterable[tuple[str, Shape, np.dtype]], limit: int = SHARD_BYTES):
         """Plans the shards; `limit` is in bytes (a larger tensor gets a shard of its own)."""
         shards: list[dict[str, dict]] = [{}]
         position = total = 0

@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -50,7 +51,9 @@ def to_torch(folder: Path, destination: Path, *, layout: Layout, dtype: str | No
         check_shapes(stored, expected, folder / "params")
         types = {path: np.dtype(leaf.dtype) for path, leaf in flat(stored).items()}
         if unknown := [path for path, kind in types.items() if kind not in DTYPE_NAMES.values()]:
-            raise UserError(f"{folder / 'params'}: {unknown[0]} is of type {types[unknown[0]]}; it must be floating point")
+            raise UserError(
+                f"{folder / 'params'}: {unknown[0]} is of type {types[unknown[0]]}; it must be floating point"
+            )
         shapes = {path: leaf.shape for path, leaf in flat(expected).items()}
         everything = [*tensors(config, shapes)]
         everything += [Tensor(f"{OURS}.{name}", shapes[p], p, None, SAME) for name, p in ours(config, shapes).items()]
@@ -63,7 +66,7 @@ def to_torch(folder: Path, destination: Path, *, layout: Layout, dtype: str | No
         with progress(total, "to_torch") as bar:
             for where, exports in folders.items():
                 writer = TensorWriter(part / where, [(e.name, e.tensor.shape, e.dtype) for e in exports])
-                for export, array in zip(exports, _arrays(folder, exports), strict=True):
+                for export, array in zip(exports, _ahead(_arrays(folder, exports)), strict=True):
                     writer.write(export.name, array)
                     bar.update(array.nbytes)
                 writer.close()
@@ -83,6 +86,15 @@ def _arrays(folder: Path, exports: list[_Export]) -> Iterator[np.ndarray]:
             path, leaf = tensor.path, StoredLeaf(folder / "params", tensor.path, ocdbt, zarr3)
         array = tensor.transform.to_torch(leaf.read(tensor.index), tensor.shape)
         yield contiguous(array).astype(dtype, copy=False)
+
+
+def _ahead(arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same arrays, each made in a thread while the one before is written."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, arrays, None)
+        while (array := waiting.result()) is not None:
+            waiting = pool.submit(next, arrays, None)
+            yield array
 
 
 def _write_rest(folder: Path, part: Path, root: dict[str, Any], layout: Layout) -> None:

@@ -1,9 +1,9 @@
 """config.json: the published forms, and OmniVinciConfig from and to them.
 
-Three forms are read. The released one has the encoders as JSON strings (or objects) and a config.json for each part in a
+Two forms are read. The released one has the encoders as JSON strings (or objects) and a config.json for each part in a
 folder of its own or under `llm_cfg`, `vision_tower_cfg` and `sound_tower_cfg`; the merged one of the Transformers port
-has `text_config`, `vision_config` and `audio_config`; a model directory has the merged one. What the published forms
-have no key for is under `omnivinci_jax`. Keys that change nothing in the model are kept as they are found.
+has `text_config`, `vision_config` and `audio_config`, and is what a model directory has. What the published forms have
+no key for is under `omnivinci_jax`. Keys that change nothing in the model are kept as they are found.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def write_config(config: OmniVinciConfig, path: Path, base: Mapping[str, Any] | 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The merged form of a published config.json: parts that are in folders beside it or under legacy keys are in it."""
+    """A config.json in the merged form: parts in folders beside it or under legacy keys are brought into it."""
     root = _load(path, "a model directory holds config.json, tokenizer.json and params/")
     for key, folder, legacy, _ in PARTS.values():
         beside = path.parent / folder / "config.json"

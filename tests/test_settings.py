@@ -40,7 +40,10 @@ def test_values_are_overridden_from_the_command_line():
         ("--config.steps=many", "invalid literal for int"),
         ("--config.dtype=float8", "config.dtype is 'float8': supported are 'float32', 'bfloat16'"),
         ("--config.model.audio_compression=min", "audio_compression is 'min': supported are 'none', 'conv'"),
-        ("--config.model.video_time.scheme=fourier", "config.model.video_time.scheme is 'fourier': supported are 'none'"),
+        (
+            "--config.model.video_time.scheme=fourier",
+            "config.model.video_time.scheme is 'fourier': supported are 'none'",
+        ),
         ("--config.model.s2_scales=(14,28)", "s2_scales is (14, 28): the first must be"),
         ("--steps=3", "Unknown command line flag 'steps'"),
         ("extra", "unexpected argument 'extra'"),
@@ -53,5 +56,5 @@ def test_what_is_wrong_with_a_value_is_one_line(override, message):
 
 
 def test_a_configuration_that_is_not_there():
-    with pytest.raises(ConfigError, match="No such file or directory: 'configs/none.py'"):
+    with pytest.raises(ConfigError, match=r"No such file or directory: 'configs/none\.py'"):
         load_config(["--config=configs/none.py"])

@@ -22,6 +22,8 @@ from jaxtyping import Array, Float, Int
 Initializer = Callable[..., Array]
 Remat = Literal["none", "full", "dots"]
 
+LECUN = nn.initializers.lecun_normal()
+
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names("product"),
@@ -67,7 +69,7 @@ class Dense(nn.Module):
     use_bias: bool = True
     dtype: DTypeLike = jnp.float32
     out_dtype: DTypeLike | None = None
-    kernel_init: Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer = LECUN
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
@@ -108,7 +110,7 @@ class Embedding(nn.Module):
         return jnp.dot(x.astype(self.dtype), self.table().T, preferred_element_type=jnp.float32)
 
 
-def conv3(features: int, stride: int, dtype: DTypeLike, name: str) -> nn.Conv:
+def conv3(features: int, stride: int, dtype: DTypeLike, name: str, kernel_init: Initializer = LECUN) -> nn.Conv:
     """A convolution over time, [B, T, in] to [B, ceil(T / stride), features], with kernel 3 and padding 1."""
     return nn.Conv(
         features,
@@ -116,7 +118,7 @@ def conv3(features: int, stride: int, dtype: DTypeLike, name: str) -> nn.Conv:
         strides=stride,
         padding=1,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, None, "embed")),
+        kernel_init=nn.with_logical_partitioning(kernel_init, (None, None, "embed")),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
         name=name,
     )

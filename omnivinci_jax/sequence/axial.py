@@ -1,7 +1,8 @@
 """Rotation angles of the axial time schemes of released configurations (period_fix "True" and "False").
 
-An axial scheme rotates a token by its place, along two axes, times its time. The angles reach thousands of turns, more
-than float32 holds, and depend on numbers that the host knows: made here in float64, they travel reduced to one turn.
+An axial scheme rotates a token by its place, along two axes, times its time. The angles reach thousands of turns, where
+float32 is off by some thousandths, and a model has learned those: so they are made here as the released code makes
+them, in float32 step by step, and travel reduced to one turn.
 """
 
 from typing import Literal
@@ -11,6 +12,7 @@ from jaxtyping import Float32, Float64, Int
 
 from omnivinci_jax.config import TimeEmbeddingConfig
 
+_TWO, _PI = np.float32(2), np.float32(np.pi)
 THETA = {"video": 50_000.0, "sound": 10_000.0}  # the released base of `lang` without a horizon
 
 
@@ -36,28 +38,42 @@ def axial_angles(
         config: of the modality; its `theta` and `pair_angles` play no part.
         modality: video `pixel` positions are not scaled by a horizon, and `THETA` differs.
     """
-    horizon = config.max_time
-    half = np.concatenate(
-        [_positions(frame, num_frames, config, modality), _positions(token, num_tokens, config, modality)], axis=-1
-    )
+    frequencies = _frequencies(config, modality)
+    axes = [
+        _positions(num_frames, config, modality)[frame][:, None] * frequencies,
+        _positions(num_tokens, config, modality)[token][:, None] * frequencies,
+    ]
+    seconds = times.astype(np.float32)
     if config.scheme == "axial_reversed":
-        turns = half * -times[:, None]
+        turning = -seconds * _TWO * _PI
+    elif config.max_time is None:
+        turning = seconds
     else:
-        turns = half * (times[:, None] / (horizon if horizon is not None else 2 * np.pi))
-    return (np.repeat(turns % 1, 2, axis=-1) * 2 * np.pi).astype(np.float32)
+        turning = seconds / np.float32(config.max_time) * _TWO * _PI
+    angles = np.concatenate(axes, axis=-1) * turning[:, None]
+    return np.repeat(angles.astype(np.float64) % (2 * np.pi), 2, axis=-1).astype(np.float32)
 
 
-def _positions(
-    index: Int[np.ndarray, " n"], length: int, config: TimeEmbeddingConfig, modality: str
-) -> Float64[np.ndarray, "n planes"]:
-    """Position times frequency along one axis, before time comes in."""
+def _positions(length: int, config: TimeEmbeddingConfig, modality: str) -> Float32[np.ndarray, " length"]:
+    pixel = config.time_embed_type == "pixel"
+    position = _linspace(-1, 1, length) if pixel else np.arange(length, dtype=np.float32)
+    if config.max_time is None or (pixel and modality == "video"):
+        return position
+    return position / np.float32(config.max_time) * np.float32(2 * np.pi)
+
+
+def _frequencies(config: TimeEmbeddingConfig, modality: str) -> Float32[np.ndarray, " planes"]:
     planes = config.trope_dim // 2
-    scale = 1.0 if config.max_time is None else 2 * np.pi / config.max_time
     if config.time_embed_type == "pixel":
-        position = np.linspace(-1, 1, length)[index] * (1.0 if modality == "video" else scale)
-        frequencies = np.pi * np.linspace(1, 128, planes)
-    else:
-        position = index * scale
-        theta = THETA[modality] if config.max_time is None else 1 / scale
-        frequencies = theta ** -(np.arange(planes) / planes)
-    return position[:, None] * frequencies
+        return _linspace(1, 128, planes) * _PI
+    theta = THETA[modality] if config.max_time is None else config.max_time / (2 * np.pi)
+    exponents = np.arange(0, config.trope_dim, 2, dtype=np.float32) / np.float32(config.trope_dim)
+    return 1 / (np.float64(np.float32(theta)) ** exponents).astype(np.float32)
+
+
+def _linspace(start: float, stop: float, length: int) -> Float32[np.ndarray, " length"]:
+    """torch.linspace in float32, bit for bit: a float32 step, from both ends to the middle, rounded once an element."""
+    step = np.float64(np.float32((stop - start) / max(length - 1, 1)))
+    index = np.arange(length)
+    up, down = start + step * index, stop - step * (length - 1 - index)
+    return np.where((index < length // 2) | (length == 1), up, down).astype(np.float32)

@@ -107,7 +107,8 @@ def test_killed_at_any_step_and_started_again_the_losses_are_the_same(trained, a
 
 def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world, environment, tmp_path):
     workdir = tmp_path / "full"
-    first = train_command(av_world, workdir, "--config.data.val=", "--config.data.held_out=")
+    no_workers = "--config.data.workers=0"  # they pass batches through shared memory, which the limit reaches too
+    first = train_command(av_world, workdir, "--config.data.val=", "--config.data.held_out=", no_workers)
     process = subprocess.Popen(first, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     while not (workdir / "checkpoints" / "3").exists():
         assert process.poll() is None

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
+from conversion.loading import load_model
 from omnivinci_jax.config import (
     AFWhisperConfig,
     OmniAlignConfig,
@@ -15,11 +15,11 @@ from omnivinci_jax.config import (
     SiglipConfig,
     TimeEmbeddingConfig,
 )
-from tests.parity.torch_weights import params_from_torch
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference outputs (shared/golden) are not here")
 
+CHECKPOINT = GOLDEN / "checkpoint_merged"
 _TIME = TimeEmbeddingConfig(scheme="crte", max_time=60.0, trope_dim=32)
 CONFIG = OmniVinciConfig(
     text=Qwen2Config(400, 64, 128, 3, 4, 2),
@@ -36,8 +36,8 @@ CONFIG = OmniVinciConfig(
 
 @cache
 def params() -> dict:
-    """The tree of the recorded checkpoint (without OmniAlignNet, which the released model does not ship)."""
-    return params_from_torch(load_file(GOLDEN / "checkpoint_merged" / "model.safetensors"), CONFIG)
+    """The tree of the recorded checkpoint; OmniAlignNet, which the released model does not ship, is initialised."""
+    return load_model(CHECKPOINT)[1]
 
 
 @cache

@@ -54,7 +54,7 @@ def test_siglip_is_transformers_last_layer_but_one(layers):
         expected = hf(normalised, output_hidden_states=True).hidden_states[-2].numpy()
     state = tensors(hf, "")
     state = {"vision_tower.vision_tower." + name.removeprefix("vision_model."): x for name, x in state.items()}
-    params = params_from_torch(state, CONFIG.replace(vision=SiglipConfig(24, 40, layers, 3, 56, 14)))["vision_tower"]
+    params = params_from_torch(state, CONFIG.replace(vision=config, s2_scales=(42, 84, 126)))["vision_tower"]
 
     assert_close(jax.jit(SiglipTower(config).apply)({"params": params}, images), expected, TOLERANCE)
 
@@ -76,7 +76,7 @@ def test_af_whisper_is_qwen2_audio_encoder(layers):
     windows = np.random.default_rng(0).normal(size=(3, config.window_frames, 16)).astype(np.float32)
     with torch.no_grad():
         expected = hf(torch.from_numpy(windows).transpose(1, 2)).last_hidden_state.numpy()
-    params = params_from_torch(tensors(hf, "sound_tower."), CONFIG)["sound_tower"]
+    params = params_from_torch(tensors(hf, "sound_tower."), CONFIG.replace(audio=config))["sound_tower"]
 
     actual = jax.jit(AFWhisperTower(config).apply)({"params": params}, windows)
 
@@ -109,7 +109,7 @@ def test_qwen2_is_transformers(tied):
     with torch.no_grad():
         alone = [hf(torch.from_numpy(row)[None], output_hidden_states=True) for row in rows]
     state = {f"llm.{name}": x for name, x in tensors(hf, "").items() if not (tied and name == "lm_head.weight")}
-    model, params = Qwen2(config), params_from_torch(state, CONFIG)["llm"]
+    model, params = Qwen2(config), params_from_torch(state, CONFIG.replace(text=config))["llm"]
 
     # The three conversations packed into one row, with padding behind them.
     tokens = np.concatenate([*rows, np.zeros(3, int)])[None]

@@ -74,7 +74,7 @@ def test_llava_form_is_the_same_conversation():
             {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video> and <video>"}]},
             "2 <video> in the text but 1 video path",
         ),
-        ({"image": ["a.png"], "conversations": [{"from": "human", "value": "hi"}]}, "0 <image> in the text but 1 image"),
+        ({"image": ["a.png"], "conversations": [{"from": "human", "value": "hi"}]}, "0 <image> in the text but 1"),
         ({"conversations": [{"from": "robot", "value": "hi"}]}, "'conversations' is a list of"),
     ],
 )

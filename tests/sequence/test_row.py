@@ -69,7 +69,7 @@ def test_targets_are_the_answer_one_slot_early():
     row = row_of()
     group = assemble([PackedRow(0, row, *no_media())], tiny_config(), Capacity(1, len(row) + 3, 1, 1, 1))
     asked = group.loss_weights[0] > 0
-    ids = tiny_tokenizer().encode("red") + [tiny_tokenizer().eos_id]
+    ids = [*tiny_tokenizer().encode("red"), tiny_tokenizer().eos_id]
     assert group.targets[0][asked].tolist() == ids
     (places,) = np.nonzero(asked)
     assert group.tokens[0][places + 1].tolist() == ids
@@ -96,7 +96,7 @@ def model():
 
 
 def test_packed_rows_give_what_each_gives_alone(model):
-    """A video, an image, a sound and a text in one group, two of them in one row, against each in a group of its own."""
+    """A video, an image, a sound and a text in one group of two rows, against each in a group of its own."""
     model, variables = model
     config = model.config
     rows = [

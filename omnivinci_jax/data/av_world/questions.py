@@ -143,7 +143,7 @@ def caption_turns(clip: Clip) -> list[Turn]:
 
 
 def training_conversations(clip: Clip, variants: int = 3, questions: int = 5) -> list[list[Turn]]:
-    """Conversations about the clip: mixed questions, weighted towards the joint kinds, and three of the four captions.
+    """Conversations about the clip: mixed questions, weighted towards the joint kinds, then three of the four captions.
 
     A conversation never asks the same thing twice; conversations differ as far as the clip has questions for it.
     """

@@ -1,0 +1,188 @@
+"""Recorded cases of the reference (the format of golden/cases) as batches, laid out by our own code.
+
+A case holds token ids, normalised pixels and log-mel; so only tokenizer, decoding and tiling are passed by, and the
+order of slots, the temporal groups, the Dynamic-S2 grids and the times are made by `sequence/` as in training.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.sequence.assemble import PackedRow, assemble
+from omnivinci_jax.sequence.batch import Batch, Capacity
+from omnivinci_jax.sequence.chat import Conversation, Media, Message
+from omnivinci_jax.sequence.row import ImageSize, MediaSize, SoundSize, VideoSize, lay_out
+
+IGNORED = -100
+_POOL_MULTI = ((4, 1, 1), (2, 2, 2))
+
+
+class Case(NamedTuple):
+    """A recorded case: its name, what went in and came out, and the ids of the media tokens and the newline."""
+
+    name: str
+    arrays: dict[str, np.ndarray]
+    media_ids: dict[str, int]
+    newline_id: int
+
+    def json(self, key: str) -> Any:
+        """What is recorded as JSON under `key`; None where nothing is."""
+        return json.loads(self.arrays[key].tobytes()) if key in self.arrays else None
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Stands in for a tokenizer: the ids of the case, as `lay_out` asks for them."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+    media_ids: dict[str, int]
+    newline_id: int
+
+    def encode_conversation(self, _conversation: Conversation, *, generate: bool) -> tuple[np.ndarray, np.ndarray]:
+        return self.ids, self.trained
+
+
+def read_case(path: Path, root: dict[str, Any]) -> Case:
+    """Reads a case; `root` is the config.json of its model, which has the ids.
+
+    Raises:
+        UserError: not a recorded case, or a config.json without `media_token_ids` and `encoder_text_token_ids`.
+    """
+    try:
+        with np.load(path) as saved:
+            arrays = dict(saved)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a recorded case: {error}") from None
+    if "in.input_ids" not in arrays or "logits" not in arrays:
+        raise UserError(f"{path}: not a recorded case: there is no in.input_ids or no logits")
+    try:
+        (newline,) = root["encoder_text_token_ids"]["\n"]
+        return Case(path.stem, arrays, root["media_token_ids"], newline)
+    except (KeyError, ValueError):
+        raise UserError(f"config.json has no media_token_ids or no encoder_text_token_ids; {path} needs them") from None
+
+
+def case_config(config: OmniVinciConfig, case: Case) -> OmniVinciConfig:
+    """The model's configuration with what a case was recorded under.
+
+    The `v_*` cases have time embeddings and pools of their own, which their names alone say. The seconds of a sound
+    window and of a temporal group are those of the recorded times.
+    """
+    changes: dict[str, Any] = {}
+    for fragment, time in (
+        ("noembed", dict(scheme="none")),
+        ("longest", dict(scheme="longest")),
+        ("true_pixel", dict(scheme="axial", time_embed_type="pixel")),
+        ("false_pixel", dict(scheme="axial_reversed", time_embed_type="pixel")),
+    ):
+        if case.name.startswith("v_") and fragment in case.name:
+            for name in ("video_time", "sound_time"):
+                changes[name] = dataclasses.replace(getattr(config, name), **time)
+    if case.name.startswith("v_pool_multi"):
+        changes["pool_sizes"] = _POOL_MULTI
+    sounds = [sound for sounds in case.json("in.audio_info.json") or [] for sound in sounds]
+    if sounds:
+        frames = config.audio.window_frames
+        windows = -(-sounds[0]["new_audio_n_stft_frames"] // frames)
+        length = sounds[0]["new_audio_chunk_length"]
+        changes["audio_hop_length"] = round(length * config.sampling_rate / (windows * frames))
+    for video in _videos(case):
+        if video["has_audio"]:
+            first_end = video["segment_aud_indices_list"][0][1] / sounds[0]["new_audio_n_stft_frames"]
+            changes["temporal_group_seconds"] = float(round(first_end * sounds[0]["new_audio_chunk_length"]))
+    return config.replace(**changes)
+
+
+def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batch:
+    """A case as one group of one row, with `free_slots` more at its end; `config` is what `case_config` returned."""
+    ids = case.arrays["in.input_ids"][0]
+    labels = case.arrays["in.labels"][0] if "in.labels" in case.arrays else np.full(len(ids), IGNORED)
+    media, kept = _media(config, case, ids)
+    kinds, sizes = zip(*media, strict=True) if media else ((), ())
+    content = tuple(Media(kind, f"{kind}.{number}") for number, kind in enumerate(kinds))
+    stand_in = _Ids(ids[kept].astype(np.int32), (labels != IGNORED)[kept], case.media_ids, case.newline_id)
+    row = lay_out(Conversation((Message("user", content),), case.name), list(sizes), config, stand_in)
+    side = config.vision.image_size
+    tiles, windows = _pixels(case).reshape(-1, side, side, 3), _windows(config, case)
+    capacity = Capacity(1, len(row) + free_slots, max(1, len(tiles)), max(1, len(windows)), max(1, len(media)))
+    batch = assemble([PackedRow(0, row, tiles, windows)], config, capacity)
+    # The reference's pixels were normalised before they were recorded, and are no whole numbers: keep them as they are.
+    batch = batch._replace(tiles=tiles) if len(tiles) else batch
+    return Batch(*(_leading_axis(field) for field in batch))
+
+
+def _leading_axis(field: Any) -> Any:
+    if isinstance(field, tuple):
+        return tuple(array[None] for array in field)
+    return None if field is None else field[None]
+
+
+def _videos(case: Case) -> list[dict[str, Any]]:
+    return [video for videos in case.json("in.video_info.json") or [] for video in videos]
+
+
+def _media(config: OmniVinciConfig, case: Case, ids: np.ndarray) -> tuple[list[tuple[str, MediaSize]], np.ndarray]:
+    """Kind and size of each media item, and which ids stay: the sound of a video is part of the video's item."""
+    kinds = {number: kind for kind, number in case.media_ids.items()}
+    blocks = iter((case.json("in.media_config.image.json") or {}).get("block_sizes", []))
+    sounds = iter([sound for sounds in case.json("in.audio_info.json") or [] for sound in sounds])
+    videos = iter(_videos(case))
+    media, kept = [], np.ones(len(ids), bool)
+    sound_of_video = None
+    for place, number in enumerate(ids):
+        kind = kinds.get(int(number))
+        if kind == "image":
+            media.append((kind, ImageSize(*(next(blocks, None) or (0, 0)))))
+        elif kind == "sound":
+            size = _sound(config, next(sounds))
+            if place + 1 < len(ids) and kinds.get(int(ids[place + 1])) == "video":
+                sound_of_video, kept[place] = size, False
+            else:
+                media.append((kind, size))
+        elif kind == "video":
+            info = next(videos)
+            times = tuple(info["video_frame_times"])
+            sound, sound_of_video = (sound_of_video if info["has_audio"] else None), None
+            media.append((kind, VideoSize(tuple(range(len(times))), times, info["video_duration"], sound)))
+    return media, kept
+
+
+def _sound(config: OmniVinciConfig, info: dict[str, Any]) -> SoundSize:
+    windows = -(-info["new_audio_n_stft_frames"] // config.audio.window_frames)
+    return SoundSize(info["audio_end_sample_sec"] - info["audio_start_sec"], windows)
+
+
+def _pixels(case: Case) -> np.ndarray:
+    """All tiles and frames in their order, from normalised and channels first back to 0 … 255 and channels last."""
+    keys = [key for key in case.arrays if key.startswith(("in.image.", "in.video."))]
+    kinds = {kind: index for index, kind in enumerate(_order(case))}
+    keys.sort(key=lambda key: (kinds.get(key.split(".")[1], 0), int(key.split(".")[2])))
+    frames = [case.arrays[key].reshape(-1, *case.arrays[key].shape[-3:]) for key in keys]
+    if not frames:
+        return np.zeros(0, np.float32)
+    pixels = (np.concatenate(frames).astype(np.float64) * 0.5 + 0.5) * 255
+    return pixels.transpose(0, 2, 3, 1).astype(np.float32)
+
+
+def _order(case: Case) -> list[str]:
+    kinds = {number: kind for kind, number in case.media_ids.items()}
+    return list(dict.fromkeys(kinds[int(number)] for number in case.arrays["in.input_ids"][0] if int(number) in kinds))
+
+
+def _windows(config: OmniVinciConfig, case: Case) -> np.ndarray:
+    """Log-mel of all sounds, each padded with zeros to whole windows."""
+    frames, windows = config.audio.window_frames, [np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins))]
+    for key in sorted(
+        (key for key in case.arrays if key.startswith("in.sound.")), key=lambda key: int(key.split(".")[2])
+    ):
+        mel = case.arrays[key][0].T
+        mel = np.pad(mel, ((0, -len(mel) % frames), (0, 0)))
+        windows.append(mel.reshape(-1, frames, mel.shape[1]))
+    return np.concatenate(windows).astype(np.float32)

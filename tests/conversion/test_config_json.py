@@ -1,0 +1,130 @@
+"""The published forms of config.json, and OmniVinciConfig from and to them."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omnivinci_jax.config import (
+    AUDIO_COMPRESSIONS,
+    TIME_SCHEMES,
+    OmniAlignConfig,
+    OmniVinciConfig,
+    TimeEmbeddingConfig,
+)
+from omnivinci_jax.config_json import from_json, read_config, to_json, to_released
+from omnivinci_jax.errors import ConfigError
+
+TIMES = st.builds(
+    TimeEmbeddingConfig,
+    scheme=st.sampled_from(TIME_SCHEMES),
+    max_time=st.floats(1, 4000),
+    trope_dim=st.sampled_from((32, 128)),
+    theta=st.floats(1, 100),
+    time_embed_type=st.sampled_from(("pixel", "lang")),
+    pair_angles=st.booleans(),
+)
+CONFIGS = st.builds(
+    OmniVinciConfig,
+    max_tiles=st.integers(9, 20),
+    pool_sizes=st.sampled_from((((8, 1, 1),), ((4, 1, 1), (2, 2, 2)))),
+    num_video_frames=st.integers(1, 500),
+    fps=st.floats(0.1, 30),
+    audio_compression=st.sampled_from(AUDIO_COMPRESSIONS),
+    audio_hop_length=st.integers(60, 400),
+    audio_n_fft=st.integers(200, 800),
+    sampling_rate=st.sampled_from((8000, 16_000)),
+    max_sound_seconds=st.floats(1, 4000),
+    temporal_group_seconds=st.none() | st.floats(0.5, 60),
+    video_time=TIMES,
+    sound_time=TIMES,
+    omni_align=st.builds(OmniAlignConfig, num_layers=st.integers(1, 4), learned_scale=st.booleans()),
+)
+
+
+@given(config=CONFIGS)
+def test_every_field_comes_back(config):
+    back = from_json(json.loads(json.dumps(to_json(config))))
+    for field in dataclasses.fields(config):
+        assert getattr(back, field.name) == getattr(config, field.name), field.name
+
+
+@given(config=CONFIGS)
+def test_every_field_comes_back_from_the_released_form(tmp_path_factory, config):
+    folder = tmp_path_factory.mktemp("released")
+    for name, values in to_released(to_json(config)).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(values))
+    root = json.loads((folder / "config.json").read_text())
+    assert isinstance(root["video_encoder"], str) and isinstance(root["s2_scales"], str) and "text_config" not in root
+    assert read_config(folder / "config.json") == config
+
+
+def published(**changes):
+    return {**to_json(OmniVinciConfig()), **changes}
+
+
+def test_legacy_names_and_forms(tmp_path):
+    root = published()
+    text = root.pop("text_config")
+    del text["rope_parameters"], text["rope_scaling"]
+    root["llm_cfg"] = {**text, "rope_theta": 5e5}
+    audio = root.pop("audio_config")
+    root["sound_tower_cfg"] = {"model_type": "qwen2_audio", "audio_config": audio}
+    root["vision_tower_cfg"] = root.pop("vision_config")
+    root["s2_scales"] = "448,896,1344"
+    root["video_encoder"] = json.dumps({**root["video_encoder"], "_target_": "llava.model.encoders.TSPVideoEncoder"})
+    root["audio_chunk_length"] = 120
+    (tmp_path / "config.json").write_text(json.dumps(root))
+    config = read_config(tmp_path / "config.json")
+    assert config.text.rope_theta == 5e5 and config.max_sound_seconds == 120
+    assert config.replace(text=OmniVinciConfig().text, max_sound_seconds=3600.0) == OmniVinciConfig()
+
+
+def test_published_keys_without_ours():
+    root = published()
+    for key in ("omnivinci_jax", "audio_hop_length", "interleaved_video_segment_duration"):
+        del root[key]
+    root["video_encoder"] |= {"period_fix": "MTCT", "embed_time": True}
+    root["sound_encoder"] |= {"embed_time": "False"}
+    config = from_json(root)
+    assert (config.video_time.scheme, config.sound_time.scheme) == ("crte", "none")
+    assert (config.audio_hop_length, config.temporal_group_seconds, config.audio_compression) == (160, 30.0, "none")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"video_encoder": {"end_tokens": None, "embed_time": "True", "period_fix": "fourier"}},
+            "video_encoder.period_fix is 'fourier': supported are 'shortest', 'MTCT', 'longest', 'True', 'False'",
+        ),
+        (
+            {"sound_encoder": {"end_tokens": None, "embed_time": "True", "max_time": 60, "time_embed_type": "wave"}},
+            "sound_encoder.time_embed_type is 'wave': supported are 'pixel', 'lang'",
+        ),
+        ({"mm_projector_cfg": {"mm_projector_type": "resampler"}}, "mm_projector_type is 'resampler': supported are"),
+        ({"sound_mm_projector": "mlp_downsample"}, "sound_mm_projector_type is 'mlp_downsample': supported are 'mlp'"),
+        ({"video_encoder": {}}, r"video_encoder.end_tokens is '\\n': supported are None"),
+        ({"sound_encoder": {"_target_": "x.WindowSoundEncoder"}}, "sound_encoder._target_ is 'WindowSoundEncoder'"),
+        ({"dynamic_s2": False}, "dynamic_s2 is False: supported are True"),
+        ({"mm_vision_select_layer": -1}, "mm_vision_select_layer is -1: supported are -2"),
+        ({"mm_use_bos_eos_tokens": True}, "mm_use_bos_eos_tokens is True: supported are False"),
+        ({"text_config": {"hidden_size": 8}}, "text_config: there is no vocab_size"),
+        ({"s2_scales": "448,large"}, "s2_scales is 'large': it is a number"),
+        ({"vision_config": None}, "there is no vision_config, no vision_tower_cfg and no vision_tower/config.json"),
+    ],
+)
+def test_what_is_not_supported_names_key_and_value(change, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        from_json(published(**change))
+    assert "\n" not in str(error.value)
+
+
+def test_rope_scaling_is_not_supported():
+    root = published()
+    root["text_config"]["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e6}
+    with pytest.raises(ConfigError, match="rope_type is 'yarn': supported are 'default'"):
+        from_json(root)
