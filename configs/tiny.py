@@ -64,7 +64,7 @@ def get_config():
         val="runs/av_world/val.jsonl",
         held_out="runs/av_world/held_out.jsonl",
         groups=4,
-        capacity=Capacity(rows=2, slots=480, tiles=48, windows=4, clips=4),
+        capacity=Capacity(rows=2, slots=416, tiles=80, windows=8, clips=8),
         workers=1,
         cache_media=True,
     )
@@ -74,12 +74,12 @@ def get_config():
             tokenizer=str(TOKENIZER),
             data=data,
             optimizer=OptimizerConfig(name="muon", learning_rate=5e-3),
-            steps=2000,
+            steps=1600,
             align_weight=0.05,
             dtype="float32",
             tower_remat="dots",
             decoder_remat="dots",
-            eval_every=250,
-            checkpoint_every=250,
+            eval_every=200,
+            checkpoint_every=200,
         )
     )

@@ -21,6 +21,7 @@ from omnivinci_jax.sequence.row import ImageSize, MediaSize, SoundSize, VideoSiz
 
 IGNORED = -100
 _POOL_MULTI = ((4, 1, 1), (2, 2, 2))
+_UNITS = Capacity(1, 96, 12, 2, 2)  # capacities are multiples of these, so that cases share compiled programs
 
 
 class Case(NamedTuple):
@@ -111,10 +112,13 @@ def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batc
     row = lay_out(Conversation((Message("user", content),), case.name), list(sizes), config, stand_in)
     side = config.vision.image_size
     tiles, windows = _pixels(case).reshape(-1, side, side, 3), _windows(config, case)
-    capacity = Capacity(1, len(row) + free_slots, max(1, len(tiles)), max(1, len(windows)), max(1, len(media)))
+    needed = Capacity(1, len(row) + free_slots, len(tiles), len(windows), len(media))
+    capacity = Capacity(*(max(1, -(-n // unit)) * unit for n, unit in zip(needed, _UNITS, strict=True)))
     batch = assemble([PackedRow(0, row, tiles, windows)], config, capacity)
     # The reference's pixels were normalised before they were recorded, and are no whole numbers: keep them as they are.
-    batch = batch._replace(tiles=tiles) if len(tiles) else batch
+    pixels = np.zeros(batch.tiles.shape, np.float32)
+    pixels[: len(tiles)] = tiles
+    batch = batch._replace(tiles=pixels)
     return Batch(*(_leading_axis(field) for field in batch))
 
 

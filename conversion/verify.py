@@ -20,7 +20,6 @@ from omnivinci_jax import model_dir
 from omnivinci_jax.config_json import read_json
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.sequence.batch import Batch
 from omnivinci_jax.train.losses import language_loss, token_losses
 
 TOLERANCES = {"inputs_embeds": 1e-5, "logits": 1e-4, "loss": 1e-6, "generated_new": 0.0}
@@ -49,37 +48,39 @@ def load_model(folder: Path) -> tuple[OmniVinci, dict]:
 
 def compare(model: OmniVinci, params: dict, case: Case) -> Iterator[Comparison]:
     """Runs a case and compares what it recorded: decoder inputs, logits, loss, greedy tokens."""
+    longest = case_config(model.config, case).video_time.scheme == "longest"
+    tolerances = TOLERANCES | ({"inputs_embeds": LONGEST_EMBEDS} if longest else {})
+    for name, output in outputs(model, params, case).items():
+        difference = np.abs(output.astype(np.float64) - case.arrays[name]).max()
+        yield Comparison(case.name, name, float(difference), tolerances[name])
+
+
+def outputs(model: OmniVinci, params: dict, case: Case) -> dict[str, np.ndarray]:
+    """What the model makes of a case, for each quantity of TOLERANCES that the case recorded."""
     config, recorded = case_config(model.config, case), case.arrays
     length, new = recorded["logits"].shape[1], len(recorded.get("generated_new", [[]])[0])
     batch = case_batch(config, case, free_slots=new)
     used = int((batch.segment_ids > 0).sum())
     if used != length:
         raise UserError(f"{case.name}: our layout has {used} slots and the recorded one {length}")
-    x, logits, loss = _forward(OmniVinci(config, dtype=model.dtype), params, batch)
-    rows = config.text.vocab_size
-    outputs = {"inputs_embeds": x[:, :length], "logits": logits[:, :length, :rows]}
+    # Seconds of windows and groups are in the layout already: without them cases share a compiled program.
+    layout = ("audio_hop_length", "temporal_group_seconds")
+    config = config.replace(**{name: getattr(model.config, name) for name in layout})
+    x = jitted(OmniVinci(config, dtype=model.dtype), "embed")(params, batch)
+    hidden = jitted(model, "decode")(params, x, batch.positions[0], batch.segment_ids[0])
+    logits = jitted(model, "logits")(params, hidden)
+    made = {"inputs_embeds": x[:, :length], "logits": logits[:, :length, : config.text.vocab_size]}
     if batch.loss_weights.any():
-        outputs["loss"] = loss
+        made["loss"] = language_loss(token_losses(logits, batch.targets[0]), batch.loss_weights[0])
     if new:
-        outputs["generated_new"] = _greedy(model, params, x, length, new)
-    for name, output in outputs.items():
-        if name in recorded:
-            difference = np.abs(np.asarray(output, np.float64) - recorded[name]).max()
-            longest = name == "inputs_embeds" and config.video_time.scheme == "longest"
-            yield Comparison(case.name, name, float(difference), LONGEST_EMBEDS if longest else TOLERANCES[name])
+        made["generated_new"] = _greedy(model, params, x, length, new)
+    return {name: np.asarray(array) for name, array in made.items() if name in recorded}
 
 
 @cache
 def jitted(model: OmniVinci, method: str) -> Callable[..., jax.Array]:
     """A method of the model, compiled: (params, *arguments) to its output."""
     return jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=method))
-
-
-def _forward(model: OmniVinci, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x = jitted(model, "embed")(params, batch)
-    hidden = jitted(model, "decode")(params, x, batch.positions[0], batch.segment_ids[0])
-    logits = jitted(model, "logits")(params, hidden)
-    return x, logits, language_loss(token_losses(logits, batch.targets[0]), batch.loss_weights[0])
 
 
 def _greedy(model: OmniVinci, params: dict, x: jax.Array, length: int, count: int) -> np.ndarray:

@@ -20,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("omnivinci").setLevel(logging.INFO)
+    # Orbax and Grain log there, with tracebacks, what they then raise.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which this program does not use
     parser = _parser()

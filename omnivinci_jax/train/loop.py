@@ -19,7 +19,7 @@ from omnivinci_jax.data.loader import train_batches
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import ConfigError, DataError
 from omnivinci_jax.mesh.mesh import make_mesh
-from omnivinci_jax.mesh.rules import RULES, put_batch
+from omnivinci_jax.mesh.rules import RULES, put_batch, replicated
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig, to_mapping
@@ -187,7 +187,8 @@ class _Run:
         evaluation = None
         if data.held_out:
             index = open_data(data.held_out, self.processor, data)
-            evaluation = evaluate(self.eval_step, best.params, index, self.processor, data, self.mesh)
+            params = jax.device_put(best.params, replicated(self.mesh))
+            evaluation = evaluate(self.eval_step, params, index, self.processor, data, self.mesh)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(best.params))
         write_report(self.workdir, evaluation, time.monotonic() - self.started, parameters)
         self.metrics.close()

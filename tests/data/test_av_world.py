@@ -116,7 +116,7 @@ def test_the_first_joint_questions_have_the_drawn_ranks(clips):
 
 def test_captions_follow_the_timeline():
     clip = draw_clips(1, "train", 1)[0]
-    (_, colours), (_, sounds) = caption_turns(clip)
+    (_, colours), (_, sounds), *_ = caption_turns(clip)
     shown = {int(second): name for second, name in zip(colours.split()[::2], colours.split()[1::2], strict=True)}
     for second in range(int(clip.duration)):
         on_screen = [sight.name for sight in clip.sights if sight.start <= second + 0.5 < sight.end]
@@ -124,20 +124,28 @@ def test_captions_follow_the_timeline():
     assert sounds == " ".join(f"{int(sound.start)} {sound.name}" for sound in clip.sounds)
 
 
-def test_training_conversations_mix_kinds_and_never_repeat_a_question(clips):
+def test_training_conversations_are_one_question_of_any_kind_and_one_caption(clips):
     for clip in clips[:50]:
         conversations = training_conversations(clip)
         assert conversations == training_conversations(clip)
-        assert len(conversations) == 3
-        for turns in conversations:
-            stems = [re.sub(r"\?.*", "", question) for question, _ in turns]
-            captions = sum(stem.startswith("List") for stem in stems)
-            assert captions in (1, 2)
-            assert len(turns) == 6 + captions
-            named = [stem for stem in stems if not re.search("seen|heard", stem)]
-            assert len(named) == len(set(named))
-            assert any("on screen" in stem for stem in stems)
-            assert any("came first" in stem for stem in stems)
+        assert len(conversations) == 8
+        assert {caption for _, caption in conversations} == set(caption_turns(clip))
+        asked = [re.sub(r"\?.*", "", question) for (question, _), _ in conversations]
+        assert sum("on screen" in stem for stem in asked) == sum("came first" in stem for stem in asked) == 2
+        assert sum(stem.startswith("At what second") for stem in asked) == 2
+
+
+def test_captions_of_both_streams_are_the_truth(clips):
+    for clip in clips[:50]:
+        _, _, (_, events), (_, pairs) = caption_turns(clip)
+        starts = {event.name: event.start for event in (*clip.sights, *clip.sounds)}
+        assert events.split()[1::2] == sorted(starts, key=starts.get)
+        assert events.split()[::2] == [str(int(starts[name])) for name in events.split()[1::2]]
+        shown = dict(zip(pairs.split()[::2], pairs.split()[1::2], strict=True))
+        for sound in clip.sounds:
+            middle = (sound.start + sound.end) / 2
+            on_screen = [sight.name for sight in clip.sights if sight.start <= middle < sight.end]
+            assert [shown[sound.name]] == (on_screen or ["none"])
 
 
 def test_the_vocabulary_holds_every_word(clips, tmp_path):
@@ -249,7 +257,7 @@ def test_rows_have_the_documented_form(folder):
         assert all(option in text["text"] for option in row["options"])
         assert assistant["content"] in row["options"]
     train = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    assert len(train) == 3
+    assert len(train) == 8
     assert len({row["id"] for row in train + held_out}) == len(train + held_out)
     for row in train:
         assert set(row) == {"id", "messages"}

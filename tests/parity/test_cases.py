@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from conversion.cases import case_batch, case_config, read_case
-from conversion.verify import compare, jitted
+from conversion.cases import read_case
+from conversion.verify import compare, outputs
 from omnivinci_jax.config_json import read_config, read_json
 from omnivinci_jax.models.omnivinci import OmniVinci
 from tests.parity.golden import CHECKPOINT, CONFIG, GOLDEN, needs_golden, params
@@ -36,14 +36,8 @@ def test_configuration_of_the_checkpoint():
 @pytest.mark.parametrize("name", ["a_text", "b_image_s2_2x3", "c_audio_2chunks", "e_video_audio", "v_pool_multi_e"])
 def test_bfloat16_stays_close_to_float32(name):
     case = recorded(name)
-    config = case_config(CONFIG, case)
-    batch = case_batch(config, case)
-    model = OmniVinci(config, dtype=jnp.bfloat16)
-    x = jitted(model, "embed")(params(), batch)
-    hidden = jitted(model, "decode")(params(), x, batch.positions[0], batch.segment_ids[0])
-    logits = np.asarray(jitted(model, "logits")(params(), hidden), np.float64)[..., : config.text.vocab_size]
-    exact, rounded = log_softmax(case.arrays["logits"].astype(np.float64), -1), log_softmax(logits, -1)
-    divergence = (np.exp(exact) * (exact - rounded)).sum(-1)
-    assert x.dtype == jnp.bfloat16
-    assert divergence.mean() <= 1e-3
-    assert np.abs(logits - case.arrays["logits"]).max() > 1e-3  # it was computed in bfloat16
+    made = outputs(OmniVinci(CONFIG, dtype=jnp.bfloat16), params(), case)
+    expected, logits = (x.astype(np.float64) for x in (case.arrays["logits"], made["logits"]))
+    exact, rounded = log_softmax(expected, -1), log_softmax(logits, -1)
+    assert (np.exp(exact) * (exact - rounded)).sum(-1).mean() <= 1e-3
+    assert made["inputs_embeds"].dtype == jnp.bfloat16 and np.abs(logits - expected).max() > 1e-3

@@ -1,6 +1,7 @@
 """The whole model, laid out by sequence/, against the float64 oracle, on shapes that no recorded case has."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -52,6 +53,7 @@ def shape_of(config):
     )
 
 
+@cache
 def weights_of(config):
     rng = np.random.default_rng(0)
     shapes = {path: leaf.shape for path, leaf in flat(abstract_params(OmniVinci(config))).items()}
@@ -64,6 +66,11 @@ def weights_of(config):
             noise /= math.sqrt(np.prod(tensor.shape[1:]))
         weights[tensor.name] = noise.astype(np.float32)
     return weights
+
+
+@cache
+def params_of(config):
+    return params_from_torch(weights_of(config), config)
 
 
 class Ids:
@@ -97,7 +104,7 @@ def random_media(rng):
     return image, sound, video
 
 
-def ours(config, weights, items):
+def ours(config, items):
     """Decoder inputs and logits of the same items by the package."""
     ids, media, sizes, tiles, windows = [], [], [], [np.zeros((0, SIDE, SIDE, 3), np.uint8)], []
     for item in items:
@@ -121,14 +128,15 @@ def ours(config, weights, items):
     row = lay_out(Conversation((Message("user", tuple(media)),)), sizes, config, Ids(ids))
     tiles = np.concatenate(tiles)
     windows = np.concatenate([np.zeros((0, FRAMES, 16), np.float32), *windows])
-    capacity = Capacity(1, len(row), max(1, len(tiles)), max(1, len(windows)), max(1, len(media)))
+    capacity = Capacity(rows=1, slots=112, tiles=20, windows=4, clips=4)  # one for all: they share compiled programs
     group = assemble([PackedRow(0, row, tiles, windows)], config, capacity)
     batch = Batch(*(tuple(a[None] for a in x) if isinstance(x, tuple) else x if x is None else x[None] for x in group))
     model = OmniVinci(config)
-    params = params_from_torch(weights, config)
+    params = params_of(config)
     x = jitted(model, "embed")(params, batch)
     hidden = jitted(model, "decode")(params, x, batch.positions[0], batch.segment_ids[0])
-    return np.asarray(x[0]), np.asarray(jitted(model, "logits")(params, hidden))[0, :, :64]
+    logits = np.asarray(jitted(model, "logits")(params, hidden))
+    return np.asarray(x[0, : len(row)]), logits[0, : len(row), :64]
 
 
 def conversations():
@@ -157,7 +165,7 @@ def test_conversation(name):
     config, items = CONVERSATIONS[name]
     weights, shape = weights_of(config), shape_of(config)
     expected = oracle.decoder_inputs(weights, shape, items)
-    x, logits = ours(config, weights, items)
+    x, logits = ours(config, items)
     assert x.shape == expected.shape
     np.testing.assert_allclose(x, expected, rtol=0, atol=2e-5)
     np.testing.assert_allclose(logits, oracle.logits(weights, shape, expected), rtol=0, atol=1e-4)

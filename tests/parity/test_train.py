@@ -18,7 +18,8 @@ from tests.parity.golden import CONFIG, GOLDEN, needs_golden, params
 from tests.parity.test_cases import recorded
 
 pytestmark = needs_golden
-ATOL = {1: 2e-5, 3: 1e-4}
+# A step of Adam is 1e-3 however small the gradient: where that is near nothing, its rounding moves a step by some percent.
+ATOL = {1: 5e-5, 3: 1e-4}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def run():
         losses.append(float(loss))
         steps.append(trained)
     # What a gradient reaches at all, frozen or not.
-    reached = flat(jax.grad(lambda p: model.apply({"params": p}, batch).hidden.sum())(params()))
+    reached = flat(jax.jit(jax.grad(lambda p: model.apply({"params": p}, batch).hidden.sum()))(params()))
     return losses, by_name(gradients), [by_name(step) for step in steps], frozen, reached
 
 
@@ -74,7 +75,8 @@ def by_name(leaves):
 
 
 def test_losses(run, record):
-    np.testing.assert_allclose(run[0], record[1]["losses"], rtol=0, atol=[1e-6, 1e-5, 1e-5])
+    differences = np.abs(np.array(run[0]) - record[1]["losses"])
+    assert (differences <= (1e-6, 1e-5, 1e-5)).all(), differences
 
 
 def test_gradients(run, record):

@@ -142,26 +142,21 @@ def caption_turns(clip: Clip) -> list[Turn]:
     ]
 
 
-def training_conversations(clip: Clip, variants: int = 3, questions: int = 5) -> list[list[Turn]]:
-    """Conversations about the clip: mixed questions, weighted towards the joint kinds, then three of the four captions.
+def training_conversations(clip: Clip, repeats: int = 2) -> list[list[Turn]]:
+    """Conversations about the clip: each caption `repeats` times, every time after another question.
 
-    A conversation never asks the same thing twice; conversations differ as far as the clip has questions for it.
+    A conversation is one question and one caption. With more turns, most answers could be read off the earlier ones, and
+    little would be learnt from the clip.
     """
     rng = clip.rng("questions")
     supply = {kind: itertools.cycle(candidates) for kind, candidates in all_questions(clip, rng).items()}
+    kinds: list[Kind] = list(_shuffled(rng, ["while", "while", "order", "order", "when", "when", "seen", "heard"]))
     conversations = []
-    for _ in range(variants):
-        chosen: dict[str, Turn] = {}
-        wanted: list[Kind] = ["while", "order", "when"]
-        while len(chosen) < questions:
-            kind = wanted.pop(0) if wanted else KINDS[rng.choice(5, p=(0.15, 0.15, 0.3, 0.3, 0.1))]
-            question = next(supply[kind])
-            # The order of the options is new each time: the supply repeats where a clip has few questions of a kind.
-            question = replace(question, options=_shuffled(rng, question.options))
-            chosen[f"{kind} {question.asked or question.answer}"] = question.text, question.answer
-        # Captions come last: after one, the questions could be answered by reading it instead of the clip.
-        captions = _shuffled(rng, caption_turns(clip))[:3]
-        conversations.append([*_shuffled(rng, list(chosen.values())), *captions])
+    for caption, kind in zip(caption_turns(clip) * repeats, itertools.cycle(kinds)):
+        question = next(supply[kind])
+        # The order of the options is new each time: the supply repeats where a clip has few questions of a kind.
+        question = replace(question, options=_shuffled(rng, question.options))
+        conversations.append([(question.text, question.answer), caption])
     return conversations
 
 
