@@ -18,7 +18,7 @@ from tests.parity.golden import CONFIG, GOLDEN, needs_golden, params
 from tests.parity.test_cases import recorded
 
 pytestmark = needs_golden
-# A step of Adam is 1e-3 however small the gradient: where that is near nothing, its rounding moves a step by some percent.
+# A step of Adam is 1e-3 however small the gradient: where that is near nothing, rounding moves a step by some percent.
 ATOL = {1: 5e-5, 3: 1e-4}
 
 

@@ -145,8 +145,8 @@ def caption_turns(clip: Clip) -> list[Turn]:
 def training_conversations(clip: Clip, repeats: int = 2) -> list[list[Turn]]:
     """Conversations about the clip: each caption `repeats` times, every time after another question.
 
-    A conversation is one question and one caption. With more turns, most answers could be read off the earlier ones, and
-    little would be learnt from the clip.
+    A conversation is one question and one caption. With more turns, most answers could be read off the earlier ones,
+    and little would be learnt from the clip.
     """
     rng = clip.rng("questions")
     supply = {kind: itertools.cycle(candidates) for kind, candidates in all_questions(clip, rng).items()}
