@@ -1,5 +1,7 @@
 """Checkpoints of a run: state, place in the data and random key together, so that a killed run goes on exactly."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,12 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
         """Starts to save; `run` is what the loop knows beside the state (JSON). Raises UserError on a full disk."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise self._unwritten(f"it takes up to {needed:,} bytes and the disk has {free:,}")
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        self._guard(lambda: self._manager.save(step, args=items), step)
+        self._guard(lambda: self._manager.save(step, args=items))
 
     def restore(self, state: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint, laid out as `shardings`; `state` gives shapes and dtypes."""
@@ -39,19 +45,18 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until what was started is on disk; raises UserError when it could not be written."""
-        self._guard(self._manager.wait_until_finished, None)
+        self._guard(self._manager.wait_until_finished)
 
-    def _guard(self, work, step: int | None) -> None:
+    def _guard(self, work: Callable[[], object]) -> None:
         try:
             work()
         except (OSError, ValueError) as error:
-            last = self.latest_step
-            kept = f"the last good one is of step {last}" if last is not None else "there is none yet"
-            raise UserError(
-                f"{self._folder}: the checkpoint could not be written ({_reason(error)}); {kept}; "
-                "make room and start the same command again"
-            ) from None
+            raise self._unwritten(str(error).strip().splitlines()[-1][:200]) from None
 
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+    def _unwritten(self, reason: str) -> UserError:
+        last = self.latest_step
+        kept = f"the last good one is of step {last}" if last is not None else "there is none yet"
+        return UserError(
+            f"{self._folder}: the checkpoint could not be written ({reason}); {kept}; "
+            "make room and start the same command again"
+        )

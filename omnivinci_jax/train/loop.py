@@ -148,34 +148,34 @@ class _Run:
         schedule = learning_rate(config.optimizer, config.steps)
         bar = tqdm(total=config.steps, initial=progress.step, desc="train", unit="step", dynamic_ncols=True)
         last, tokens = time.monotonic(), 0
-        for batch, samples, skipped in batches:
-            self._count(samples, skipped)
-            state, metrics = train_step(state, put_batch(batch, self.mesh))
-            progress.step += 1
-            tokens += int(np.sum(batch.segment_ids > 0))
-            bar.update()
-            step = progress.step
-            if step % config.log_every == 0 or step == config.steps:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                now, steps_done = time.monotonic(), (step - 1) % config.log_every + 1
-                values["learning_rate"] = float(schedule(step - 1))
-                values["step_seconds"] = (now - last) / steps_done
-                values["tokens_per_second"] = tokens / (now - last)
-                last, tokens = now, 0
-                self.metrics.write(step, values)
-                bar.set_postfix_str(
-                    f"loss {values['loss']:.3f}, {values['step_seconds']:.2f} s/step, "
-                    f"{values['tokens_per_second']:.0f} tokens/s"
-                )
-            measured = self.val_index and (step % config.eval_every == 0 or step == config.steps)
-            if measured:
-                self._measure(state.params)
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                progress.seconds = time.monotonic() - self.started
-                self.checkpoints.save(step, state, vars(progress))
-            if measured:
-                last, tokens = time.monotonic(), 0
-        bar.close()
+        with bar:
+            for batch, samples, skipped in batches:
+                self._count(samples, skipped)
+                state, metrics = train_step(state, put_batch(batch, self.mesh))
+                progress.step += 1
+                tokens += int(np.sum(batch.segment_ids > 0))
+                bar.update()
+                step = progress.step
+                if step % config.log_every == 0 or step == config.steps:
+                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                    now, steps_done = time.monotonic(), (step - 1) % config.log_every + 1
+                    values["learning_rate"] = float(schedule(step - 1))
+                    values["step_seconds"] = (now - last) / steps_done
+                    values["tokens_per_second"] = tokens / (now - last)
+                    last, tokens = now, 0
+                    self.metrics.write(step, values)
+                    bar.set_postfix_str(
+                        f"loss {values['loss']:.3f}, {values['step_seconds']:.2f} s/step, "
+                        f"{values['tokens_per_second']:.0f} tokens/s"
+                    )
+                measured = self.val_index and (step % config.eval_every == 0 or step == config.steps)
+                if measured:
+                    self._measure(state.params)
+                if step % config.checkpoint_every == 0 or step == config.steps:
+                    progress.seconds = time.monotonic() - self.started
+                    self.checkpoints.save(step, state, dict(vars(progress)))
+                if measured:
+                    last, tokens = time.monotonic(), 0
         self.checkpoints.wait()
         if not self.val_index and not (self.workdir / "model").exists():
             self._export(state.params)

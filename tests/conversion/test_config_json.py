@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnivinci_jax.config import (
@@ -44,6 +44,7 @@ CONFIGS = st.builds(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(config=CONFIGS)
 def test_every_field_comes_back(config):
     back = from_json(json.loads(json.dumps(to_json(config))))
@@ -51,6 +52,7 @@ def test_every_field_comes_back(config):
         assert getattr(back, field.name) == getattr(config, field.name), field.name
 
 
+@settings(max_examples=30, deadline=None)
 @given(config=CONFIGS)
 def test_every_field_comes_back_from_the_released_form(tmp_path_factory, config):
     folder = tmp_path_factory.mktemp("released")

@@ -36,12 +36,11 @@ def test_recorded_checkpoint(golden, layout, tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_types_are_kept(layout, dtype, tmp_path):
-    make(tmp_path / "source", layout, dtype)
+def test_types_are_kept(dtype, tmp_path):
+    make(tmp_path / "source", "released", dtype)
     from_torch(tmp_path / "source", tmp_path / "model")
-    to_torch(tmp_path / "model", tmp_path / "back", layout=layout)
+    to_torch(tmp_path / "model", tmp_path / "back", layout="released")
     assert different(tmp_path / "source", tmp_path / "back") == []
     stored = {str(leaf.dtype) for leaf in parameters(tmp_path / "model").values()}
     assert stored == {str(DTYPES[dtype])}
@@ -81,10 +80,9 @@ def test_sound_tower_with_the_prefix_of_some_published_files(tmp_path):
     from_torch(tmp_path / "source", tmp_path / "model")
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_trained_model_comes_back_whole(tied, tmp_path):
+def test_a_trained_model_comes_back_whole(tmp_path):
     learned = TimeEmbeddingConfig("learned", max_time=10.0, trope_dim=128)
-    text = Qwen2Config(1000, 128, 384, 3, 4, 2, tie_word_embeddings=tied)
+    text = Qwen2Config(1000, 128, 384, 3, 4, 2, tie_word_embeddings=True)
     config = tiny_config(audio_compression="conv", video_time=learned, sound_time=learned, text=text)
     model = OmniVinci(config)
     init = jax.jit(lambda key: nn.meta.unbox(model.init(key, init_batch(config))["params"]))
@@ -92,9 +90,6 @@ def test_a_trained_model_comes_back_whole(tied, tmp_path):
     # Rows past the vocabulary are padding: an export has the real rows alone.
     table = params["llm"]["embed_tokens"]["embedding"]
     params["llm"]["embed_tokens"]["embedding"] = table.at[1000:].set(0)
-    if not tied:
-        head = params["llm"]["lm_head"]["kernel"]
-        params["llm"]["lm_head"]["kernel"] = head.at[:, 1000:].set(0)
     save(tmp_path / "model", config, params, tiny_tokenizer())
 
     for layout in LAYOUTS:

@@ -143,15 +143,15 @@ def conversations():
     image, sound, video = random_media(np.random.default_rng(1))
     text, more = [3, 9, 4], [11, 12]
     return {
-        "frames_the_pool_does_not_divide": (config_of((3, 1, 1)), [text, video(7, 9.0), more]),
+        "frames_the_pool_does_not_divide": (config_of((3, 1, 1), "average", 7), [text, video(7, 9.0), more]),
         "one_frame": (config_of((2, 1, 1)), [text, video(1, 1.0), more]),
-        "pool_in_space": (config_of((2, 2, 2)), [text, video(5, 4.0, 4.0), more]),
+        "pool_in_space": (config_of((2, 2, 2), "none"), [text, video(5, 4.0, 4.0), more]),
         "odd_grid_1x9": (config_of(), [text, image((1, 9)), more]),
         "odd_grid_12x1": (config_of(), [text, image((12, 1)), more]),
-        "even_grid_5x2": (config_of(patch=7), [text, image((5, 2)), more]),
+        "even_grid_5x2": (config_of((3, 1, 1), "average", 7), [text, image((5, 2)), more]),
         "several_images": (config_of(), [text, image(), more, image(), image(), more]),
-        "two_windows": (config_of(compression="average"), [text, sound(7.5), more]),
-        "all_audio_tokens": (config_of(compression="none"), [text, sound(3.0), more]),
+        "two_windows": (config_of((3, 1, 1), "average", 7), [text, sound(7.5), more]),
+        "all_audio_tokens": (config_of((2, 2, 2), "none"), [text, sound(3.0), more]),
         "video_with_sound_then_question": (config_of(), [text, video(9, 8.0, 7.0), more, sound(2.5), more]),
         "sound_longer_than_pictures": (config_of(), [text, video(4, 3.5, 9.5), more]),
     }
