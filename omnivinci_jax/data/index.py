@@ -85,12 +85,17 @@ def build_index(
     """
     lines = read_lines(path)
     work = partial(_index_line, path=path, processor=processor, capacity=capacity, too_long=too_long)
-    bar = partial(tqdm, total=len(lines), desc=f"index {path.name}", unit=" samples", disable=quiet, mininterval=0.5)
-    if workers > 1 and len(lines) > 1000:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            results = list(bar(pool.map(work, lines, chunksize=64)))
-    else:
-        results = [work(line) for line in bar(lines)]
+    results = []
+    with tqdm(total=len(lines), desc=f"index {path.name}", unit=" samples", disable=quiet, mininterval=0.5) as bar:
+        if workers > 1 and len(lines) > 1000:
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                for result in pool.map(work, lines, chunksize=64):
+                    results.append(result)
+                    bar.update()
+        else:
+            for line in lines:
+                results.append(work(line))
+                bar.update()
     kept = [
         (offset, number, *size, frames)
         for (offset, number, _), (size, frames, _) in zip(lines, results, strict=True)

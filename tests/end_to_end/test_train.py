@@ -248,9 +248,8 @@ def test_a_work_directory_that_holds_something_else_is_left_alone(av_world, envi
 
 def test_files_that_break_during_training_are_skipped_up_to_the_limit(av_world, environment, tmp_path):
     """Indexed whole, then broken: one of ten clips is over one per cent, so the run stops with the list."""
-    for folder in ("clips", "extra", "extras", "media"):
-        if (av_world / folder).is_dir():
-            shutil.copytree(av_world / folder, tmp_path / folder)
+    for folder in ("clips", "images", "sounds"):
+        shutil.copytree(av_world / folder, tmp_path / folder)
     shutil.copy(av_world / "train.jsonl", tmp_path)
     overrides = (f"--config.data.train={tmp_path / 'train.jsonl'}", f"--config.data.cache={tmp_path / 'cache'}")
     arguments = train_command(av_world, tmp_path / "run", *overrides, "--config.data.max_skipped=0.5")
