@@ -4,35 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from omnivinci_jax.data.index import Index, open_index
-from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.data.index import Index
+from omnivinci_jax.data.setup import make_processor, open_settings_index
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.packing import pack
-from omnivinci_jax.sequence.tokenizer import Tokenizer
-from omnivinci_jax.settings import DataConfig, TrainConfig, absolute
+from omnivinci_jax.settings import TrainConfig
 
 _NAMES = ("slots", "tiles", "windows", "clips")
-
-
-def open_settings_index(path: str, processor: Processor, settings: DataConfig) -> Index:
-    """The index of one of a configuration's data files, made or read in its cache."""
-    folder = absolute(settings.cache) / "index"
-    return open_index(absolute(path), processor, settings.capacity, settings.too_long, folder, settings.workers)
-
-
-def make_processor(config: TrainConfig) -> Processor:
-    """The way from files to rows of a configuration; raises ConfigError for a tokenizer that does not fit."""
-    if not config.tokenizer:
-        raise ConfigError("config.tokenizer is empty: give the folder of a tokenizer.json")
-    tokenizer = Tokenizer(absolute(config.tokenizer))
-    if tokenizer.vocab_size > config.model.text.vocab_size:
-        raise ConfigError(
-            f"config.model.text.vocab_size is {config.model.text.vocab_size}: the tokenizer has "
-            f"{tokenizer.vocab_size} ids"
-        )
-    cache = absolute(config.data.cache) / "media" if config.data.cache_media else None
-    return Processor(config.model, tokenizer, config.data.drop, cache)
 
 
 def describe_data(config: TrainConfig) -> str:

@@ -60,8 +60,7 @@ class Index:
 
 def read_lines(path: Path) -> list[tuple[int, int, bytes]]:
     """(offset in bytes, line number from 1, line) of every line that is not blank; raises DataError."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; a data file is JSONL, one conversation a line")
+    _check_is_there(path)
     with open(path, "rb") as file:
         lines, offset = [], 0
         for number, line in enumerate(file, start=1):
@@ -110,7 +109,7 @@ def open_index(
     path: Path, processor: Processor, capacity: Capacity, too_long: TooLong, folder: Path, workers: int = 1
 ) -> Index:
     """The index saved in `folder`, or a new one where the file, the settings or the tokenizer changed."""
-    read_lines(path)[:0]
+    _check_is_there(path)
     stat = path.stat()
     tokenizer = hashlib.sha256(processor.tokenizer.path.read_bytes()).hexdigest()
     identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, tokenizer, processor.config, processor.drop)
@@ -143,6 +142,11 @@ def parse_line(path: Path, number: int, line: bytes) -> Conversation:
     except ValueError as error:
         raise DataError(f"{where}: not JSON: {error}") from None
     return parse_conversation(record, where, path.parent)
+
+
+def _check_is_there(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; a data file is JSONL, one conversation a line")
 
 
 def _index_line(line: tuple[int, int, bytes], path: Path, processor: Processor, capacity: Capacity, too_long: TooLong):

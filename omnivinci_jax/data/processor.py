@@ -53,7 +53,7 @@ class Processor:
             conversation: what `select` returned.
             max_frames: most frames of each video, where fewer than the model's are wanted.
         """
-        tiled = sum(item.kind == "image" for item in conversation.media) == 1
+        tiled = _is_tiled(conversation)
         return [self._measure(item, tiled, max_frames) for item in conversation.media]
 
     def lay_out(self, conversation: Conversation, sizes: list[MediaSize], *, generate: bool = False) -> Row:
@@ -64,7 +64,7 @@ class Processor:
         self, conversation: Conversation, max_frames: int | None = None
     ) -> tuple[list[MediaSize], UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
         """Sizes, tiles and windows of a conversation's media, in their order; raises MediaError."""
-        tiled = sum(item.kind == "image" for item in conversation.media) == 1
+        tiled = _is_tiled(conversation)
         side, audio_config = self.config.vision.image_size, self.config.audio
         sizes = []
         tiles = [np.zeros((0, side, side, 3), np.uint8)]
@@ -105,8 +105,13 @@ class Processor:
 
     def _sound_size(self, seconds: float) -> SoundSize:
         seconds = min(seconds, self.config.max_sound_seconds)
-        samples = round(seconds * self.config.sampling_rate)
-        return SoundSize(seconds, max(1, -(-samples // self.config.window_samples)))
+        windows = audio.num_windows(
+            seconds,
+            window_frames=self.config.audio.window_frames,
+            hop_length=self.config.audio_hop_length,
+            sampling_rate=self.config.sampling_rate,
+        )
+        return SoundSize(seconds, windows)
 
     def _load(self, item: Media, tiled: bool, max_frames: int | None) -> tuple[MediaSize, np.ndarray, np.ndarray]:
         config, size = self.config, self._measure(item, tiled, max_frames)
@@ -178,6 +183,11 @@ class Processor:
             config.sampling_rate,
             config.max_sound_seconds,
         )
+
+
+def _is_tiled(conversation: Conversation) -> bool:
+    """Whether an image is cut by Dynamic-S2: one alone is, several are one tile each."""
+    return sum(item.kind == "image" for item in conversation.media) == 1
 
 
 def _write_size(size: MediaSize) -> dict:

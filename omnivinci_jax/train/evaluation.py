@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from omnivinci_jax import model_dir
-from omnivinci_jax.data.describe import open_settings_index
 from omnivinci_jax.data.index import Index, build_index
 from omnivinci_jax.data.loader import all_batches
 from omnivinci_jax.data.processor import Processor
@@ -39,19 +38,6 @@ class Evaluation:
     counts: dict[str, int]
     loss: float
     skipped: tuple[str, ...]
-
-
-def open_data(path: str, processor: Processor, settings: DataConfig) -> Index:
-    """The index of a data file; raises DataError where more than `max_skipped` of it cannot be used."""
-    index = open_settings_index(path, processor, settings)
-    share = len(index.problems) / (len(index) + len(index.problems))
-    if share > settings.max_skipped:
-        shown = "".join(f"\n  {problem}" for problem in index.problems[:20])
-        raise DataError(
-            f"{path}: {len(index.problems)} of {len(index) + len(index.problems)} samples cannot be used, more than "
-            f"data.max_skipped = {settings.max_skipped:g} allows:{shown}"
-        )
-    return index
 
 
 def evaluate(

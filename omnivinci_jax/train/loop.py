@@ -13,10 +13,10 @@ from flax import linen as nn
 from tqdm import tqdm
 
 from omnivinci_jax import model_dir
-from omnivinci_jax.data.describe import make_processor
 from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.loader import train_batches
 from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.setup import make_processor, open_data
 from omnivinci_jax.errors import ConfigError, DataError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import RULES, put_batch, replicated
@@ -24,7 +24,7 @@ from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig, to_mapping
 from omnivinci_jax.train.checkpoints import Checkpoints
-from omnivinci_jax.train.evaluation import Evaluation, accuracy_table, evaluate, open_data
+from omnivinci_jax.train.evaluation import Evaluation, accuracy_table, evaluate
 from omnivinci_jax.train.metrics import MetricsLog
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.report import write_report
