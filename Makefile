@@ -13,7 +13,7 @@ demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
 	$(BIN)/omnivinci train --config configs/tiny.py --workdir runs/tiny
 	$(BIN)/omnivinci generate --model runs/tiny/model --video runs/av_world/clips/held_out_000000.webm \
-		--prompt "Which colour was on screen while the hum sounded? orange, yellow, magenta or red."
+		--prompt "Which colour, orange, yellow, magenta or red, was on screen while the hum sounded?"
 
 test: .venv/test.stamp
 	$(BIN)/pytest

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -79,7 +80,7 @@ class Processor:
     def _keep(self, item: Media) -> Media | None:
         if self.drop == "sound":
             return None if item.kind == "sound" else item
-        if item.kind == "video" and decode.probe_video(item.path).audio_seconds > 0:
+        if item.kind == "video" and _probe_video(*_file_state(item.path)).audio_seconds > 0:
             return Media("sound", item.path)
         return item if item.kind == "sound" else None
 
@@ -92,7 +93,7 @@ class Processor:
             return ImageSize(*image.dynamic_s2_grid(width, height, config.s2_scales, config.max_tiles))
         if item.kind == "sound":
             return self._sound_size(decode.probe_audio(item.path))
-        info = decode.probe_video(item.path)
+        info = _probe_video(*_file_state(item.path))
         frames = min(config.num_video_frames, max_frames or config.num_video_frames)
         indices = decode.sample_frames(info.frame_times, info.duration, config.fps, frames)
         has_sound = info.audio_seconds > 0 and self.drop != "sound"
@@ -150,11 +151,8 @@ class Processor:
     def _load_cached(self, item: Media, tiled: bool, max_frames: int | None):
         if self.cache is None:
             return self._load(item, tiled, max_frames)
-        try:
-            stat = os.stat(item.path)
-        except OSError:
-            raise MediaError(f"{item.path}: no such file; check the path") from None
-        identity = (os.path.abspath(item.path), stat.st_size, stat.st_mtime_ns, item.kind, tiled, max_frames, self.drop)
+        path, *state = _file_state(item.path)
+        identity = (os.path.abspath(path), *state, item.kind, tiled, max_frames, self.drop)
         key = hashlib.sha256(repr((identity, self._media_settings())).encode()).hexdigest()[:32]
         path = self.cache / key[:2] / f"{key}.npz"
         if path.exists():
@@ -183,6 +181,20 @@ class Processor:
             config.sampling_rate,
             config.max_sound_seconds,
         )
+
+
+def _file_state(path: str) -> tuple[str, int, int]:
+    """Path, size and time of change."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        raise MediaError(f"{path}: no such file; check the path") from None
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=64)  # conversations about one file mostly follow each other
+def _probe_video(path: str, _size: int, _changed: int) -> decode.VideoInfo:
+    return decode.probe_video(path)
 
 
 def _is_tiled(conversation: Conversation) -> bool:

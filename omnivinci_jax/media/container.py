@@ -141,13 +141,14 @@ class SoundEnd:
         """Take the next packet into account."""
         if not is_presented(packet):
             return
-        seconds = float((packet.duration or 0) * packet.time_base) or self._frame_seconds
+        base = packet.time_base  # a Fraction; its parts are multiplied, since its own arithmetic is ten times slower
+        seconds = (packet.duration or 0) * base.numerator / base.denominator or self._frame_seconds
         self._frame_seconds = max(self._frame_seconds, seconds)
         if packet.has_sidedata("skip_samples"):
             # Padding at the end of the last frame. Some containers shorten the packet's duration by it, some do not.
             padding = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))[1]
             seconds = min(seconds, self._frame_seconds - padding / packet.stream.sample_rate)
-        self.seconds = max(self.seconds, float(packet.pts * packet.time_base) + seconds)
+        self.seconds = max(self.seconds, packet.pts * base.numerator / base.denominator + seconds)
 
     def follow(self, some_packets: Iterable[Packet]) -> Iterator[Packet]:
         """The same packets, each taken into account as it passes."""

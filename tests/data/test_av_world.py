@@ -18,8 +18,10 @@ from omnivinci_jax.data.av_world.generate import generate
 from omnivinci_jax.data.av_world.questions import (
     JOINT_KINDS,
     KINDS,
+    NUMBERS,
     all_questions,
     caption_turns,
+    lookup_turns,
     one_of_each,
     training_conversations,
     vocabulary_text,
@@ -33,12 +35,12 @@ COUNTS = {"train_clips": 1, "val_clips": 1, "held_out_clips": 1}
 
 @pytest.fixture(scope="module")
 def clips() -> list[Clip]:
-    return draw_clips(7, "train", 512)
+    return draw_clips(7, "held_out", 512)
 
 
 @pytest.fixture(scope="module")
 def many() -> tuple[list[Clip], list[Clip]]:
-    return draw_clips(3, "train", 2048), draw_clips(3, "held_out", 2048)
+    return draw_clips(3, "val", 2048), draw_clips(3, "held_out", 2048)
 
 
 def event_named(clip: Clip, name: str) -> Event:
@@ -49,8 +51,8 @@ def event_named(clip: Clip, name: str) -> Event:
 
 
 def test_a_clip_depends_on_its_seed_split_and_number_alone(clips):
-    assert draw_clips(7, "train", 3) == clips[:3]
-    assert draw_clips(8, "train", 1) != clips[:1]
+    assert draw_clips(7, "held_out", 3) == clips[:3]
+    assert draw_clips(8, "held_out", 1) != clips[:1]
     assert draw_clips(7, "val", 1)[0].sights != clips[0].sights
 
 
@@ -72,6 +74,17 @@ def test_every_timeline_is_well_formed(clips):
     assert any(clip.size[0] < clip.size[1] for clip in clips)
 
 
+def test_half_of_the_training_clips_hold_fewer_events():
+    clips = draw_clips(7, "train", 512)
+    assert Counter(len(clip.sights) for clip in clips) == {1: 128, 2: 128, 4: 256}
+    for clip in clips:
+        assert len(clip.sounds) == len(clip.sights)
+        assert clip.is_full == (len(clip.sights) == 4)
+        assert set(clip.when) <= {event.name for event in (*clip.sights, *clip.sounds)}
+        for stream in (clip.sights, clip.sounds):
+            assert list(stream) == sorted(stream, key=lambda event: event.start)
+
+
 # Questions
 
 
@@ -84,7 +97,7 @@ def true_answer(clip: Clip, kind: str, asked: str, options: tuple[str, ...]) -> 
     event = event_named(clip, asked)
     if kind == "when":
         assert 0.2 <= event.start % 1 <= 0.8
-        return str(int(event.start))
+        return NUMBERS[int(event.start)]
     if kind == "while":
         (sight,) = [s for s in clip.sights if s.start < event.end and event.start < s.end]
         assert sight.start < event.start < event.end < sight.end
@@ -95,13 +108,13 @@ def true_answer(clip: Clip, kind: str, asked: str, options: tuple[str, ...]) -> 
 
 
 def test_every_question_has_one_true_answer(clips):
-    for clip in clips:
+    for clip in clips + draw_clips(7, "train", 64):
         for kind, questions in all_questions(clip, np.random.default_rng(clip.number)).items():
-            assert questions, f"clip {clip.number} has no {kind} question"
+            assert questions or not clip.is_full, f"clip {clip.number} has no {kind} question"
             for question in questions:
                 assert len(set(question.options)) == 4
                 assert question.answer == true_answer(clip, kind, question.asked, question.options)
-                assert question.text.endswith(f"? {', '.join(question.options[:3])} or {question.options[3]}.")
+                assert f", {', '.join(question.options[:3])} or {question.options[3]}, " in question.text
                 assert 8 <= len(question.text.split()) <= 20
 
 
@@ -114,38 +127,46 @@ def test_the_first_joint_questions_have_the_drawn_ranks(clips):
         assert leading[clip.order_rank].name == questions["order"].answer
 
 
-def test_captions_follow_the_timeline():
-    clip = draw_clips(1, "train", 1)[0]
-    (_, colours), (_, sounds), *_ = caption_turns(clip)
-    shown = {int(second): name for second, name in zip(colours.split()[::2], colours.split()[1::2], strict=True)}
-    for second in range(int(clip.duration)):
-        on_screen = [sight.name for sight in clip.sights if sight.start <= second + 0.5 < sight.end]
-        assert on_screen == ([shown[second]] if second in shown else [])
-    assert sounds == " ".join(f"{int(sound.start)} {sound.name}" for sound in clip.sounds)
+def pairs(text: str) -> list[tuple[str, str]]:
+    return list(zip(text.split()[::2], text.split()[1::2], strict=True))
 
 
-def test_training_conversations_are_one_question_of_any_kind_and_one_caption(clips):
-    for clip in clips[:50]:
+def test_captions_and_lookups_are_the_truth(clips):
+    for clip in clips[:100] + draw_clips(7, "train", 100):
+        events = {event.name: event for event in (*clip.sights, *clip.sounds)}
+        captions, lookups = caption_turns(clip), lookup_turns(clip, np.random.default_rng(clip.number))
+        for kind, stream in (("seen", clip.sights), ("heard", clip.sounds)):
+            assert pairs(captions[kind][1]) == [(NUMBERS[int(event.start)], event.name) for event in stream]
+        for name, second in pairs(lookups["when"][1]):
+            assert second == NUMBERS[int(events[name].start)]
+        for name, colour in pairs(captions["while"][1]):
+            middle = (events[name].start + events[name].end) / 2
+            on_screen = [sight.name for sight in clip.sights if sight.start <= middle < sight.end]
+            assert [colour] == (on_screen or ["none"])
+        for name, following in pairs(captions["order"][1]):
+            others = clip.sounds if events[name] in clip.sights else clip.sights
+            assert [following] == ([e.name for e in others if e.start > events[name].start] or ["none"])[:1]
+        for kind in ("while", "order"):
+            assert sorted(pairs(lookups[kind][1])) == sorted(pairs(captions[kind][1]))
+        for request, answer in lookups.values():
+            assert re.findall(r"\w+", request)[-len(pairs(answer)) :] == [name for name, _ in pairs(answer)]
+
+
+def test_no_answer_of_a_training_conversation_stands_in_an_earlier_turn(clips):
+    for clip in clips[:50] + draw_clips(7, "train", 50):
         conversations = training_conversations(clip)
         assert conversations == training_conversations(clip)
-        assert len(conversations) == 8
-        assert {caption for _, caption in conversations} == set(caption_turns(clip))
-        asked = [re.sub(r"\?.*", "", question) for (question, _), _ in conversations]
-        assert sum("on screen" in stem for stem in asked) == sum("came first" in stem for stem in asked) == 2
-        assert sum(stem.startswith("At what second") for stem in asked) == 2
-
-
-def test_captions_of_both_streams_are_the_truth(clips):
-    for clip in clips[:50]:
-        _, _, (_, events), (_, pairs) = caption_turns(clip)
-        starts = {event.name: event.start for event in (*clip.sights, *clip.sounds)}
-        assert events.split()[1::2] == sorted(starts, key=starts.get)
-        assert events.split()[::2] == [str(int(starts[name])) for name in events.split()[1::2]]
-        shown = dict(zip(pairs.split()[::2], pairs.split()[1::2], strict=True))
-        for sound in clip.sounds:
-            middle = (sound.start + sound.end) / 2
-            on_screen = [sight.name for sight in clip.sights if sight.start <= middle < sight.end]
-            assert [shown[sound.name]] == (on_screen or ["none"])
+        assert len(conversations) == 8 or not clip.is_full
+        for turns in conversations:
+            stems = [re.sub(r", .* or \w+,", "", request) for request, _ in turns]
+            assert len(set(stems)) == len(stems)
+            earlier = ""
+            for request, answer in turns:
+                if request.endswith(("seen?", "heard?")):
+                    assert answer not in earlier
+                earlier += request
+            captions_and_lookups = [stem.startswith(("List", "Name")) for stem in stems]
+            assert all(captions_and_lookups) or not any(captions_and_lookups)
 
 
 def test_the_vocabulary_holds_every_word(clips, tmp_path):
@@ -257,7 +278,7 @@ def test_rows_have_the_documented_form(folder):
         assert all(option in text["text"] for option in row["options"])
         assert assistant["content"] in row["options"]
     train = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    assert len(train) == 8
+    assert len(train) == len(training_conversations(draw_clips(19, "train", 1)[0]))
     assert len({row["id"] for row in train + held_out}) == len(train + held_out)
     for row in train:
         assert set(row) == {"id", "messages"}

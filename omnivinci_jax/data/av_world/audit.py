@@ -4,8 +4,9 @@
 
 For each kind of question and each baseline the table gives two accuracies on the held-out split: that of the best of
 some hundred rules ("the longest sight", "the third option") and that of a linear scorer of the options over the same
-features. The rule is chosen and the scorer is fitted on the train split. Half of the `when` questions are about sights
-and half about sounds, so one stream answers more than half of them; the wrong stream still tells the clip's duration.
+features. The rule is chosen and the scorer is fitted on the full clips of the train split. Half of the `when` questions
+are about sights and half about sounds, so one stream answers more than half of them; the wrong stream still tells the
+clip's duration.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from .questions import KINDS, Kind, Question, one_of_each
+from .questions import KINDS, NUMBERS, Kind, Question, one_of_each
 from .timeline import COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips, spans
 
 Sense = Literal["text", "vision", "sound"]
@@ -76,7 +77,7 @@ def option_features(clip: Clip, question: Question, sense: Sense) -> Float[np.nd
     """What the baseline knows of each option; highest or lowest in a column is a rule."""
     known = [np.eye(4)]
     if question.kind == "when":
-        seconds = np.array(question.options, float)
+        seconds = np.array([NUMBERS.index(option) for option in question.options], float)
         known += [seconds[:, None] / LONGEST, np.eye(4)[seconds.argsort().argsort()]]
     else:
         known.append(np.array([[option == name for name in COLOURS + SOUNDS] for option in question.options], float))
@@ -89,7 +90,7 @@ def _stream_features(stream: tuple[Event, ...], duration: float, question: Quest
     names = [event.name for event in stream]
     starts, ends = spans(stream).T
     if question.kind == "when":
-        seconds = np.array(question.options, float)
+        seconds = np.array([NUMBERS.index(option) for option in question.options], float)
         distances = abs(seconds[:, None] + 0.5 - starts)
         in_order = np.sort(distances, axis=1)
         own = distances[:, names.index(question.asked)] if question.asked in names else np.zeros(4)
@@ -149,8 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     if not path.exists():
         parser.error(f"{path}: not there; write the data set first: python -m omnivinci_jax.data.av_world.generate")
     made_with = json.loads(path.read_text())
-    clips = [draw_clips(made_with["seed"], split, made_with["clips"][split]) for split in ("train", "held_out")]
-    print(markdown(audit(*clips)))
+    train, held_out = (draw_clips(made_with["seed"], name, made_with["clips"][name]) for name in ("train", "held_out"))
+    print(markdown(audit([clip for clip in train if clip.is_full], held_out)))
 
 
 if __name__ == "__main__":

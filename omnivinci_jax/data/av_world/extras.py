@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .encode import write_media
-from .questions import IMAGE, LIST_COLOURS, SOUND, SUBTRACT, Turn, all_questions, caption_turns, name_question
+from .questions import IMAGE, NUMBERS, SOUND, SUBTRACT, Turn, all_questions, caption_turns, name_question
 from .render import FRAME_RATE, RGB, SHAPES, draw_shape, render_frames, render_sound
 from .timeline import COLOURS, LONGEST, SOUNDS, draw_clips, generator
 
@@ -71,8 +71,9 @@ def _silent_clip(out: Path, seed: int, number: int) -> dict[str, Any]:
     seen = {event.name for event in clip.sights}
     about_sights = [*questions["seen"][:2], *(q for q in questions["when"] if q.asked in seen)]
     turns = [(question.text, question.answer) for question in about_sights]
-    turns += [caption for caption in caption_turns(clip) if caption[0] == LIST_COLOURS]
-    return conversation_row(f"silent-{number:06d}", ("video", f"clips/{path.name}"), turns)
+    return conversation_row(
+        f"silent-{number:06d}", ("video", f"clips/{path.name}"), [*turns, caption_turns(clip)["seen"]]
+    )
 
 
 def _text(out: Path, seed: int, number: int) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def _text(out: Path, seed: int, number: int) -> dict[str, Any]:
     turns = []
     for _ in range(4):
         start, end = sorted(map(int, rng.integers(int(LONGEST) + 1, size=2)))
-        turns.append((SUBTRACT.format(start=start, end=end), str(end - start)))
+        turns.append((SUBTRACT.format(start=NUMBERS[start], end=NUMBERS[end]), NUMBERS[end - start]))
     return conversation_row(f"text-{number:06d}", None, turns)
 
 

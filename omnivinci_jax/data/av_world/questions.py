@@ -7,32 +7,39 @@ alone would tell. A clip is asked one form of it, the one that its streams were 
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from .timeline import COLOURS, LONGEST, SOUNDS, Clip, inside, next_after, spans
+from .timeline import COLOURS, SOUNDS, Clip, Event, inside, next_after, spans
 
 Kind = Literal["seen", "heard", "while", "order", "when"]
 KINDS: tuple[Kind, ...] = ("seen", "heard", "while", "order", "when")
 JOINT_KINDS: tuple[Kind, ...] = ("while", "order")
 
-SEEN = "Which colour was seen? {options}."
-HEARD = "Which sound was heard? {options}."
-WHILE = "Which colour was on screen while the {asked} sounded? {options}."
-NEXT_COLOUR = "After the {asked} began, which colour came first? {options}."
-NEXT_SOUND = "After {asked} appeared, which sound came first? {options}."
-WHEN_SEEN = "At what second did {asked} appear? {options}."
-WHEN_HEARD = "At what second did the {asked} sound? {options}."
+# The thing asked for stands at the end, at the same distance from the answer in every form.
+SEEN = "Which colour, {options}, was seen?"
+HEARD = "Which sound, {options}, was heard?"
+WHILE = "Which colour, {options}, was on screen while the {asked} sounded?"
+NEXT_COLOUR = "Which colour, {options}, came first after the {asked} began?"
+NEXT_SOUND = "Which sound, {options}, came first after {asked} appeared?"
+WHEN_SEEN = "At which second, {options}, did {asked} appear?"
+WHEN_HEARD = "At which second, {options}, did the {asked} sound?"
 LIST_COLOURS = "List the colours by second."
 LIST_SOUNDS = "List the sounds by second."
-LIST_EVENTS = "List all events by second."
-LIST_PAIRS = "List each sound with its colour."
-NO_COLOUR = "none"
-IMAGE = "Which colour is the shape? {options}."
-SOUND = "Which sound is it? {options}."
+LIST_WHILE = "List the sounds with the colour on screen."
+LIST_NEXT_COLOUR = "List the sounds with the next colour."
+LIST_NEXT_SOUND = "List the colours with the next sound."
+EACH_WHEN = "Name the second of {names}."
+EACH_WHILE = "Name the colour on screen during {names}."
+EACH_NEXT_COLOUR = "Name the next colour after {names}."
+EACH_NEXT_SOUND = "Name the next sound after {names}."
+NOTHING = "none"
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+IMAGE = "Which colour, {options}, is the shape?"
+SOUND = "Which sound, {options}, is it?"
 SUBTRACT = "How many seconds from {start} to {end}?"
 
 
@@ -79,8 +86,10 @@ def all_questions(clip: Clip, rng: np.random.Generator) -> dict[Kind, Sequence[Q
         kind: Kind, template: str, holds: np.ndarray, names: list[str], asked: list[str], rank: int
     ) -> list[Question]:
         pairs = sorted(rng.permutation(np.argwhere(holds)), key=lambda pair: pair[0] != rank)
+        every = COLOURS if names is colours else SOUNDS
+        absent = _shuffled(rng, [name for name in every if name not in names])[: 4 - len(names)]  # none in a full clip
         return [
-            multiple_choice(rng, kind, template, asked[j], names[i], [n for n in names if n != names[i]])
+            multiple_choice(rng, kind, template, asked[j], names[i], [n for n in (*names, *absent) if n != names[i]])
             for i, j in pairs
         ]
 
@@ -94,8 +103,8 @@ def all_questions(clip: Clip, rng: np.random.Generator) -> dict[Kind, Sequence[Q
             "when",
             WHEN_SEEN if event in clip.sights else WHEN_HEARD,
             event.name,
-            str(event.second),
-            [str(second) for second in clip.when[event.name] if second != event.second],
+            NUMBERS[event.second],
+            [NUMBERS[second] for second in clip.when[event.name] if second != event.second],
         )
         for event in (*clip.sights, *clip.sounds)
         if event.name in clip.when
@@ -117,53 +126,80 @@ def one_of_each(clip: Clip) -> list[Question]:
 Turn = tuple[str, str]
 
 
-def caption_turns(clip: Clip) -> list[Turn]:
-    """Dense captions, of one stream and of both (the paper's omni captions, Section 3.2).
+def caption_turns(clip: Clip) -> dict[str, Turn]:
+    """Dense captions, of one stream and of both (the paper's omni captions, Section 3.2), by what they tell.
 
-    The colour on screen in the middle of each second; the second each sound starts in; both streams' events as they
-    start; the colour on screen at the middle of each sound.
+    Events in order of time: `seen` and `heard` with the second that each begins in, `while` and `order` with the fact
+    that questions of these kinds ask for.
     """
-    shown = [
-        f"{second} {event.name}"
-        for second, event in itertools.product(range(int(LONGEST)), clip.sights)
-        if event.start <= second + 0.5 < event.end
-    ]
-    events = sorted((*clip.sights, *clip.sounds), key=lambda event: event.start)
-    pairs = [
-        f"{sound.name} {next((sight.name for sight in clip.sights if sight.start <= middle < sight.end), NO_COLOUR)}"
-        for sound in clip.sounds
-        for middle in ((sound.start + sound.end) / 2,)
-    ]
-    return [
-        (LIST_COLOURS, " ".join(shown)),
-        (LIST_SOUNDS, " ".join(f"{event.second} {event.name}" for event in clip.sounds)),
-        (LIST_EVENTS, " ".join(f"{event.second} {event.name}" for event in events)),
-        (LIST_PAIRS, " ".join(pairs)),
-    ]
+    facts = _facts(clip)
+    streams = ("seen", LIST_COLOURS, clip.sights), ("heard", LIST_SOUNDS, clip.sounds)
+    list_next = LIST_NEXT_COLOUR if clip.lead == "colour" else LIST_NEXT_SOUND
+    return {
+        kind: (request, " ".join(f"{NUMBERS[event.second]} {event.name}" for event in events))
+        for kind, request, events in streams
+    } | {kind: (request, _each(facts[kind])) for kind, request in (("while", LIST_WHILE), ("order", list_next))}
 
 
-def training_conversations(clip: Clip, repeats: int = 2) -> list[list[Turn]]:
-    """Conversations about the clip: each caption `repeats` times, every time after another question.
+def lookup_turns(clip: Clip, rng: np.random.Generator) -> dict[Kind, Turn]:
+    """Open questions about several named events at once, in random order, with the fact of each, by kind."""
+    each_next = EACH_NEXT_COLOUR if clip.lead == "colour" else EACH_NEXT_SOUND
+    turns = {}
+    for kind, request in (("when", EACH_WHEN), ("while", EACH_WHILE), ("order", each_next)):
+        facts = _shuffled(rng, _facts(clip)[kind])
+        turns[kind] = request.format(names=", ".join(name for name, _ in facts)), _each(facts)
+    return turns
 
-    A conversation is one question and one caption. With more turns, most answers could be read off the earlier ones,
-    and little would be learnt from the clip.
+
+def _facts(clip: Clip) -> dict[Kind, list[tuple[str, str]]]:
+    """(event, fact) by kind: the second in which it begins; the colour at the middle of a sound; the next of the other
+    stream after it begins."""
+
+    def first(stream: tuple[Event, ...], holds: Callable[[Event], bool]) -> str:
+        return next((event.name for event in stream if holds(event)), NOTHING)
+
+    leading, anchors = (clip.sights, clip.sounds) if clip.lead == "colour" else (clip.sounds, clip.sights)
+    middles = [(sound.name, (sound.start + sound.end) / 2) for sound in clip.sounds]
+    return {
+        "when": [(event.name, NUMBERS[event.second]) for event in (*clip.sights, *clip.sounds)],
+        "while": [(name, first(clip.sights, lambda s, m=middle: s.start <= m < s.end)) for name, middle in middles],
+        "order": [(anchor.name, first(leading, lambda e, a=anchor: e.start > a.start)) for anchor in anchors],
+    }
+
+
+def _each(facts: Iterable[tuple[str, str]]) -> str:
+    return " ".join(f"{name} {fact}" for name, fact in facts)
+
+
+def training_conversations(clip: Clip, repeats: int = 4) -> list[list[Turn]]:
+    """Conversations about the clip: captions and lookups, and `repeats` times six questions.
+
+    No answer can be read off an earlier turn, or little would be learnt from the clip. So questions do not follow
+    captions; captions that meet tell different things; what was seen or heard is asked before a question names it.
     """
     rng = clip.rng("questions")
-    supply = {kind: itertools.cycle(candidates) for kind, candidates in all_questions(clip, rng).items()}
-    kinds: list[Kind] = list(_shuffled(rng, ["while", "while", "order", "order", "when", "when", "seen", "heard"]))
-    conversations = []
-    for caption, kind in zip(caption_turns(clip) * repeats, itertools.cycle(kinds)):
-        question = next(supply[kind])
-        # The order of the options is new each time: the supply repeats where a clip has few questions of a kind.
-        question = replace(question, options=_shuffled(rng, question.options))
-        conversations.append([(question.text, question.answer), caption])
-    return conversations
+    captions, lookups = caption_turns(clip), lookup_turns(clip, rng)
+    conversations = [
+        list(_shuffled(rng, [captions["seen"], captions["heard"]])),
+        [captions["while"], lookups["when"]],
+        [captions["order"], lookup_turns(clip, rng)["when"]],
+        list(_shuffled(rng, [lookups["while"], lookups["order"]])),
+    ]
+    supply = {kind: itertools.cycle(candidates) for kind, candidates in all_questions(clip, rng).items() if candidates}
+    for repeat in range(repeats):
+        kinds: list[Kind] = list(_shuffled(rng, ["while", "order", "when", "while", "order", "when"]))
+        if repeat % 2:
+            kinds = [*_shuffled(rng, ["seen", "heard"]), *kinds[:4]]
+        # One question is not asked twice, and the order of its options is new in each conversation.
+        asked = dict.fromkeys(next(supply[kind]) for kind in kinds if kind in supply)
+        shuffled = [replace(question, options=_shuffled(rng, question.options)) for question in asked]
+        conversations.append([(question.text, question.answer) for question in shuffled])
+    return [turns for turns in conversations if turns]
 
 
 def vocabulary_text() -> list[str]:
     """Every sentence form with every word that it can hold: the text to train a tokenizer on."""
-    seconds = [str(second) for second in range(int(LONGEST) + 1)]
-    sentences = [SUBTRACT.format(start=start, end=end) for start in seconds for end in seconds]
+    sentences = [SUBTRACT.format(start=start, end=end) for start in NUMBERS for end in NUMBERS]
     for template, asked, names in (
         (SEEN, ("",), COLOURS),
         (HEARD, ("",), SOUNDS),
@@ -172,16 +208,26 @@ def vocabulary_text() -> list[str]:
         (WHILE, SOUNDS, COLOURS),
         (NEXT_COLOUR, SOUNDS, COLOURS),
         (NEXT_SOUND, COLOURS, SOUNDS),
-        (WHEN_SEEN, COLOURS, seconds),
-        (WHEN_HEARD, SOUNDS, seconds),
+        (WHEN_SEEN, COLOURS, NUMBERS),
+        (WHEN_HEARD, SOUNDS, NUMBERS),
     ):
         for name, first in itertools.product(asked, range(len(names))):
             options = tuple(names[(first + i) % len(names)] for i in range(4))
             sentences.append(Question("seen", template, name, options, options[0]).text)
-    for caption, names in ((LIST_COLOURS, COLOURS), (LIST_SOUNDS, SOUNDS), (LIST_EVENTS, COLOURS + SOUNDS)):
-        sentences += [caption, *(" ".join(f"{second} {name}" for second in seconds) for name in names)]
-    sentences += [LIST_PAIRS, *(f"{sound} {colour}" for sound in SOUNDS for colour in (*COLOURS, NO_COLOUR))]
-    return [*sentences, *COLOURS, *SOUNDS, *seconds]
+    for request, asked, facts in (
+        (LIST_COLOURS, COLOURS, NUMBERS),
+        (LIST_SOUNDS, SOUNDS, NUMBERS),
+        (LIST_WHILE, SOUNDS, (*COLOURS, NOTHING)),
+        (LIST_NEXT_COLOUR, SOUNDS, (*COLOURS, NOTHING)),
+        (LIST_NEXT_SOUND, COLOURS, (*SOUNDS, NOTHING)),
+        (EACH_WHEN, (*COLOURS, *SOUNDS), NUMBERS),
+        (EACH_WHILE, SOUNDS, (*COLOURS, NOTHING)),
+        (EACH_NEXT_COLOUR, SOUNDS, (*COLOURS, NOTHING)),
+        (EACH_NEXT_SOUND, COLOURS, (*SOUNDS, NOTHING)),
+    ):
+        sentences.append(request.format(names=", ".join(asked)))
+        sentences += [" ".join(f"{name} {fact}" for fact in facts) for name in asked]
+    return [*sentences, *COLOURS, *SOUNDS, *NUMBERS]
 
 
 def _shuffled(rng: np.random.Generator, items: Sequence) -> tuple:

@@ -13,7 +13,7 @@ which knows nothing of the events and moves both streams alike, then makes clips
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -74,11 +74,16 @@ class Clip:
     when: dict[str, tuple[int, ...]]
 
     @property
+    def is_full(self) -> bool:
+        """Whether nothing was left out of it."""
+        return len(self.sights) == 4
+
+    @property
     def name(self) -> str:
         """The clip's file name."""
         return f"{self.split}_{self.number:06d}.{self.container}"
 
-    def rng(self, purpose: Literal["render", "questions"]) -> np.random.Generator:
+    def rng(self, purpose: Literal["render", "questions", "thin"]) -> np.random.Generator:
         """A generator that depends on the clip and the purpose alone."""
         return generator(self.seed, self.split, self.number, purpose)
 
@@ -89,8 +94,22 @@ def generator(seed: int, split: str, number: int, purpose: str) -> np.random.Gen
 
 
 def draw_clips(seed: int, split: str, count: int) -> list[Clip]:
-    """The first `count` clips of a split; clip i is the same whatever the count."""
-    return [clip for group in range(-(-count // GROUP)) for clip in _draw_group(seed, split, group)][:count]
+    """The first `count` clips of a split; clip i is the same whatever the count.
+
+    Half of the training clips lose events: what is alone in a clip shows a learner what to look for in a full one.
+    """
+    clips = [clip for group in range(-(-count // GROUP)) for clip in _draw_group(seed, split, group)][:count]
+    return [_thinned(clip, (1, 2, 4, 4)[clip.number // 2 % 4]) for clip in clips] if split == "train" else clips
+
+
+def _thinned(clip: Clip, events: int) -> Clip:
+    """The clip with `events` random events of each stream."""
+    rng = clip.rng("thin")
+    sights, sounds = (
+        tuple(stream[i] for i in sorted(rng.permutation(len(stream))[:events])) for stream in (clip.sights, clip.sounds)
+    )
+    when = {event.name: clip.when[event.name] for event in (*sights, *sounds) if event.name in clip.when}
+    return replace(clip, sights=sights, sounds=sounds, when=when)
 
 
 def inside(sights: Float[np.ndarray, "*n 4 2"], sounds: Float[np.ndarray, "*n 4 2"]) -> Bool[np.ndarray, "*n 4 4"]:
@@ -106,7 +125,7 @@ def next_after(lead: Float[np.ndarray, "*n 4"], anchors: Float[np.ndarray, "*n 4
     return (previous + APART <= anchors) & (anchors <= lead - APART)
 
 
-def spans(events: tuple[Event, ...]) -> Float[np.ndarray, "4 2"]:
+def spans(events: tuple[Event, ...]) -> Float[np.ndarray, "n 2"]:
     """Starts and ends as an array."""
     return np.array([(event.start, event.end) for event in events])
 

@@ -76,4 +76,5 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    save_tokenizer(train_tokenizer(vocabulary_text(), 1024), Path(sys.argv[1]))
+    template_words = ("system", "user", "assistant", DEFAULT_SYSTEM)  # whole tokens, as in Qwen2's own vocabulary
+    save_tokenizer(train_tokenizer([*template_words, *vocabulary_text()], 512), Path(sys.argv[1]))
