@@ -74,12 +74,12 @@ def get_config():
             tokenizer=str(TOKENIZER),
             data=data,
             optimizer=OptimizerConfig(name="muon", learning_rate=5e-3),
-            steps=2300,
+            steps=1800,
             align_weight=0.01,
             dtype="float32",
             tower_remat="dots",
             decoder_remat="dots",
-            eval_every=500,
-            checkpoint_every=500,
+            eval_every=300,
+            checkpoint_every=300,
         )
     )
