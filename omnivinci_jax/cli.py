@@ -10,13 +10,17 @@ from pathlib import Path
 
 from absl import flags
 
-from omnivinci_jax.errors import UserError
+from omnivinci_jax.errors import Preempted, UserError
 
 _MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image", "--speech_prompt": "sound"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    """Runs one command; returns the exit code.
+
+    0; 2 for what the user can mend; 75 (a temporary failure) where the same command is to be started again; 130 for
+    Ctrl-C.
+    """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("omnivinci").setLevel(logging.INFO)
@@ -27,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which this program does not use
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command in ("train", "index"):
+    if arguments.command in ("train", "index", "shardings"):
         arguments.config_arguments = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -36,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"omnivinci {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except Preempted as notice:
+        print(f"omnivinci {arguments.command}: {notice}", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         print(f"omnivinci {arguments.command}: interrupted", file=sys.stderr)
         return 130
@@ -49,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--workdir", type=Path, required=True, help="where the run lives; the same command resumes it")
 
     _command(commands, "index", _index, "measure the data of a configuration: what it takes, what is wrong with it")
+
+    command = _command(commands, "shardings", _shardings, "how a configuration's parameters lie on the mesh")
+    command.add_argument("--devices", type=int, help="how many devices there will be; default: those of this machine")
 
     command = _command(commands, "check", _check, "list every problem of a JSONL file and its media")
     command.add_argument("data", type=Path)
@@ -108,6 +118,14 @@ def _index(arguments) -> int:
     from omnivinci_jax.settings import load_config
 
     print(describe_data(load_config(arguments.config_arguments)))
+    return 0
+
+
+def _shardings(arguments) -> int:
+    from omnivinci_jax.settings import load_config
+    from omnivinci_jax.train.shardings import describe_shardings
+
+    print(describe_shardings(load_config(arguments.config_arguments), arguments.devices))
     return 0
 
 

@@ -15,3 +15,7 @@ class DataError(UserError):
 
 class ConfigError(UserError):
     """A configuration value that is unknown or not supported; the message names the key."""
+
+
+class Preempted(Exception):
+    """A run that was told to end, has saved its place, and is to be started again."""

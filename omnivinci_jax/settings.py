@@ -80,6 +80,7 @@ class TrainConfig:
     frozen: regular expressions over parameter paths ("llm/layers/..."); what one matches in full is not trained.
     dtype: of activations; parameters that train are float32.
     tower_remat, decoder_remat: what the backward pass recomputes: none, dots (all but matrix products) or full.
+    max_nonfinite: updates that may be left out, because the loss or a gradient is not finite, before the run stops.
     eval_every, checkpoint_every, log_every: in steps.
     """
 
@@ -100,6 +101,7 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     tower_remat: Literal["none", "dots", "full"] = "full"
     decoder_remat: Literal["none", "dots", "full"] = "full"
+    max_nonfinite: int = 10
     eval_every: int = 500
     checkpoint_every: int = 500
     log_every: int = 10

@@ -3,7 +3,7 @@
 import math
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.settings import MeshConfig
@@ -13,13 +13,22 @@ AXES = ("data", "fsdp", "context", "tensor")
 
 def make_mesh(settings: MeshConfig) -> Mesh:
     """A mesh over all devices; one axis may be -1 and takes what the others leave. Raises ConfigError."""
+    sizes = _sizes(settings, jax.device_count())
+    # make_mesh's default axis type is Explicit, under which every operation would have to state its sharding.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def abstract_mesh(settings: MeshConfig, devices: int) -> AbstractMesh:
+    """The mesh that `make_mesh` would make of so many devices, without any. Raises ConfigError."""
+    return AbstractMesh(_sizes(settings, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(settings: MeshConfig, count: int) -> tuple[int, ...]:
     sizes = [getattr(settings, axis) for axis in AXES]
-    count, fixed = jax.device_count(), math.prod(size for size in sizes if size != -1)
+    fixed = math.prod(size for size in sizes if size != -1)
     shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ConfigError(f"config.mesh is {shape}: sizes are 1 or more, and at most one is -1")
     if count % fixed or (-1 not in sizes and count != fixed):
         raise ConfigError(f"config.mesh is {shape}: that does not make {count} device(s)")
-    sizes = [count // fixed if size == -1 else size for size in sizes]
-    # make_mesh's default axis type is Explicit, under which every operation would have to state its sharding.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(count // fixed if size == -1 else size for size in sizes)

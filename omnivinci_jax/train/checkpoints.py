@@ -34,10 +34,10 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         self._guard(lambda: self._manager.save(step, args=items))
 
-    def restore(self, state: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint, laid out as `shardings`; `state` gives shapes and dtypes."""
+    def restore(self, shapes: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint, laid out as `shardings`."""
         shapes = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
         )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore())
         restored = self._manager.restore(self.latest_step, args=items)

@@ -17,7 +17,7 @@ from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.loader import train_batches
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.setup import make_processor, open_data
-from omnivinci_jax.errors import ConfigError, DataError
+from omnivinci_jax.errors import ConfigError, DataError, Preempted, UserError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import RULES, put_batch, replicated
 from omnivinci_jax.models.omnivinci import OmniVinci
@@ -28,8 +28,9 @@ from omnivinci_jax.train.evaluation import Evaluation, accuracy_table, evaluate
 from omnivinci_jax.train.metrics import MetricsLog
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.report import write_report
-from omnivinci_jax.train.state import create_state
+from omnivinci_jax.train.state import abstract_state, create_state
 from omnivinci_jax.train.step import make_eval_step, make_train_step
+from omnivinci_jax.train.termination import Termination
 
 log = logging.getLogger("omnivinci")
 
@@ -38,12 +39,14 @@ log = logging.getLogger("omnivinci")
 class Progress:
     """What a run knows beside its TrainState; saved with every checkpoint.
 
-    step: steps done, which is also the place in the data; best: best validation accuracy so far, -1 before the first.
+    step: steps done, which is also the place in the data; nonfinite: updates left out among them.
+    best: best validation accuracy so far, -1 before the first.
     """
 
     step: int = 0
     read: int = 0
     skipped: int = 0
+    nonfinite: int = 0
     best: float = -1.0
     seconds: float = 0.0
 
@@ -53,6 +56,7 @@ def train(config: TrainConfig, workdir: Path) -> Evaluation | None:
 
     Raises:
         UserError: any problem with configuration, data, work directory or disk.
+        Preempted: SIGTERM came; the run is saved.
     """
     workdir = workdir.expanduser().absolute()
     check_workdir(workdir, config)
@@ -76,11 +80,12 @@ def train(config: TrainConfig, workdir: Path) -> Evaluation | None:
             decoder_remat=config.decoder_remat,
         )
         optimizer = make_optimizer(config.optimizer, config.steps)
-        state, shardings = create_state(model, optimizer, config.frozen, config.seed, mesh)
+        shapes, shardings = abstract_state(model, optimizer, config.frozen, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints")
-        progress = Progress()
-        if checkpoints.latest_step is not None:
-            state, saved = checkpoints.restore(state, shardings)
+        if checkpoints.latest_step is None:
+            state, progress = create_state(model, optimizer, config.frozen, config.seed, shardings), Progress()
+        else:
+            state, saved = checkpoints.restore(shapes, shardings)
             progress = Progress(**saved)
             log.info("resumed at step %d", progress.step)
         run = _Run(config, workdir, processor, model, mesh, checkpoints, progress, val_index)
@@ -148,11 +153,14 @@ class _Run:
         schedule = learning_rate(config.optimizer, config.steps)
         bar = tqdm(total=config.steps, initial=progress.step, desc="train", unit="step", dynamic_ncols=True)
         last, tokens = time.monotonic(), 0
-        with bar:
+        pending = None
+        with bar, Termination() as termination:
             for batch, samples, skipped in batches:
                 self._count(samples, skipped)
                 state, metrics = train_step(state, put_batch(batch, self.mesh))
                 progress.step += 1
+                self._check_finite(pending, index)  # one step late: the device works on while the host looks
+                pending = progress.step, samples, metrics["finite"]
                 tokens += int(np.sum(batch.segment_ids > 0))
                 bar.update()
                 step = progress.step
@@ -171,12 +179,19 @@ class _Run:
                 measured = self.val_index and (step % config.eval_every == 0 or step == config.steps)
                 if measured:
                     self._measure(state.params)
-                if step % config.checkpoint_every == 0 or step == config.steps:
+                if step % config.checkpoint_every == 0 or step == config.steps or termination.requested:
+                    self._check_finite(pending, index)
+                    pending = None
                     progress.seconds = time.monotonic() - self.started
                     self.checkpoints.save(step, state, dict(vars(progress)))
                 if measured:
                     last, tokens = time.monotonic(), 0
+                if termination.requested and step < config.steps:
+                    break
         self.checkpoints.wait()
+        if progress.step < config.steps:
+            self.metrics.close()
+            raise Preempted(f"SIGTERM: saved at step {progress.step}; the same command goes on from there")
         if not self.val_index and not (self.workdir / "model").exists():
             self._export(state.params)
 
@@ -208,6 +223,21 @@ class _Run:
 
     def _export(self, params: dict) -> None:
         model_dir.save(self.workdir / "model", self.config.model, params, self.processor.tokenizer)
+
+    def _check_finite(self, pending: tuple[int, list, jax.Array] | None, index: Index) -> None:
+        """Counts an update that was left out, names its samples, and stops the run when there are too many."""
+        if pending is None or pending[2]:
+            return
+        step, samples, _ = pending
+        self.progress.nonfinite += 1
+        lines = sorted(int(index.lines[number]) for group in samples for row in group for number in row)
+        where = f"step {step}, {index.path} lines {', '.join(map(str, lines))}"
+        log.warning("update left out, the loss or a gradient is not finite: %s", where)
+        if self.progress.nonfinite > self.config.max_nonfinite:
+            raise UserError(
+                f"the loss or a gradient is not finite for the {self.progress.nonfinite}th time, more than "
+                f"config.max_nonfinite allows; lower config.optimizer.learning_rate or look at {where}"
+            )
 
     def _count(self, samples: list, skipped: list[str]) -> None:
         """Counts what could not be read and stops the run when it is too much."""

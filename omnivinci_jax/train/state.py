@@ -1,6 +1,7 @@
 """What a training step carries on: two trees of parameters, the optimizer's state and the random key."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct, traverse_util
-from jax.sharding import Mesh
+from jax import Array
+from jax.sharding import AbstractMesh, Mesh
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.rules import parameter_shardings, replicated
@@ -20,11 +22,11 @@ from omnivinci_jax.models.omnivinci import OmniVinci
 class TrainState:
     """`trainable` has gradients, float32 values and optimizer state; `frozen` has none of them."""
 
-    step: jax.Array
+    step: Array
     trainable: Any
     frozen: Any
     opt_state: Any
-    key: jax.Array
+    key: Array
 
     @property
     def params(self) -> dict:
@@ -55,25 +57,18 @@ def merge(trainable: dict, frozen: dict) -> dict:
     return traverse_util.unflatten_dict(flat)
 
 
-def create_state(
-    model: OmniVinci, optimizer: optax.GradientTransformation, frozen: tuple[str, ...], seed: int, mesh: Mesh
+def abstract_state(
+    model: OmniVinci, optimizer: optax.GradientTransformation, frozen: tuple[str, ...], mesh: Mesh | AbstractMesh
 ) -> tuple[TrainState, TrainState]:
-    """A function-free pair: the initial state, created sharded, and its shardings."""
-    batch = init_batch(model.config)
+    """Shapes and types of a state that is not created, and its shardings.
 
-    def init(key: jax.Array) -> TrainState:
-        init_key, key = jax.random.split(key)
-        trainable, held = split(nn.meta.unbox(model.init(init_key, batch)["params"]), frozen)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
+    Optimizer state is sharded as the parameter whose path it ends with; everything else is replicated.
 
-    key = jax.random.PRNGKey(seed)
-    shardings = _shardings(model, batch, init, key, frozen, mesh)
-    return jax.jit(init, out_shardings=shardings)(key), shardings
-
-
-def _shardings(model, batch, init, key, frozen, mesh) -> TrainState:
-    """Optimizer state is sharded as the parameter whose path it ends with; everything else is replicated."""
-    boxed = jax.eval_shape(model.init, key, batch)["params"]
+    Raises:
+        ConfigError: a parameter that the mesh does not divide.
+    """
+    key = jax.random.PRNGKey(0)
+    boxed = jax.eval_shape(model.init, key, init_batch(model.config))["params"]
     by_path = traverse_util.flatten_dict(parameter_shardings(boxed, mesh), sep="/")
 
     def sharding(path, leaf) -> jax.sharding.Sharding:
@@ -84,4 +79,29 @@ def _shardings(model, batch, init, key, frozen, mesh) -> TrainState:
                 return found
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(init, key))
+    shapes = jax.eval_shape(_initializer(model, optimizer, frozen), key)
+    return shapes, jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def create_state(
+    model: OmniVinci,
+    optimizer: optax.GradientTransformation,
+    frozen: tuple[str, ...],
+    seed: int,
+    shardings: TrainState,
+) -> TrainState:
+    """The initial state, every array created in its shards."""
+    return jax.jit(_initializer(model, optimizer, frozen), out_shardings=shardings)(jax.random.PRNGKey(seed))
+
+
+def _initializer(
+    model: OmniVinci, optimizer: optax.GradientTransformation, frozen: tuple[str, ...]
+) -> Callable[[Array], TrainState]:
+    batch = init_batch(model.config)
+
+    def init(key: Array) -> TrainState:
+        init_key, key = jax.random.split(key)
+        trainable, held = split(nn.meta.unbox(model.init(init_key, batch)["params"]), frozen)
+        return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
+
+    return init

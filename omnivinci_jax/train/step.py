@@ -18,7 +18,10 @@ Metrics = dict[str, Array]
 def make_train_step(
     model: OmniVinci, optimizer: optax.GradientTransformation, align_weight: float, shardings: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One update of the trainable parameters; the old state's buffers are donated to the new one."""
+    """One update of the trainable parameters; the old state's buffers are donated to the new one.
+
+    Where the loss or a gradient is not finite, only the step is counted, and the metric `finite` is 0.
+    """
 
     def loss_of(trainable: dict, frozen: dict, batch: Batch) -> tuple[Array, Metrics]:
         params = merge(trainable, frozen)
@@ -38,6 +41,12 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["finite"] = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(metrics["finite"], new, old),
+            (trainable, opt_state),
+            (state.trainable, state.opt_state),
+        )
         metrics["tokens"] = jnp.sum(batch.segment_ids > 0)
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 

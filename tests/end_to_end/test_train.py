@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -103,6 +104,26 @@ def test_killed_at_any_step_and_started_again_the_losses_are_the_same(trained, a
     assert losses(workdir) == losses(trained)
     first, second = (json.loads((folder / "results.json").read_text()) for folder in (trained, workdir))
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_sigterm_to_all_processes_saves_and_ends_with_a_code_to_restart_on(trained, av_world, environment, tmp_path):
+    workdir = tmp_path / "preempted"
+    process = subprocess.Popen(
+        train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, start_new_session=True, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (workdir / "metrics.jsonl").exists() or not losses(workdir):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == os.EX_TEMPFAIL, errors[-3000:]
+    (saved,) = re.findall(r"SIGTERM: saved at step (\d+); the same command goes on", errors)
+    assert (workdir / "checkpoints" / saved).exists() and 0 < int(saved) < STEPS
+    done = run(train_command(av_world, workdir), environment)
+    assert done.returncode == 0 and f"resumed at step {saved}" in done.stderr
+    assert losses(workdir) == losses(trained)
 
 
 def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world, environment, tmp_path):

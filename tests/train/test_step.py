@@ -1,0 +1,34 @@
+"""The training step: what it does with a loss that is not finite."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.rules import RULES, put_batch
+from omnivinci_jax.model_dir import init_batch
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.train.optimizer import make_optimizer
+from omnivinci_jax.train.state import abstract_state, create_state
+from omnivinci_jax.train.step import make_train_step
+from tests.tiny import tiny_settings
+
+
+@pytest.mark.parametrize(("weight", "changes"), [(1.0, True), (np.nan, False)])
+def test_an_update_that_is_not_finite_is_left_out(weight, changes):
+    config = tiny_settings()
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        model, optimizer = OmniVinci(config.model), make_optimizer(config.optimizer, config.steps)
+        _, shardings = abstract_state(model, optimizer, config.frozen, mesh)
+        state = create_state(model, optimizer, config.frozen, 0, shardings)
+        before = jax.device_get((state.trainable, state.opt_state))
+        batch = init_batch(config.model)
+        batch.segment_ids[:] = 1
+        batch.loss_weights[:] = weight
+        state, metrics = make_train_step(model, optimizer, 0.0, shardings)(state, put_batch(batch, mesh))
+    same = jax.tree.map(np.array_equal, before, jax.device_get((state.trainable, state.opt_state)))
+    assert bool(metrics["finite"]) == changes
+    assert all(jax.tree.leaves(same)) == (not changes)
+    assert int(state.step) == 1
