@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from omnivinci_jax.config import OmniVinciConfig
@@ -119,13 +120,7 @@ def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batc
     pixels = np.zeros(batch.tiles.shape, np.float32)
     pixels[: len(tiles)] = tiles
     batch = batch._replace(tiles=pixels)
-    return Batch(*(_leading_axis(field) for field in batch))
-
-
-def _leading_axis(field: Any) -> Any:
-    if isinstance(field, tuple):
-        return tuple(array[None] for array in field)
-    return None if field is None else field[None]
+    return jax.tree.map(lambda array: array[None], batch)
 
 
 def _videos(case: Case) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import math
 from functools import cache
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from omnivinci_jax.config import (
 from omnivinci_jax.model_dir import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
-from omnivinci_jax.sequence.batch import Batch, Capacity
+from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, SoundSize, VideoSize, lay_out
 from tests.parity import oracle
@@ -130,7 +131,7 @@ def ours(config, items):
     windows = np.concatenate([np.zeros((0, FRAMES, 16), np.float32), *windows])
     capacity = Capacity(rows=1, slots=112, tiles=20, windows=4, clips=4)  # one for all: they share compiled programs
     group = assemble([PackedRow(0, row, tiles, windows)], config, capacity)
-    batch = Batch(*(tuple(a[None] for a in x) if isinstance(x, tuple) else x if x is None else x[None] for x in group))
+    batch = jax.tree.map(lambda array: array[None], group)
     model = OmniVinci(config)
     params = params_of(config)
     x = jitted(model, "embed")(params, batch)

@@ -77,7 +77,7 @@ def option_features(clip: Clip, question: Question, sense: Sense) -> Float[np.nd
     """What the baseline knows of each option; highest or lowest in a column is a rule."""
     known = [np.eye(4)]
     if question.kind == "when":
-        seconds = np.array([NUMBERS.index(option) for option in question.options], float)
+        seconds = _seconds(question)
         known += [seconds[:, None] / LONGEST, np.eye(4)[seconds.argsort().argsort()]]
     else:
         known.append(np.array([[option == name for name in COLOURS + SOUNDS] for option in question.options], float))
@@ -86,11 +86,15 @@ def option_features(clip: Clip, question: Question, sense: Sense) -> Float[np.nd
     return np.concatenate(known, axis=1)
 
 
+def _seconds(question: Question) -> Float[np.ndarray, " 4"]:
+    return np.array([NUMBERS.index(option) for option in question.options], float)
+
+
 def _stream_features(stream: tuple[Event, ...], duration: float, question: Question) -> Float[np.ndarray, "4 features"]:
     names = [event.name for event in stream]
     starts, ends = spans(stream).T
     if question.kind == "when":
-        seconds = np.array([NUMBERS.index(option) for option in question.options], float)
+        seconds = _seconds(question)
         distances = abs(seconds[:, None] + 0.5 - starts)
         in_order = np.sort(distances, axis=1)
         own = distances[:, names.index(question.asked)] if question.asked in names else np.zeros(4)

@@ -144,10 +144,10 @@ def caption_turns(clip: Clip) -> dict[str, Turn]:
 def lookup_turns(clip: Clip, rng: np.random.Generator) -> dict[Kind, Turn]:
     """Open questions about several named events at once, in random order, with the fact of each, by kind."""
     each_next = EACH_NEXT_COLOUR if clip.lead == "colour" else EACH_NEXT_SOUND
-    turns = {}
+    facts, turns = _facts(clip), {}
     for kind, request in (("when", EACH_WHEN), ("while", EACH_WHILE), ("order", each_next)):
-        facts = _shuffled(rng, _facts(clip)[kind])
-        turns[kind] = request.format(names=", ".join(name for name, _ in facts)), _each(facts)
+        shuffled = _shuffled(rng, facts[kind])
+        turns[kind] = request.format(names=", ".join(name for name, _ in shuffled)), _each(shuffled)
     return turns
 
 
