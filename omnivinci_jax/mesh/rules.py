@@ -25,7 +25,8 @@ RULES = (
     ("layers", None),
     ("group", BATCH_AXES),
     ("media", (*BATCH_AXES, "context", "tensor")),
-    ("length", None),
+    ("length", "context"),
+    ("attention_heads", ("tensor", "context")),
 )
 
 

@@ -6,6 +6,7 @@ would leave its query and key weights without gradient.)
 """
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from omnivinci_jax.config import OmniAlignConfig
 from omnivinci_jax.models.attention import SelfAttention
+from omnivinci_jax.models.attention_kernels import Implementation
 from omnivinci_jax.models.layers import Remat, layer_norm, layer_stack
 
 
@@ -24,6 +26,7 @@ class OmniAlignNet(nn.Module):
     config: OmniAlignConfig
     dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(
@@ -42,8 +45,9 @@ class OmniAlignNet(nn.Module):
         if self.config.learned_scale:
             # CLIP's: a temperature of 0.07 at the start, learned as a logarithm.
             scale = jnp.exp(self.param("log_scale", nn.initializers.constant(-math.log(0.07)), ()))
-        vision_clips = ClipQuery(self.config, self.dtype, self.remat, name="vision")(vision, vision_clip, num_clips)
-        audio_clips = ClipQuery(self.config, self.dtype, self.remat, name="audio")(audio, audio_clip, num_clips)
+        modality = partial(ClipQuery, self.config, self.dtype, self.remat, self.attention)
+        vision_clips = modality(name="vision")(vision, vision_clip, num_clips)
+        audio_clips = modality(name="audio")(audio, audio_clip, num_clips)
         return vision_clips, audio_clips, scale
 
 
@@ -57,6 +61,7 @@ class ClipQuery(nn.Module):
     config: OmniAlignConfig
     dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(
@@ -70,7 +75,7 @@ class ClipQuery(nn.Module):
         query_ids = jnp.broadcast_to(jnp.arange(1, num_clips + 1), (groups, num_clips))
         segment_ids = jnp.concatenate([query_ids, clip_ids], axis=1)
         layers = layer_stack(AlignLayer, self.config.num_layers, self.remat)
-        x, _ = layers(self.config.num_heads, self.dtype, name="layers")(x, segment_ids)
+        x, _ = layers(self.config.num_heads, self.dtype, self.attention, name="layers")(x, segment_ids)
         x = x[:, :num_clips].astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))
 
@@ -80,9 +85,11 @@ class AlignLayer(nn.Module):
 
     num_heads: int
     dtype: DTypeLike = jnp.float32
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "G L D"], segment_ids: Int[Array, "G L"]) -> tuple[Float[Array, "G L D"], None]:
         """Attends within each clip."""
         y = layer_norm(1e-5, self.dtype, "norm")(x)
-        return x + SelfAttention(self.num_heads, dtype=self.dtype, name="self_attn")(y, segment_ids), None
+        attend = SelfAttention(self.num_heads, "group", dtype=self.dtype, attention=self.attention, name="self_attn")
+        return x + attend(y, segment_ids), None

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.models.af_whisper import AFWhisperTower
+from omnivinci_jax.models.attention_kernels import Implementation
 from omnivinci_jax.models.dynamic_s2 import merge_scales
 from omnivinci_jax.models.layers import Remat
 from omnivinci_jax.models.omni_align import OmniAlignNet
@@ -44,24 +45,26 @@ class OmniVinci(nn.Module):
 
     dtype: what is computed in; parameters are float32.
     tower_remat, decoder_remat: what the backward pass recomputes (models/layers.py).
+    attention: what computes it (models/attention_kernels.py).
     """
 
     config: OmniVinciConfig
     dtype: DTypeLike = jnp.float32
     tower_remat: Remat = "none"
     decoder_remat: Remat = "none"
+    attention: Implementation = "xla"
 
     def setup(self):
         """The parts, under the names they have in the parameter tree."""
         config = self.config
-        self.vision_tower = SiglipTower(config.vision, self.dtype, self.tower_remat)
-        self.sound_tower = AFWhisperTower(config.audio, self.dtype, self.tower_remat)
+        self.vision_tower = SiglipTower(config.vision, self.dtype, self.tower_remat, self.attention)
+        self.sound_tower = AFWhisperTower(config.audio, self.dtype, self.tower_remat, self.attention)
         self.mm_projector = VisionProjector(config, self.dtype)
         self.sound_mm_projector = SoundProjector(config, self.dtype)
         self.video_time = TimeEmbedding(config.video_time, self.dtype)
         self.sound_time = TimeEmbedding(config.sound_time, self.dtype)
-        self.omni_align = OmniAlignNet(config.omni_align, self.dtype, self.decoder_remat)
-        self.llm = Qwen2(config.text, self.dtype, self.decoder_remat)
+        self.omni_align = OmniAlignNet(config.omni_align, self.dtype, self.decoder_remat, self.attention)
+        self.llm = Qwen2(config.text, self.dtype, self.decoder_remat, self.attention)
 
     def __call__(self, batch: Batch) -> Output:
         """Hidden states of every slot, and the clip embeddings of every group."""
