@@ -6,6 +6,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.models.attention_kernels import Implementation
 from omnivinci_jax.settings import MeshConfig
 
 AXES = ("data", "fsdp", "context", "tensor")
@@ -21,6 +22,13 @@ def make_mesh(settings: MeshConfig) -> Mesh:
 def abstract_mesh(settings: MeshConfig, devices: int) -> AbstractMesh:
     """The mesh that `make_mesh` would make of so many devices, without any. Raises ConfigError."""
     return AbstractMesh(_sizes(settings, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def attention_of(setting: str, mesh: Mesh) -> Implementation:
+    """What a configuration's `attention` means on a mesh: "auto" is the flash kernel that its hardware has."""
+    if setting != "auto":
+        return setting
+    return {"tpu": "splash", "gpu": "pallas", "cuda": "pallas"}.get(mesh.devices.flat[0].platform, "xla")
 
 
 def _sizes(settings: MeshConfig, count: int) -> tuple[int, ...]:

@@ -61,6 +61,7 @@ class AFWhisperLayer(nn.Module):
     def __call__(self, x: Float[Array, "B S C"]) -> tuple[Float[Array, "B S C"], None]:
         """Self-attention, then the MLP, each on the norm of the residual stream."""
         config = self.config
+        x = nn.with_logical_constraint(x, ("media", None, None))
         y = layer_norm(1e-5, self.dtype, "self_attn_layer_norm")(x)
         heads = config.encoder_attention_heads
         x = x + SelfAttention(heads, "media", False, self.dtype, self.attention, name="self_attn")(y)

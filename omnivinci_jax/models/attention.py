@@ -1,6 +1,7 @@
 """Attention over packed rows, rotary positions, and the self-attention of the encoders."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -38,19 +39,34 @@ def attention(
         . . . 1 1 .
         . . . . . 1
 
-    On a mesh, B is shared as the logical axis `batch_axis` and heads over what the rules give "attention_heads": where
-    slots were shared over `context` one all-to-all brings every device all slots of its heads, and one brings the
-    output back, so keys and values are never whole anywhere.
+    On a mesh, B is shared as the logical axis `batch_axis`, slots over `context` and heads over `tensor`, as far as the
+    batch leaves them. Where slots are shared, one all-to-all brings every device all slots of a part of its heads, and
+    one brings the output back, so keys and values are never whole anywhere.
     """
     kernel = partial(IMPLEMENTATIONS[implementation], causal=causal)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return kernel(q, k, v, segment_ids)
-    spec = nn.logical_to_mesh_axes((batch_axis, None, "attention_heads", None))
-    shares = math.prod(mesh.shape[axis] for axis in spec[2] or ())
+    spec = nn.logical_to_mesh_axes((batch_axis, "length", "heads", None))
+    shares = math.prod(mesh.shape[axis] for axis in spec[1:3] if axis)
+    if spec[2] and k.shape[2] % mesh.shape[spec[2]]:  # then every device holds all key heads
+        whole = PartitionSpec(*spec[:2])
+        k, v = (jax.lax.with_sharding_constraint(x, whole) for x in (k, v))
+    if spec[1]:
+        kernel = _over_all_slots(kernel, spec[1])
     kernel = jax.shard_map(kernel, in_specs=(spec, spec, spec, PartitionSpec(spec[0])), out_specs=spec, check_vma=False)
     out = kernel(*share_heads(q, k, v, shares), segment_ids)
     return gather_heads(out, q.shape[2], k.shape[2], shares)
+
+
+def _over_all_slots(kernel: Callable[..., Array], axis: str) -> Callable[..., Array]:
+    """`kernel` on [B, T, H / n, D] where each of the n devices along a mesh axis has [B, T / n, H, D]."""
+
+    def run(q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
+        q, k, v = (jax.lax.all_to_all(x, axis, split_axis=2, concat_axis=1, tiled=True) for x in (q, k, v))
+        return jax.lax.all_to_all(kernel(q, k, v, segment_ids), axis, split_axis=1, concat_axis=2, tiled=True)
+
+    return run
 
 
 def share_heads(

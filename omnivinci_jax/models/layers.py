@@ -5,8 +5,8 @@ query and key/value heads times their width, `mlp` a hidden width, `vocab` rows 
 width of a table that is gathered from (kept apart from `embed`: XLA rematerialises a gather from a sharded width),
 `norm` a norm's width, `position` rows of a table of positions, `layers` the layers of a scanned stack, None what is
 never sharded.
-Of activations: `group` a batch's groups (and rows within), `media` the tiles or windows of all groups, `length` slots,
-`attention_heads` heads while they attend, with all slots.
+Of activations: `group` a batch's groups (and rows within), `length` slots, `media` the tiles or windows of all groups,
+`item` those, or the slots, of one group.
 """
 
 from collections.abc import Callable

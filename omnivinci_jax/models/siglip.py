@@ -55,6 +55,7 @@ class SiglipLayer(nn.Module):
     def __call__(self, x: Float[Array, "B S C"]) -> tuple[Float[Array, "B S C"], None]:
         """Self-attention, then the MLP, each on the norm of the residual stream."""
         config = self.config
+        x = nn.with_logical_constraint(x, ("media", None, None))
         y = layer_norm(config.layer_norm_eps, self.dtype, "layer_norm1")(x)
         heads = config.num_attention_heads
         x = x + SelfAttention(heads, "media", dtype=self.dtype, attention=self.attention, name="self_attn")(y)

@@ -1,9 +1,85 @@
 """Metrics of a run, as JSON lines and TensorBoard events; a resumed run cuts both back to its checkpoint."""
 
 import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
+from jaxtyping import Int64
 from tensorboardX import SummaryWriter
+
+from omnivinci_jax.settings import TrainConfig
+
+Item = TypeVar("Item")
+
+
+class Meter:
+    """Where time goes between two looks at it: work done a second, and shares of time spent not computing.
+
+    Work is that of the samples planned for the global batch; padding is none.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self._window_seconds = config.model.window_samples / config.model.sampling_rate
+        self._start()
+
+    def _start(self) -> None:
+        self._since = time.monotonic()
+        self._steps, self._waiting, self._saving, self._pause = 0, 0.0, 0.0, 0.0
+        self._work = np.zeros(4)
+
+    def waited(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, with the time noted that each is waited for."""
+        iterator = iter(items)
+        while True:
+            before = time.monotonic()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._waiting += time.monotonic() - before
+            yield item
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around what the loop does for a checkpoint before it goes on."""
+        before = time.monotonic()
+        yield
+        self._saving += time.monotonic() - before
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no training."""
+        before = time.monotonic()
+        yield
+        self._pause += time.monotonic() - before
+
+    def add(self, sizes: Int64[np.ndarray, "samples 4"]) -> None:
+        """Notes a step and its samples' (slots, tiles, windows, clips)."""
+        self._steps += 1
+        self._work += sizes.sum(axis=0)
+
+    def rates(self) -> dict[str, float]:
+        """Since the last call.
+
+        Seconds a step; tokens (text, vision and audio slots), tiles (a video frame is one) and seconds of sound windows
+        a second; shares of the time that the loop waited for the loader and was held up by a checkpoint.
+        """
+        seconds = time.monotonic() - self._since - self._pause
+        slots, tiles, windows, _ = self._work / seconds
+        rates = {
+            "step_seconds": seconds / self._steps,
+            "tokens_per_second": slots,
+            "tiles_per_second": tiles,
+            "audio_seconds_per_second": windows * self._window_seconds,
+            "loader_wait": self._waiting / seconds,
+            "checkpoint_stall": self._saving / seconds,
+        }
+        self._start()
+        return rates
 
 
 class MetricsLog:
