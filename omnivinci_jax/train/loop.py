@@ -18,9 +18,8 @@ from omnivinci_jax.data.loader import train_batches
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.setup import make_processor, open_data
 from omnivinci_jax.errors import ConfigError, DataError, Preempted, UserError
-from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.mesh import check_groups, make_mesh
 from omnivinci_jax.mesh.rules import RULES, put_batch, replicated
-from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig, to_mapping
 from omnivinci_jax.train.checkpoints import Checkpoints
@@ -28,7 +27,7 @@ from omnivinci_jax.train.evaluation import Evaluation, accuracy_table, evaluate
 from omnivinci_jax.train.metrics import MetricsLog
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.report import write_report
-from omnivinci_jax.train.state import abstract_state, create_state
+from omnivinci_jax.train.state import abstract_state, create_state, make_model
 from omnivinci_jax.train.step import make_eval_step, make_train_step
 from omnivinci_jax.train.termination import Termination
 
@@ -62,8 +61,7 @@ def train(config: TrainConfig, workdir: Path) -> Evaluation | None:
     check_workdir(workdir, config)
     check_capacity(config.data.capacity, config.model)
     mesh = make_mesh(config.mesh)
-    if config.data.groups % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise ConfigError(f"config.data.groups is {config.data.groups}: it must be a multiple of data x fsdp devices")
+    check_groups(config.data.groups, mesh)
     processor = make_processor(config)
     train_index = open_data(config.data.train, processor, config.data)
     val_index = open_data(config.data.val, processor, config.data) if config.data.val else None
@@ -73,12 +71,7 @@ def train(config: TrainConfig, workdir: Path) -> Evaluation | None:
     claim_workdir(workdir, config)
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        model = OmniVinci(
-            config.model,
-            dtype=jnp.dtype(config.dtype),
-            tower_remat=config.tower_remat,
-            decoder_remat=config.decoder_remat,
-        )
+        model = make_model(config)
         optimizer = make_optimizer(config.optimizer, config.steps)
         shapes, shardings = abstract_state(model, optimizer, config.frozen, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints")

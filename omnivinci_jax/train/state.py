@@ -16,6 +16,7 @@ from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.rules import parameter_shardings, replicated
 from omnivinci_jax.model_dir import init_batch
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.settings import TrainConfig
 
 
 @struct.dataclass
@@ -32,6 +33,16 @@ class TrainState:
     def params(self) -> dict:
         """Both trees as the model's one."""
         return merge(self.trainable, self.frozen)
+
+
+def make_model(config: TrainConfig) -> OmniVinci:
+    """The model as a training run computes it."""
+    return OmniVinci(
+        config.model,
+        dtype=jnp.dtype(config.dtype),
+        tower_remat=config.tower_remat,
+        decoder_remat=config.decoder_remat,
+    )
 
 
 def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
