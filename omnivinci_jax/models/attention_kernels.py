@@ -144,3 +144,8 @@ IMPLEMENTATIONS: dict[Implementation, Callable[..., Array]] = {
     "pallas": pallas_attention,
     "splash": splash_attention,
 }
+
+
+def choose_implementation(setting: Implementation | Literal["auto"], platform: str) -> Implementation:
+    """What a configuration's `attention` means on a platform: "auto" is the flash kernel that its hardware has."""
+    return {"tpu": "splash", "gpu": "pallas"}.get(platform, "xla") if setting == "auto" else setting

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -17,10 +16,9 @@ from omnivinci_jax.data.loader import Plan, read_batches
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.setup import make_processor, open_data
 from omnivinci_jax.errors import DataError, Preempted, UserError
-from omnivinci_jax.mesh.mesh import attention_of, make_mesh
+from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import RULES, check_batch, own_groups, put_batch
-from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
@@ -29,7 +27,7 @@ from omnivinci_jax.train.metrics import Meter, MetricsLog
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.profile import Profile
 from omnivinci_jax.train.report import write_report
-from omnivinci_jax.train.state import TrainState, abstract_state, create_state
+from omnivinci_jax.train.state import TrainState, abstract_state, create_state, make_model
 from omnivinci_jax.train.step import Metrics, make_eval_step, make_train_step
 from omnivinci_jax.train.termination import Termination
 from omnivinci_jax.train.workdir import check_workdir, claimed
@@ -77,13 +75,7 @@ def train(config: TrainConfig, workdir: Path, profile_steps: range = range(0)) -
             log.warning("left out: %s", problem)
 
     with claimed(workdir, config), jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        model = OmniVinci(
-            config.model,
-            dtype=jnp.dtype(config.dtype),
-            tower_remat=config.tower_remat,
-            decoder_remat=config.decoder_remat,
-            attention=attention_of(config.attention, mesh),
-        )
+        model = make_model(config, mesh.devices.flat[0].platform)
         optimizer = make_optimizer(config.optimizer, config.steps)
         shapes, shardings = abstract_state(model, optimizer, config.frozen, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints")
@@ -137,7 +129,7 @@ class _Run:
             total=config.steps, initial=progress.step, desc="train", unit="step", dynamic_ncols=True,
             disable=not is_main(),
         )  # fmt: skip
-        meter, pending = Meter(config), None
+        meter, pending = Meter(config, self.mesh), None
         with bar, Termination() as termination, Profile(self.workdir / "profile", profile_steps) as profile:
             for batch, skipped in meter.waited(batches):
                 self._note_skipped(skipped)

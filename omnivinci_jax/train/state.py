@@ -16,7 +16,9 @@ from jax.sharding import AbstractMesh, Mesh
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.rules import parameter_shardings, replicated
 from omnivinci_jax.model_dir import boxed_params
+from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.settings import TrainConfig
 
 
 @struct.dataclass
@@ -33,6 +35,17 @@ class TrainState:
     def params(self) -> dict:
         """Both trees as the model's one."""
         return merge(self.trainable, self.frozen)
+
+
+def make_model(config: TrainConfig, platform: str) -> OmniVinci:
+    """The model as a training run computes it on a platform (cpu, gpu or tpu)."""
+    return OmniVinci(
+        config.model,
+        dtype=jnp.dtype(config.dtype),
+        tower_remat=config.tower_remat,
+        decoder_remat=config.decoder_remat,
+        attention=choose_implementation(config.attention, platform),
+    )
 
 
 def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
