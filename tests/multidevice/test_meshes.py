@@ -46,7 +46,7 @@ def test_a_mesh_gives_what_one_device_gives(mesh, one_device, eight_devices):
     prefix = mesh.replace("/", "|") + ":"
     found = {name.removeprefix(prefix): value for name, value in eight_devices.items() if name.startswith(prefix)}
     assert found.keys() == one_device.keys() and len(found) > 50
-    # Rounding is that of the sums that a gradient comes from; of a key's bias that is all there is (softmax ignores it).
+    # Rounding is that of the sums a gradient comes from; of a key's bias that is all there is (softmax ignores it).
     largest = max(np.abs(value).max() for value in one_device.values())
     for name, expected in one_device.items():
         bound = 1e-5 * max(np.abs(expected).max(), 1e-3 * largest)
