@@ -131,4 +131,5 @@ def boxed_params(model: OmniVinci, key: jax.Array) -> dict:
 
 def abstract_params(model: OmniVinci) -> dict:
     """Shapes and dtypes of the parameters."""
-    return nn.meta.unbox(jax.eval_shape(lambda key: boxed_params(model, key), jax.random.key(0)))
+    # Unboxed inside: under a mesh it constrains shardings, which only traced arrays can take.
+    return jax.eval_shape(lambda key: nn.meta.unbox(boxed_params(model, key)), jax.random.key(0))
