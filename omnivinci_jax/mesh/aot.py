@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 from flax import linen as nn
@@ -106,8 +107,13 @@ class Plan:
         return self.flops.total / math.prod(self.mesh.values()) / self.topology.chip.flops / seconds
 
 
-def plan(config: TrainConfig, topology: Topology) -> Plan:
+def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Plan:
     """Compiles the training step of `config` for `topology`; takes minutes.
+
+    Args:
+        config: of the run.
+        topology: the machine.
+        hlo: a file to write the compiled program's text to.
 
     Raises:
         ConfigError: a configuration that does not suit the machine.
@@ -119,7 +125,10 @@ def plan(config: TrainConfig, topology: Topology) -> Plan:
     work, counter = full_work(config.data), FlopCounter(config)
     flops, recomputed = counter.step(work), counter.recomputed(work)
     state, compiled = _compile(config, mesh, topology)
-    traffic = read_traffic(compiled.as_text(), mesh.shape)
+    text = compiled.as_text()
+    if hlo:
+        hlo.write_text(text)
+    traffic = read_traffic(text, mesh.shape)
     return Plan(
         topology,
         dict(mesh.shape),
@@ -235,13 +244,16 @@ def describe(plan: Plan, data: DataConfig) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="omnivinci_jax.mesh.aot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="omnivinci_jax.mesh.aot", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--topology", required=True, help="v5e:8x8, v5p:4x4x4, v6e:8x8, h100:8, h200:8 or so")
+    parser.add_argument("--hlo", type=Path, help="file to write the compiled program to, to see where it sends what")
     arguments, rest = parser.parse_known_args(argv)
     jax.config.update("jax_platforms", "cpu")  # a machine that has devices shall not start them
     try:
         config, topology = load_config(rest), get_topology(arguments.topology)
-        planned = plan(config, topology)
+        planned = plan(config, topology, arguments.hlo)
         print(describe(planned, config.data))
         planned.check_memory()
     except DoesNotFit as error:

@@ -259,12 +259,13 @@ def _lists(text: str) -> Int[np.ndarray, "groups members"]:
 
 
 def _iota(text: str) -> Int[np.ndarray, "..."]:
-    """[4,2]<=[2,4]T(1,0): 0 ... 7 in the shape 2 x 4, transposed, in the shape 4 x 2."""
-    found = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    """[4,2]<=[2,4]T(1,0): 0 ... 7 in the shape 2 x 4, transposed, in the shape 4 x 2; [2,4]T(1,0): in the first."""
+    found = re.fullmatch(r"(?:\[([\d,]+)\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not found:
         raise ValueError(f"groups of devices in an unknown form: {text}")
     shape, source, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
-    return np.arange(math.prod(source)).reshape(source).transpose(order).reshape(shape)
+    devices = np.arange(math.prod(source)).reshape(source).transpose(order)
+    return devices.reshape(shape) if shape else devices
 
 
 def _mesh_groups(text: str) -> Int[np.ndarray, "groups members"]:
@@ -275,7 +276,9 @@ def _mesh_groups(text: str) -> Int[np.ndarray, "groups members"]:
     sizes = {name: int(size) for name, size in re.findall(r"([^,=]+)=(\d+)", found[1])}
     devices = np.arange(math.prod(sizes.values()))
     if found[2]:
-        devices = _iota(found[2]) if "<=" in found[2] else np.array([int(n) for n in re.findall(r"\d+", found[2])])
+        devices = (
+            _iota(found[2]) if found[2].startswith("[") else np.array([int(n) for n in re.findall(r"\d+", found[2])])
+        )
     # Every axis in three parts, of which a group takes the middle one, or no part.
     parts = {name: (1, 1, size) for name, size in sizes.items()}
     for name, before, size in re.findall(r"([^,:]+)(?::\((\d+)\)(\d+))?(?:,|$)", found[3]):

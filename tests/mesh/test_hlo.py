@@ -37,7 +37,8 @@ def gather(groups: str) -> str:
         ("mesh['a'=8,'b'=2] {'b'}", ("tensor",), 2),
         ("mesh['a'=8,'b'=2] {'a':(2)4}", ("fsdp",), 4),
         ("mesh['a'=8,'b'=2] {'a':(1)2,'b'}", ("data", "tensor"), 4),
-        ("mesh['a'=2,'b'=8], device_ids=([2,8]<=[8,2]T(1,0)) {'a'}", ("tensor",), 2),
+        ("mesh['a'=2,'b'=8], device_ids=([8,2]T(1,0)) {'a'}", ("tensor",), 2),
+        ("mesh['a'=2,'b'=8], device_ids=(0,2,4,6,8,10,12,14,1,3,5,7,9,11,13,15) {'a'}", ("tensor",), 2),
         ("{}", ("data", "fsdp", "tensor"), 16),
     ],
 )
