@@ -21,7 +21,6 @@ RULES = (
     ("media", (*BATCH_AXES, "context", "tensor")),
     ("item", ("context", "tensor")),
     ("embed", "fsdp"),
-    ("token_embed", None),
     ("vocab", "tensor"),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),

@@ -30,7 +30,7 @@ class Qwen2(nn.Module):
         """Tables, layers and the final norm."""
         config = self.config
         self.embed_tokens = Embedding(
-            config.padded_vocab_size, config.hidden_size, ("vocab", "token_embed"), self.dtype, INIT
+            config.padded_vocab_size, config.hidden_size, ("vocab", "embed"), self.dtype, INIT
         )
         self.layers = layer_stack(Qwen2Layer, config.num_hidden_layers, self.remat)(config, self.dtype, self.attention)
         self.norm = rms_norm(config.rms_norm_eps, self.dtype)

@@ -109,7 +109,7 @@ def test_a_plan_of_the_tiny_model_on_four_devices():
 def test_groups_that_the_mesh_does_not_share_end_with_2():
     result = on_cpu("--config.data.groups=3")
     assert result.returncode == 2
-    assert "config.data.groups is 3: it must be a multiple of data x fsdp devices" in result.stderr
+    assert "config.data.groups is 3: it must be a multiple of config.mesh.data" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train.flops import FlopCounter, Flops, Work, full_work
-from omnivinci_jax.train.losses import language_loss, token_losses
+from omnivinci_jax.train.losses import token_losses, weighted_mean
 from omnivinci_jax.train.state import merge, split
 from tests.tiny import tiny_settings
 
@@ -67,8 +67,8 @@ def xla_flops(config: TrainConfig, differentiate: bool) -> float:
         params = {"params": merge(trainable, frozen)}
         output = model.apply(params, batch)
         logits = model.apply(params, output.hidden, method=model.logits)
-        clips = jnp.sum(output.vision_clips) + jnp.sum(output.audio_clips)
-        return language_loss(token_losses(logits, batch.targets), batch.loss_weights) + clips
+        clips = jnp.sum(output.clips.vision) + jnp.sum(output.clips.audio)
+        return weighted_mean(token_losses(logits, batch.targets), batch.loss_weights) + clips
 
     function = jax.grad(loss) if differentiate else loss
     return jax.jit(function).lower(trainable, frozen, batch).cost_analysis()["flops"]
