@@ -123,7 +123,7 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
         """Rows of the table."""
-        # Whole, since XLA makes much of a gather from a table whose width is shared; in float32 for its gradient's sums.
+        # Whole: XLA makes much of a gather from a table whose width is shared. In float32, for its gradient's sums.
         table = _constrain(self.embedding, _gathered_axes(self.axes))
         return jnp.take(table, ids, axis=0).astype(self.dtype)
 
