@@ -108,8 +108,10 @@ class _MediaAction(argparse.Action):
 
 
 def _steps(text: str) -> range:
-    first, last = map(int, text.split(":"))
-    return range(first, last + 1)
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, 10:12 for instance")
+    return range(int(first), int(last) + 1)
 
 
 def _train(arguments) -> int:
