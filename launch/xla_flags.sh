@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+# shellcheck shell=bash
 # What XLA and the allocator should be told, by hardware: . launch/xla_flags.sh cpu|gpu|tpu
 # Variables that are set already are added to, so that a caller's own flags win (the last of two equal flags counts).
 case "${1:?give the hardware: cpu, gpu or tpu}" in
