@@ -18,4 +18,4 @@ class ConfigError(UserError):
 
 
 class Preempted(Exception):
-    """A run that was told to end, has saved its place, and is to be started again."""
+    """Something that is no fault of the run ended it: the same command goes on from its last save."""

@@ -5,7 +5,9 @@ What group number n holds is a pure function of (index, capacity, seed, n); resu
 
 import multiprocessing.connection
 import os
+import signal
 import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import grain
@@ -14,7 +16,7 @@ import numpy as np
 
 from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.errors import DataError, MediaError, UserError
+from omnivinci_jax.errors import DataError, MediaError, Preempted, UserError
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.packing import pack, row_size
@@ -113,18 +115,34 @@ def read_batches(
     *,
     start: int,
     stop: int,
-) -> grain.IterDataset:
-    """Batches of the steps `start` to `stop`: of the groups of each, those that this process loads (`own`)."""
+) -> Iterator[Loaded]:
+    """Batches of the steps `start` to `stop`: of the groups of each, those that this process loads (`own`).
+
+    Raises:
+        Preempted: a worker ended, killed for its memory for instance.
+    """
     source = Groups(index, plan, processor, settings, own, stop)
     dataset = grain.MapDataset.source(source)[start * len(own) :].batch(len(own), batch_fn=_stack)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    if not settings.workers:
-        return dataset
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=settings.workers), _end_with_parent)
+    if settings.workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=settings.workers), _live_with_parent)
+    try:
+        yield from dataset
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise Preempted(
+            "a loader worker was killed, for its memory perhaps (lower config.data.workers); the same command goes on "
+            "from the last save"
+        ) from None
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-    """Ends a worker when the training process is gone: one that was killed cannot tell its workers."""
+def _live_with_parent(worker: int, workers: int) -> None:
+    """Lets a worker live as long as the training process, which alone answers SIGTERM and may need it for a step more.
+
+    Ends it when that process is gone: one that was killed cannot tell its workers.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def watch() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])

@@ -75,6 +75,20 @@ def test_sigterm_to_all_processes_saves_and_ends_with_a_code_to_restart_on(train
     assert losses(workdir) == losses(trained)
 
 
+def test_a_loader_worker_that_is_killed_ends_the_run_with_a_code_to_restart_on(av_world, environment, tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    wait_for_step(process, workdir, 1)
+    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in errors, errors[-3000:]
+    assert "a loader worker was killed" in errors
+
+
 def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world, environment, tmp_path):
     workdir = tmp_path / "full"
     no_workers = "--config.data.workers=0"  # they pass batches through shared memory, which the limit reaches too
