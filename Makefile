@@ -4,8 +4,7 @@ PYTHON ?= python3
 # PyTorch's CPU builds (CONTRIBUTING.md), unless pip is already set up to find one.
 TORCH_INDEX ?=
 BIN := .venv/bin
-# Big temporaries on huge pages: without this much of a training step on a CPU is page faults.
-export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
 .PHONY: demo test lint clean
 
@@ -21,6 +20,7 @@ test: .venv/test.stamp
 lint: .venv/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch
 
 .venv/pip.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

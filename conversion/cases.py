@@ -115,7 +115,7 @@ def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batc
     tiles, windows = _pixels(case).reshape(-1, side, side, 3), _windows(config, case)
     needed = Capacity(1, len(row) + free_slots, len(tiles), len(windows), len(media))
     capacity = Capacity(*(max(1, -(-n // unit)) * unit for n, unit in zip(needed, _UNITS, strict=True)))
-    batch = assemble([PackedRow(0, row, tiles, windows)], config, capacity)
+    batch = assemble([PackedRow(0, 1, row, tiles, windows)], config, capacity)
     # The reference's pixels were normalised before they were recorded, and are no whole numbers: keep them as they are.
     pixels = np.zeros(batch.tiles.shape, np.float32)
     pixels[: len(tiles)] = tiles

@@ -20,7 +20,7 @@ from omnivinci_jax import model_dir
 from omnivinci_jax.config_json import read_json
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.train.losses import language_loss, token_losses
+from omnivinci_jax.train.losses import token_losses, weighted_mean
 
 TOLERANCES = {"inputs_embeds": 1e-5, "logits": 1e-4, "loss": 1e-6, "generated_new": 0.0}
 # Angles of this scheme reach hundreds of radians, which the reference rounds to float32; ours are exact.
@@ -71,7 +71,7 @@ def outputs(model: OmniVinci, params: dict, case: Case) -> dict[str, np.ndarray]
     logits = jitted(model, "logits")(params, hidden)
     made = {"inputs_embeds": x[:, :length], "logits": logits[:, :length, : config.text.vocab_size]}
     if batch.loss_weights.any():
-        made["loss"] = language_loss(token_losses(logits, batch.targets[0]), batch.loss_weights[0])
+        made["loss"] = weighted_mean(token_losses(logits, batch.targets[0]), batch.loss_weights[0])
     if new:
         made["generated_new"] = _greedy(model, params, x, length, new)
     return {name: np.asarray(array) for name, array in made.items() if name in recorded}

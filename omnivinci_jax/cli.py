@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "train", _train, "train a model; --config FILE and --config.key=value say how")
     command.add_argument("--workdir", type=Path, required=True, help="where the run lives; the same command resumes it")
+    command.add_argument("--distributed", action="store_true", help="be one of several processes (launch/ has scripts)")
+    command.add_argument("--profile_steps", type=_steps, default=range(0), metavar="FIRST:LAST", help="trace for XProf")
 
     _command(commands, "index", _index, "measure the data of a configuration: what it takes, what is wrong with it")
 
@@ -105,11 +107,24 @@ class _MediaAction(argparse.Action):
         namespace.media = [*namespace.media, (_MEDIA_FLAGS[option_string], values)]
 
 
+def _steps(text: str) -> range:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, 10:12 for instance")
+    return range(int(first), int(last) + 1)
+
+
 def _train(arguments) -> int:
     from omnivinci_jax.settings import load_config
+
+    config = load_config(arguments.config_arguments)
+    if arguments.distributed:
+        from omnivinci_jax.mesh.processes import join
+
+        join()
     from omnivinci_jax.train.loop import train
 
-    train(load_config(arguments.config_arguments), arguments.workdir)
+    train(config, arguments.workdir, arguments.profile_steps)
     return 0
 
 

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import linen as nn
+from jax.sharding import AbstractMesh
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config, write_config
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
+from omnivinci_jax.mesh.processes import barrier, is_main
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
@@ -49,13 +51,21 @@ def load(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> LoadedModel:
 def load_model(folder: Path, dtype: jnp.dtype = jnp.float32) -> tuple[OmniVinci, dict]:
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
     model = OmniVinci(read_config(folder / "config.json"), dtype=dtype)
-    stored = stored_params(folder)
-    check_shapes(stored, abstract_params(model), folder / "params")
+    expected = abstract_params(model)
+    check_shapes(stored_params(folder), expected, folder / "params")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored)
+    return model, load_params(folder, jax.tree.map(lambda _: device, expected))
+
+
+def load_params(folder: Path, shardings: dict) -> dict:
+    """A model directory's parameters, in the types that they are stored in."""
+    shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        stored_params(folder),
+        shardings,
+    )
     with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore((folder / "params").absolute(), shapes)
-    return model, params
+        return checkpointer.restore((folder / "params").absolute(), shapes)
 
 
 def stored_params(folder: Path) -> dict:
@@ -86,21 +96,25 @@ def save(folder: str | Path, config: OmniVinciConfig, params: dict, tokenizer: T
     """Writes a model directory under a temporary name and moves it when whole; replaces one that is there."""
     folder = Path(folder).absolute()
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    part.mkdir(parents=True)
-    write_config(config, part / "config.json")
-    for file in tokenizer.path.parent.iterdir():
-        if file.is_file() and file.name != "config.json":
-            shutil.copy(file, part)
+    if is_main():
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        part.mkdir(parents=True)
+        write_config(config, part / "config.json")
+        for file in tokenizer.path.parent.iterdir():
+            if file.is_file() and file.name != "config.json":
+                shutil.copy(file, part)
+    barrier("model directory begun")
     # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), params)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(part / "params", params, save_args=chunks)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if is_main():
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    barrier("model directory whole")
 
 
 def init_batch(config: OmniVinciConfig) -> object:
@@ -108,8 +122,14 @@ def init_batch(config: OmniVinciConfig) -> object:
     return jax.tree.map(lambda array: array[None], empty_group(config, _SMALLEST))
 
 
+def boxed_params(model: OmniVinci, key: jax.Array) -> dict:
+    """New parameters with their logical axes; to be traced."""
+    # Off the mesh: the batch is too small for one, and nothing of this pass is kept but the parameters.
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), nn.logical_axis_rules(()):
+        return model.init(key, init_batch(model.config))["params"]
+
+
 def abstract_params(model: OmniVinci) -> dict:
     """Shapes and dtypes of the parameters."""
-    batch = init_batch(model.config)
     # Unboxed inside: under a mesh it constrains shardings, which only traced arrays can take.
-    return jax.eval_shape(lambda key: nn.meta.unbox(model.init(key, batch)["params"]), jax.random.key(0))
+    return jax.eval_shape(lambda key: nn.meta.unbox(boxed_params(model, key)), jax.random.key(0))

@@ -78,8 +78,10 @@ class TrainConfig:
     tokenizer: folder with tokenizer.json.
     align_weight: weight of the OmniAlignNet loss beside the language loss.
     frozen: regular expressions over parameter paths ("llm/layers/..."); what one matches in full is not trained.
-    dtype: of activations; parameters that train are float32.
+    dtype: of activations and frozen parameters; those that train are float32.
     tower_remat, decoder_remat: what the backward pass recomputes: none, dots (all but matrix products) or full.
+    attention: what computes it; auto takes the flash kernel of the hardware (models/attention_kernels.py).
+    microbatches: turns that a step takes its groups in, for memory; the update is that of the whole batch.
     max_nonfinite: updates that may be left out, because the loss or a gradient is not finite, before the run stops.
     eval_every, checkpoint_every, log_every: in steps.
     """
@@ -101,6 +103,8 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     tower_remat: Literal["none", "dots", "full"] = "full"
     decoder_remat: Literal["none", "dots", "full"] = "full"
+    attention: Literal["auto", "xla", "pallas", "splash"] = "auto"
+    microbatches: int = 1
     max_nonfinite: int = 10
     eval_every: int = 500
     checkpoint_every: int = 500

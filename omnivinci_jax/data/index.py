@@ -46,6 +46,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def where(self, sample: int) -> str:
+        """File and line of a sample."""
+        return f"{self.path}:{self.lines[sample]}"
+
     def record(self, sample: int) -> dict:
         """The JSON object of a sample."""
         with open(self.path, "rb") as file:
@@ -54,8 +58,7 @@ class Index:
 
     def conversation(self, sample: int) -> Conversation:
         """The conversation of a sample."""
-        where = f"{self.path}:{self.lines[sample]}"
-        return parse_conversation(self.record(sample), where, self.path.parent)
+        return parse_conversation(self.record(sample), self.where(sample), self.path.parent)
 
 
 def read_lines(path: Path) -> list[tuple[int, int, bytes]]:
@@ -121,7 +124,7 @@ def open_index(
             return Index(path, *columns, tuple(arrays["problems"].tolist()))
     index = build_index(path, processor, capacity, too_long, workers)
     folder.mkdir(parents=True, exist_ok=True)
-    part = saved.with_suffix(".tmp.npz")
+    part = saved.with_suffix(f".{os.uname().nodename}-{os.getpid()}.npz")  # other hosts may be at the same file
     np.savez(
         part,
         offsets=index.offsets,

@@ -18,9 +18,20 @@ from omnivinci_jax.errors import DataError, MediaError, UserError
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.packing import pack, row_size
+from omnivinci_jax.settings import DataConfig
 
 # Samples that are packed together: enough to fill groups well, few enough to plan any epoch piece by piece.
 _BLOCK = 2048
+
+
+# For each group its rows, for each row the numbers of its samples.
+Planned = list[list[list[int]]]
+
+
+def plan_all(index: Index, settings: DataConfig) -> Planned:
+    """Every sample of a file once, with empty groups at the end up to whole batches."""
+    groups = pack(index.sizes, settings.capacity)
+    return groups + [[] for _ in range(-len(groups) % settings.groups)]
 
 
 class Plan:
@@ -30,7 +41,7 @@ class Plan:
         if not len(index):
             raise DataError(f"{index.path}: no sample can be used:\n" + "\n".join(index.problems[:20]))
         self._sizes, self._capacity, self._seed = index.sizes, capacity, seed
-        self._groups: list[list[list[int]]] = []
+        self._groups: Planned = []
         self._epochs = 0
 
     def __getitem__(self, number: int) -> list[list[int]]:
@@ -51,76 +62,65 @@ class Plan:
 
 
 class Loaded(NamedTuple):
-    """A batch with the numbers of the samples in it, row by row, and a line for each sample that could not be read."""
+    """A batch, and why each sample that could not be read could not, by its number."""
 
     batch: Batch
-    samples: list[list[list[int]]]
-    skipped: list[str]
+    skipped: dict[int, str]
 
 
 class Groups(grain.sources.RandomAccessDataSource):
-    """Group number n, decoded and assembled; a sample that cannot be read leaves masked padding and a line."""
+    """The groups that one process loads, step after step, decoded and assembled.
 
-    def __init__(self, index: Index, groups, count: int, processor: Processor, capacity: Capacity):
-        self._index, self._groups, self._count = index, groups, count
-        self._processor, self._capacity = processor, capacity
+    Segment n of a row is its n-th sample in the plan; one that cannot be read leaves masked padding.
+    """
+
+    def __init__(
+        self, index: Index, plan: Plan | Planned, processor: Processor, settings: DataConfig, own: list[int], steps: int
+    ):
+        self._index, self._plan, self._processor, self._settings = index, plan, processor, settings
+        self._own, self._steps = own, steps
 
     def __len__(self) -> int:
-        return self._count
+        return self._steps * len(self._own)
 
     def __getitem__(self, number: int) -> Loaded:
-        packed, read, skipped = [], [], []
-        for place, row in enumerate(self._groups[number]):
-            read.append([])
-            for sample in row:
+        step, place = divmod(number, len(self._own))
+        packed, skipped = [], {}
+        for row, samples in enumerate(self._plan[step * self._settings.groups + self._own[place]]):
+            for segment, sample in enumerate(samples, start=1):
                 try:
-                    packed.append(self._load(sample, place))
-                    read[place].append(sample)
+                    packed.append(self._load(sample, row, segment))
                 except UserError as error:
-                    skipped.append(f"{self._index.path}:{self._index.lines[sample]}: {error}")
-        return Loaded(assemble(packed, self._processor.config, self._capacity), read, skipped)
+                    skipped[sample] = f"{self._index.where(sample)}: {error}"
+        return Loaded(assemble(packed, self._processor.config, self._settings.capacity), skipped)
 
-    def _load(self, sample: int, place: int) -> PackedRow:
+    def _load(self, sample: int, place: int, segment: int) -> PackedRow:
         conversation = self._processor.select(self._index.conversation(sample))
         sizes, tiles, windows = self._processor.load(conversation, int(self._index.max_frames[sample]) or None)
         row = self._processor.lay_out(conversation, sizes)
         if row_size(row, len(conversation.media)) != tuple(self._index.sizes[sample]):
             names = ", ".join(item.path for item in conversation.media)
             raise MediaError(f"{names}: changed since it was indexed; index the data again")
-        return PackedRow(place, row, tiles, windows)
+        return PackedRow(place, segment, row, tiles, windows)
 
 
-def train_batches(
+def read_batches(
     index: Index,
+    plan: Plan | Planned,
     processor: Processor,
-    capacity: Capacity,
+    settings: DataConfig,
+    own: list[int],
     *,
-    groups: int,
-    seed: int,
     start: int,
     stop: int,
-    workers: int,
 ) -> grain.IterDataset:
-    """Batches of steps `start` to `stop`, each of `groups` groups."""
-    source = Groups(index, Plan(index, capacity, seed), stop * groups, processor, capacity)
-    return _batches(source, groups, start, workers)
-
-
-def all_batches(
-    index: Index, processor: Processor, capacity: Capacity, *, groups: int, workers: int
-) -> grain.IterDataset:
-    """Every sample of a file once, in batches of `groups` groups; the last ones hold padding where they must."""
-    packed = pack(index.sizes, capacity)
-    packed += [[] for _ in range(-len(packed) % groups)]
-    return _batches(Groups(index, packed, len(packed), processor, capacity), groups, 0, workers)
-
-
-def _batches(source: Groups, groups: int, start: int, workers: int) -> grain.IterDataset:
-    dataset = grain.MapDataset.source(source)[start * groups :].batch(groups, batch_fn=_stack)
+    """Batches of the steps `start` to `stop`: of the groups of each, those that this process loads (`own`)."""
+    source = Groups(index, plan, processor, settings, own, stop)
+    dataset = grain.MapDataset.source(source)[start * len(own) :].batch(len(own), batch_fn=_stack)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    if not workers:
+    if not settings.workers:
         return dataset
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _end_with_parent)
+    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=settings.workers), _end_with_parent)
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
@@ -135,4 +135,4 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 def _stack(loaded: list[Loaded]) -> Loaded:
     batch = jax.tree.map(lambda *arrays: np.stack(arrays), *(group.batch for group in loaded))
-    return Loaded(batch, [group.samples for group in loaded], [line for group in loaded for line in group.skipped])
+    return Loaded(batch, {sample: why for group in loaded for sample, why in group.skipped.items()})

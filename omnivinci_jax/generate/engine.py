@@ -53,7 +53,7 @@ def _prompt_batch(loaded: LoadedModel, conversation: Conversation, max_new_token
         windows=max(row.num_windows, 1),
         clips=max(len(conversation.media), 1),
     )
-    group = assemble([PackedRow(0, row, tiles, windows)], config, capacity)
+    group = assemble([PackedRow(0, 1, row, tiles, windows)], config, capacity)
     return jax.tree.map(lambda array: jnp.asarray(array)[None], group), len(row)
 
 

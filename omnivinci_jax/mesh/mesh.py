@@ -1,6 +1,7 @@
 """The device mesh: axes data, fsdp, context and tensor."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -11,11 +12,22 @@ from omnivinci_jax.settings import MeshConfig
 AXES = ("data", "fsdp", "context", "tensor")
 
 
-def make_mesh(settings: MeshConfig) -> Mesh:
-    """A mesh over all devices; one axis may be -1 and takes what the others leave. Raises ConfigError."""
-    sizes = _sizes(settings, jax.device_count())
-    # make_mesh's default axis type is Explicit, under which every operation would have to state its sharding.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+def make_mesh(settings: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices`, or all of this process; one axis may be -1 and takes what the others leave.
+
+    Raises:
+        ConfigError: sizes that do not make the number of devices, or that do not fit the links between them.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = _sizes(settings, len(devices))
+    try:
+        # make_mesh's default axis type is Explicit, under which every operation would have to state its sharding.
+        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    except NotImplementedError:
+        shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise ConfigError(
+            f"config.mesh is {shape}: each axis must be a product of whole sides of the torus, as 4 and 16 are on 4x4x4"
+        ) from None
 
 
 def abstract_mesh(settings: MeshConfig, devices: int) -> AbstractMesh:

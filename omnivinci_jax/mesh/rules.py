@@ -4,18 +4,23 @@ import math
 from functools import partial
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.sequence.batch import SLOT_FIELDS, Batch
+from omnivinci_jax.settings import DataConfig
 
 # What the groups of a batch are shared over.
 BATCH_AXES = ("data", "fsdp")
 
-# The names are explained in models/layers.py.
+# The names are explained in models/layers.py. Of two in one array that want the same mesh axis, the first here has it.
 RULES = (
+    ("group", BATCH_AXES),
+    ("media", (*BATCH_AXES, "context", "tensor")),
+    ("item", ("context", "tensor")),
     ("embed", "fsdp"),
-    ("token_embed", None),
     ("vocab", "tensor"),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
@@ -23,9 +28,7 @@ RULES = (
     ("norm", None),
     ("position", None),
     ("layers", None),
-    ("group", BATCH_AXES),
-    ("media", (*BATCH_AXES, "context", "tensor")),
-    ("length", None),
+    ("length", "context"),
 )
 
 
@@ -60,9 +63,37 @@ def _check_layout(path: tuple, leaf: nn.LogicallyPartitioned, mesh: Mesh | Abstr
             raise ConfigError(f"{where} of {size} does not divide over {over}")
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Groups over the data and fsdp axes; each group whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
+    """Groups over data and fsdp; inside a group slots over context, tiles and windows over context and tensor."""
+    slots, media = PartitionSpec(BATCH_AXES, None, "context"), PartitionSpec(BATCH_AXES, ("context", "tensor"))
+    specs = dict.fromkeys(SLOT_FIELDS, slots) | dict.fromkeys(("tiles", "windows"), media)
+    return Batch(
+        **{
+            name: jax.tree.map(lambda _, name=name: NamedSharding(mesh, specs.get(name, PartitionSpec(BATCH_AXES))), x)
+            for name, x in batch._asdict().items()
+        }
+    )
+
+
+def check_batch(data: DataConfig, microbatches: int, mesh: Mesh) -> None:
+    """Raises ConfigError for a batch that its mesh axes do not divide."""
+    for name, size, axes, times in (
+        ("groups", data.groups, BATCH_AXES, microbatches),
+        ("capacity.slots", data.capacity.slots, ("context", "tensor"), 1),
+        ("capacity.tiles", data.capacity.tiles, ("context", "tensor"), 1),
+        ("capacity.windows", data.capacity.windows, ("context", "tensor"), 1),
+    ):
+        parts = times * math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            over = [f"config.mesh.{axis} = {mesh.shape[axis]}" for axis in axes]
+            over += [f"config.microbatches = {times}"] if times > 1 else []
+            raise ConfigError(f"config.data.{name} is {size}: it must be a multiple of {' x '.join(over)}")
+
+
+def own_groups(groups: int, mesh: Mesh) -> list[int]:
+    """Which groups of a global batch this process loads: those that its devices take a part of."""
+    places = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((groups,))
+    return sorted({group for (place,) in places.values() for group in range(groups)[place]})
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -70,6 +101,15 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(batch: object, mesh: Mesh) -> object:
-    """Moves a host batch to the mesh."""
-    return jax.device_put(batch, batch_sharding(mesh))
+def put_batch(batch: Batch, groups: int, mesh: Mesh) -> Batch:
+    """A global batch of `groups` groups of those that each process has loaded (`own_groups`)."""
+    own = own_groups(groups, mesh)
+
+    def put(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, last = range(groups)[index[0]][0], range(groups)[index[0]][-1]
+            return local[(slice(own.index(first), own.index(last) + 1), *index[1:])]
+
+        return jax.make_array_from_callback((groups, *local.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, batch, batch_shardings(batch, mesh))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Float32
 
 from omnivinci_jax.config import AFWhisperConfig
 from omnivinci_jax.models.attention import SelfAttention
+from omnivinci_jax.models.attention_kernels import Implementation
 from omnivinci_jax.models.layers import Dense, Embedding, Remat, conv3, layer_norm, layer_stack
 
 # What the convolutions put out is added to sinusoids of rms 0.7. With the usual variance of 1 / fan-in the log-mel is
@@ -26,6 +27,7 @@ class AFWhisperTower(nn.Module):
     config: AFWhisperConfig
     dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(self, windows: Float32[Array, "B frames mels"]) -> Float[Array, "B S C"]:
@@ -42,7 +44,8 @@ class AFWhisperTower(nn.Module):
             name="embed_positions",
         )
         x = x + jax.lax.stop_gradient(positions.table())
-        x, _ = layer_stack(AFWhisperLayer, config.encoder_layers, self.remat)(config, self.dtype, name="layers")(x)
+        layers = layer_stack(AFWhisperLayer, config.encoder_layers, self.remat)
+        x, _ = layers(config, self.dtype, self.attention, name="layers")(x)
         x = reduce(x, "b (s pair) c -> b s c", "mean", pair=2)
         return layer_norm(1e-5, self.dtype, "layer_norm")(x)
 
@@ -52,13 +55,16 @@ class AFWhisperLayer(nn.Module):
 
     config: AFWhisperConfig
     dtype: DTypeLike = jnp.float32
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S C"]) -> tuple[Float[Array, "B S C"], None]:
         """Self-attention, then the MLP, each on the norm of the residual stream."""
         config = self.config
+        x = nn.with_logical_constraint(x, ("media", None, None))
         y = layer_norm(1e-5, self.dtype, "self_attn_layer_norm")(x)
-        x = x + SelfAttention(config.encoder_attention_heads, False, self.dtype, name="self_attn")(y)
+        heads = config.encoder_attention_heads
+        x = x + SelfAttention(heads, "media", False, self.dtype, self.attention, name="self_attn")(y)
         y = layer_norm(1e-5, self.dtype, "final_layer_norm")(x)
         y = Dense(config.encoder_ffn_dim, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
         y = jax.nn.gelu(y, approximate=False)

@@ -1,16 +1,20 @@
 """Attention over packed rows, rotary positions, and the self-attention of the encoders."""
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, repeat
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from omnivinci_jax.models.attention_kernels import IMPLEMENTATIONS, Implementation
 from omnivinci_jax.models.layers import Dense
-
-CAUSAL_BLOCKS = 4
-MASKED = -1e30  # finite, so that a row's maximum is never -inf and no NaN can start
 
 
 def attention(
@@ -20,6 +24,8 @@ def attention(
     *,
     causal: bool,
     segment_ids: Int[Array, "B T"] | None = None,
+    implementation: Implementation = "xla",
+    batch_axis: str = "group",
 ) -> Float[Array, "B T H D"]:
     """Scaled dot-product attention; softmax in float32; each key/value head serves H / K query heads.
 
@@ -33,48 +39,60 @@ def attention(
         . . . 1 1 .
         . . . . . 1
 
-    Causal queries are taken in a few blocks, each against the keys up to its end: what a mask would hide is mostly
-    never computed (5/8 of the work with 4 blocks). Where slots are sharded over `context` one block keeps them so.
+    On a mesh, B is shared as the logical axis `batch_axis`, slots over `context` and heads over `tensor`, as far as the
+    batch leaves them. Where slots are shared, one all-to-all brings every device all slots of a part of its heads, and
+    one brings the output back, so keys and values are never whole anywhere.
     """
-    length = q.shape[1]
-    sharded = jax.sharding.get_abstract_mesh().shape.get("context", 1) > 1
-    block = -(-length // CAUSAL_BLOCKS) if causal and not sharded else max(length, 1)
-    k, v = (x.transpose(0, 2, 3, 1) for x in (k, v))  # [B, K, D, T]: the layout both gradients are fastest in
-    outputs = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        keys = end if causal else length
-        mask = _mask(start, end, keys, causal, segment_ids)
-        outputs.append(_attend(q[:, start:end], k[..., :keys], v[..., :keys], mask))
-    return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
+    kernel = partial(IMPLEMENTATIONS[implementation], causal=causal)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return kernel(q, k, v, segment_ids)
+    spec = nn.logical_to_mesh_axes((batch_axis, "length", "heads", None))
+    shares = math.prod(mesh.shape[axis] for axis in spec[1:3] if axis)
+    if spec[2] and k.shape[2] % mesh.shape[spec[2]]:  # then every device holds all key heads
+        whole = PartitionSpec(*spec[:2])
+        k, v = (jax.lax.with_sharding_constraint(x, whole) for x in (k, v))
+    if spec[1]:
+        kernel = _over_all_slots(kernel, spec[1])
+    kernel = jax.shard_map(kernel, in_specs=(spec, spec, spec, PartitionSpec(spec[0])), out_specs=spec, check_vma=False)
+    out = kernel(*share_heads(q, k, v, shares), segment_ids)
+    return gather_heads(out, q.shape[2], k.shape[2], shares)
 
 
-def _mask(start: int, end: int, keys: int, causal: bool, segment_ids: Array | None) -> Array | None:
-    """Which of the first `keys` keys the queries start...end see: [B or 1, end - start, keys], None for all."""
-    mask = None
-    if causal:
-        mask = (np.arange(start, end)[:, None] >= np.arange(keys))[None]
-    if segment_ids is not None:
-        same = segment_ids[:, start:end, None] == segment_ids[:, None, :keys]
-        mask = same if mask is None else same & mask
-    return mask
+def _over_all_slots(kernel: Callable[..., Array], axis: str) -> Callable[..., Array]:
+    """`kernel` on [B, T, H / n, D] where each of the n devices along a mesh axis has [B, T / n, H, D]."""
+
+    def run(q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
+        q, k, v = (jax.lax.all_to_all(x, axis, split_axis=2, concat_axis=1, tiled=True) for x in (q, k, v))
+        return jax.lax.all_to_all(kernel(q, k, v, segment_ids), axis, split_axis=1, concat_axis=2, tiled=True)
+
+    return run
 
 
-def _attend(
-    q: Float[Array, "B t H D"], k: Float[Array, "B K D s"], v: Float[Array, "B K D s"], mask: Array | None
-) -> Float[Array, "B t H D"]:
-    batch, length, heads, width = q.shape
-    kv_heads = k.shape[1]
-    # The query heads of one key head become rows of one matrix product.
-    q = (q * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
-    logits = jnp.einsum("bkgtd,bkds->bkgts", q, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, MASKED)
-    # Softmax that divides after the product with v: width numbers a row instead of one a key.
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    out = jnp.einsum("bkgts,bkds->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+def share_heads(
+    q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], shares: int
+) -> tuple[Float[Array, "B T H2 D"], Float[Array, "B T K2 D"], Float[Array, "B T K2 D"]]:
+    """Heads so ordered that `shares` equal slices of q, k and v each hold query heads with their own key heads.
+
+    Where there are more shares than key heads, those are copied, and the query heads of one are split among the copies
+    (after zeros for those that are missing: 28 heads on 8 devices become 32).
+    """
+    per_key, kv_shares = q.shape[2] // k.shape[2], math.gcd(k.shape[2], shares)
+    copies = shares // kv_shares
+    q = rearrange(q, "b t (k g) d -> b t k g d", g=per_key)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, -per_key % copies), (0, 0)))
+    q = rearrange(q, "b t (s k) (c g) d -> b t (s c k g) d", s=kv_shares, c=copies)
+    k, v = (repeat(x, "b t (s k) d -> b t (s c k) d", s=kv_shares, c=copies) for x in (k, v))
+    return q, k, v
+
+
+def gather_heads(out: Float[Array, "B T H2 D"], heads: int, kv_heads: int, shares: int) -> Float[Array, "B T H D"]:
+    """The inverse of `share_heads` for q."""
+    kv_shares = math.gcd(kv_heads, shares)
+    out = rearrange(
+        out, "b t (s c k g) d -> b t (s k) (c g) d", s=kv_shares, c=shares // kv_shares, k=kv_heads // kv_shares
+    )
+    return rearrange(out[:, :, :, : heads // kv_heads], "b t k g d -> b t (k g) d")
 
 
 def rope_cos_sin(
@@ -99,11 +117,14 @@ class SelfAttention(nn.Module):
     """Bidirectional multi-head self-attention with biases, as in both towers and OmniAlignNet.
 
     key_bias: false in Whisper, whose key projection has none.
+    batch_axis: logical axis of what is attended in at once.
     """
 
     num_heads: int
+    batch_axis: str
     key_bias: bool = True
     dtype: DTypeLike = jnp.float32
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], segment_ids: Int[Array, "B T"] | None = None) -> Float[Array, "B T C"]:
@@ -115,6 +136,12 @@ class SelfAttention(nn.Module):
             return x_heads.reshape(batch, length, self.num_heads, width // self.num_heads)
 
         x = attention(
-            heads("q_proj"), heads("k_proj", self.key_bias), heads("v_proj"), causal=False, segment_ids=segment_ids
+            heads("q_proj"),
+            heads("k_proj", self.key_bias),
+            heads("v_proj"),
+            causal=False,
+            segment_ids=segment_ids,
+            implementation=self.attention,
+            batch_axis=self.batch_axis,
         )
         return Dense(width, ("heads", "embed"), dtype=self.dtype, name="out_proj")(x.reshape(batch, length, width))

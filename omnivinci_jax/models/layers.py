@@ -1,11 +1,10 @@
 """The layers every part of the model is made of. Parameters are float32; `dtype` is what is computed in.
 
 Logical axis names of parameters, which mesh/rules.py maps to mesh axes: `embed` a model width, `heads` and `kv_heads`
-query and key/value heads times their width, `mlp` a hidden width, `vocab` rows of the vocabulary, `token_embed` the
-width of a table that is gathered from (kept apart from `embed`: XLA rematerialises a gather from a sharded width),
-`norm` a norm's width, `position` rows of a table of positions, `layers` the layers of a scanned stack, None what is
-never sharded.
-Of activations: `group` a batch's groups (and rows within), `media` the tiles or windows of all groups, `length` slots.
+query and key/value heads times their width, `mlp` a hidden width, `vocab` rows of the vocabulary, `norm` a norm's
+width, `position` rows of a table of positions, `layers` the layers of a scanned stack, None what is never sharded.
+Of activations: `group` a batch's groups (and rows within), `length` slots, `media` the tiles or windows of all groups,
+`item` those, or the slots, of one group.
 """
 
 from collections.abc import Callable
@@ -30,28 +29,53 @@ REMAT_POLICIES = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product(
-    x: Float[Array, "*batch in"], kernel: Float[Array, "in out"], out_dtype: DTypeLike
+    x: Float[Array, "*batch in"],
+    kernel: Float[Array, "in out"],
+    axes: tuple[str | None, str | None],
+    out_dtype: DTypeLike,
 ) -> Float[Array, "*batch out"]:
-    """x @ kernel computed in the type of x.
+    """x @ kernel computed in the type of x; `axes` are the kernel's logical ones.
 
     Its own gradient rule, because JAX's makes the transpose of the kernel's gradient first, for which XLA copies the
     activations across on a CPU (a training step takes half as long again), and rounds it to the type of x.
     """
-    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=out_dtype)
+    return jnp.dot(x, _gathered(kernel, axes, x.dtype), preferred_element_type=out_dtype)
 
 
-def _product_forward(x: Array, kernel: Array, out_dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, kernel, out_dtype), (x, kernel)
+def _gathered(kernel: Float[Array, "in out"], axes: tuple, dtype: DTypeLike) -> Float[Array, "in out"]:
+    """The kernel as it is computed with: whole along its model width, which fsdp shares.
+
+    Left to itself XLA multiplies what each device has of it and sums activations over devices, which are larger.
+    """
+    return _constrain(kernel.astype(dtype), _gathered_axes(axes))
 
 
-def _product_backward(_out_dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _gathered_axes(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    return tuple(None if axis == "embed" else axis for axis in axes)
+
+
+def _constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """`x` shared over devices by its logical axes; as it is in a shard_map, where each device has what it needs."""
+    if jax.sharding.get_abstract_mesh().are_all_axes_manual:
+        return x
+    return nn.with_logical_constraint(x, axes)
+
+
+def _product_forward(x: Array, kernel: Array, axes: tuple, out_dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, kernel, axes, out_dtype), (x, kernel)
+
+
+def _product_backward(
+    axes: tuple, _out_dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
     gradient = gradient.astype(x.dtype)
     batch = tuple(range(x.ndim - 1))
     kernel_gradient = jax.lax.dot_general(x, gradient, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
-    return jnp.dot(gradient, kernel.astype(x.dtype).T), kernel_gradient.astype(kernel.dtype)
+    kernel_gradient = _constrain(kernel_gradient.astype(kernel.dtype), axes)
+    return jnp.dot(gradient, _gathered(kernel, axes, x.dtype).T), kernel_gradient
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -76,7 +100,7 @@ class Dense(nn.Module):
         """Multiplies by the kernel in `dtype`."""
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        x = checkpoint_name(_product(x.astype(self.dtype), kernel, self.out_dtype or self.dtype), "product")
+        x = checkpoint_name(_product(x.astype(self.dtype), kernel, self.axes, self.out_dtype or self.dtype), "product")
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             x = x + self.param("bias", init, (self.features,)).astype(x.dtype)
@@ -99,7 +123,9 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
         """Rows of the table."""
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        # Whole: XLA makes much of a gather from a table whose width is shared. In float32, for its gradient's sums.
+        table = _constrain(self.embedding, _gathered_axes(self.axes))
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
 
     def table(self) -> Float[Array, "rows features"]:
         """The whole table, for learned positions."""

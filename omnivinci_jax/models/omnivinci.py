@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.models.af_whisper import AFWhisperTower
+from omnivinci_jax.models.attention_kernels import Implementation
 from omnivinci_jax.models.dynamic_s2 import merge_scales
 from omnivinci_jax.models.layers import Remat
-from omnivinci_jax.models.omni_align import OmniAlignNet
+from omnivinci_jax.models.omni_align import ClipEmbeddings, OmniAlignNet
 from omnivinci_jax.models.projectors import SoundProjector, VisionProjector
 from omnivinci_jax.models.qwen2 import Qwen2
 from omnivinci_jax.models.siglip import SiglipTower
@@ -31,12 +32,10 @@ from omnivinci_jax.sequence.batch import TEXT, VISION, Batch
 
 
 class Output(NamedTuple):
-    """hidden: the decoder's states after its final norm; the rest is what OmniAlignNet's loss compares."""
+    """hidden: the decoder's states after its final norm; clips: what OmniAlignNet's loss compares."""
 
     hidden: Float[Array, "G R T D"]
-    vision_clips: Float32[Array, "G K D"]
-    audio_clips: Float32[Array, "G K D"]
-    align_scale: Float32[Array, ""]
+    clips: ClipEmbeddings
 
 
 class OmniVinci(nn.Module):
@@ -44,36 +43,45 @@ class OmniVinci(nn.Module):
 
     dtype: what is computed in; parameters are float32.
     tower_remat, decoder_remat: what the backward pass recomputes (models/layers.py).
+    attention: what computes it (models/attention_kernels.py).
     """
 
     config: OmniVinciConfig
     dtype: DTypeLike = jnp.float32
     tower_remat: Remat = "none"
     decoder_remat: Remat = "none"
+    attention: Implementation = "xla"
 
     def setup(self):
         """The parts, under the names they have in the parameter tree."""
         config = self.config
-        self.vision_tower = SiglipTower(config.vision, self.dtype, self.tower_remat)
-        self.sound_tower = AFWhisperTower(config.audio, self.dtype, self.tower_remat)
+        self.vision_tower = SiglipTower(config.vision, self.dtype, self.tower_remat, self.attention)
+        self.sound_tower = AFWhisperTower(config.audio, self.dtype, self.tower_remat, self.attention)
         self.mm_projector = VisionProjector(config, self.dtype)
         self.sound_mm_projector = SoundProjector(config, self.dtype)
         self.video_time = TimeEmbedding(config.video_time, self.dtype)
         self.sound_time = TimeEmbedding(config.sound_time, self.dtype)
-        self.omni_align = OmniAlignNet(config.omni_align, self.dtype, self.decoder_remat)
-        self.llm = Qwen2(config.text, self.dtype, self.decoder_remat)
+        self.omni_align = OmniAlignNet(config.omni_align, self.dtype, self.decoder_remat, self.attention)
+        self.llm = Qwen2(config.text, self.dtype, self.decoder_remat, self.attention)
 
     def __call__(self, batch: Batch) -> Output:
         """Hidden states of every slot, and the clip embeddings of every group."""
         vision, audio = self.encode(batch)
-        # OmniAlignNet reads what the projectors put out; time enters after it (Section 2.1).
-        clips = self.omni_align(vision, batch.vision_clip, audio, batch.audio_clip, batch.clip_source.shape[-1])
+        clips = self.align(batch, vision, audio)
         x = self.fill_slots(batch, vision, audio)
         positions, segment_ids = (rearrange(a, "g r t -> (g r) t") for a in (batch.positions, batch.segment_ids))
         hidden = self.decode(x, positions, segment_ids)
         if self.is_initializing():
             self.logits(hidden)
-        return Output(hidden.reshape(*batch.tokens.shape, -1), *clips)
+        return Output(hidden.reshape(*batch.tokens.shape, -1), clips)
+
+    def align(self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]) -> ClipEmbeddings:
+        """What OmniAlignNet makes of the projectors' output; time enters after it (Section 2.1)."""
+        return self.omni_align(vision, batch.vision_clip, audio, batch.audio_clip, batch.clip_source.shape[-1])
+
+    def embed_clips(self, batch: Batch) -> ClipEmbeddings:
+        """What the contrastive loss compares, without the decoder."""
+        return self.align(batch, *self.encode(batch))
 
     def encode(self, batch: Batch) -> tuple[Float[Array, "G V D"], Float[Array, "G A D"]]:
         """Vision and audio tokens of every group, before time enters them.
@@ -82,21 +90,23 @@ class OmniVinci(nn.Module):
         """
         config = self.config
         groups = len(batch.tiles)
-        x = nn.with_logical_constraint(rearrange(batch.tiles, "g n ... -> (g n) ..."), ("media", None, None, None))
-        x = self.vision_tower(x)
+        x = _constrain(rearrange(batch.tiles, "g n ... -> (g n) ..."), "media")
+        x = _constrain(self.vision_tower(x), "media")
         x = rearrange(x, "(g n) (h w) c -> g n h w c", g=groups, h=config.vision.grid)
+        x = _constrain(x, "group")  # a tile's scales may be anywhere in its group
         x = jax.vmap(lambda *arrays: merge_scales(*arrays, config.s2_sides))(x, batch.s2_sources, batch.s2_block)
-        x = self.mm_projector(rearrange(x, "g n h w c -> (g n) h w c"))
-        x = rearrange(x, "(g n) h w d -> g n h w d", g=groups)
+        x = rearrange(_constrain(x, "group", "item"), "g n h w c -> (g n) h w c")
+        x = self.mm_projector(_constrain(x, "media"))
+        x = _constrain(rearrange(_constrain(x, "media"), "(g n) h w d -> g n h w d", g=groups), "group")
         pools = zip(config.vision_pools, batch.frame_groups, strict=True)
         pooled = [
             jax.vmap(lambda x, members, p=pool: pool_frames(x, members, p))(x, members) for pool, members in pools
         ]
         vision = jnp.concatenate(pooled, axis=1)
 
-        x = nn.with_logical_constraint(rearrange(batch.windows, "g w f m -> (g w) f m"), ("media", None, None))
-        x = self.sound_mm_projector(self.sound_tower(x))
-        return vision, rearrange(x, "(g w) s d -> g (w s) d", g=groups)
+        x = _constrain(rearrange(batch.windows, "g w f m -> (g w) f m"), "media")
+        x = _constrain(self.sound_mm_projector(_constrain(self.sound_tower(x), "media")), "media")
+        return vision, _constrain(rearrange(x, "(g w) s d -> g (w s) d", g=groups), "group")
 
     def fill_slots(
         self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]
@@ -129,6 +139,16 @@ class OmniVinci(nn.Module):
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch padded_vocab"]:
         """Logits over the padded vocabulary, in float32."""
         return self.llm.logits(hidden)
+
+    def head_params(self, params: dict) -> dict:
+        """The parameters that `logits` needs."""
+        head = "embed_tokens" if self.config.text.tie_word_embeddings else "lm_head"
+        return {"llm": {head: params["llm"][head]}}
+
+
+def _constrain(x: Array, *axes: str) -> Array:
+    """`x` with its first dimensions shared over devices by these logical axes, and the others whole."""
+    return nn.with_logical_constraint(x, (*axes, *[None] * (x.ndim - len(axes))))
 
 
 def pool_frames(

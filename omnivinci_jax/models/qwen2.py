@@ -7,7 +7,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from omnivinci_jax.config import Qwen2Config
-from omnivinci_jax.models.attention import MASKED, apply_rope, attention, rope_cos_sin
+from omnivinci_jax.models.attention import apply_rope, attention, rope_cos_sin
+from omnivinci_jax.models.attention_kernels import MASKED, Implementation
 from omnivinci_jax.models.layers import Dense, Embedding, Remat, layer_stack, rms_norm
 
 INIT = nn.initializers.normal(0.02)  # Qwen's initializer_range
@@ -23,14 +24,15 @@ class Qwen2(nn.Module):
     config: Qwen2Config
     dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
+    attention: Implementation = "xla"
 
     def setup(self):
         """Tables, layers and the final norm."""
         config = self.config
         self.embed_tokens = Embedding(
-            config.padded_vocab_size, config.hidden_size, ("vocab", "token_embed"), self.dtype, INIT
+            config.padded_vocab_size, config.hidden_size, ("vocab", "embed"), self.dtype, INIT
         )
-        self.layers = layer_stack(Qwen2Layer, config.num_hidden_layers, self.remat)(config, self.dtype)
+        self.layers = layer_stack(Qwen2Layer, config.num_hidden_layers, self.remat)(config, self.dtype, self.attention)
         self.norm = rms_norm(config.rms_norm_eps, self.dtype)
         if not config.tie_word_embeddings:
             self.lm_head = Dense(
@@ -60,6 +62,7 @@ class Qwen2Layer(nn.Module):
 
     config: Qwen2Config
     dtype: DTypeLike = jnp.float32
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(
@@ -69,7 +72,7 @@ class Qwen2Layer(nn.Module):
         config = self.config
         x = nn.with_logical_constraint(x, ("group", "length", None))
         y = rms_norm(config.rms_norm_eps, self.dtype, "input_layernorm")(x)
-        x = x + Qwen2Attention(config, self.dtype, name="self_attn")(y, rope, segment_ids)
+        x = x + Qwen2Attention(config, self.dtype, self.attention, name="self_attn")(y, rope, segment_ids)
         y = rms_norm(config.rms_norm_eps, self.dtype, "post_attention_layernorm")(x)
         return x + Qwen2MLP(config, self.dtype, name="mlp")(y), None
 
@@ -79,6 +82,7 @@ class Qwen2Attention(nn.Module):
 
     config: Qwen2Config
     dtype: DTypeLike = jnp.float32
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(
@@ -94,7 +98,8 @@ class Qwen2Attention(nn.Module):
         q = apply_rope(heads("q_proj", "heads", config.num_attention_heads), *rope)
         k = apply_rope(heads("k_proj", "kv_heads", config.num_key_value_heads), *rope)
         v = heads("v_proj", "kv_heads", config.num_key_value_heads)
-        x = attention(q, k, v, causal=True, segment_ids=segment_ids).reshape(x.shape)
+        x = attention(q, k, v, causal=True, segment_ids=segment_ids, implementation=self.attention).reshape(x.shape)
+        x = nn.with_logical_constraint(x, ("group", "length", "heads"))
         return Dense(config.hidden_size, ("heads", "embed"), False, self.dtype, kernel_init=INIT, name="o_proj")(x)
 
 

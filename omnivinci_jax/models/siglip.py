@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, UInt8
 
 from omnivinci_jax.config import SiglipConfig
 from omnivinci_jax.models.attention import SelfAttention
+from omnivinci_jax.models.attention_kernels import Implementation
 from omnivinci_jax.models.layers import Dense, Embedding, Remat, layer_norm, layer_stack
 
 
@@ -22,6 +23,7 @@ class SiglipTower(nn.Module):
     config: SiglipConfig
     dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(self, tiles: UInt8[Array, "B P P 3"]) -> Float[Array, "B grid*grid C"]:
@@ -35,7 +37,7 @@ class SiglipTower(nn.Module):
         )
         x = x + positions.table()
         layers = layer_stack(SiglipLayer, config.num_hidden_layers - 1, self.remat)
-        x, _ = layers(config, self.dtype, name="layers")(x)
+        x, _ = layers(config, self.dtype, self.attention, name="layers")(x)
         if self.is_initializing():
             SiglipLayer(config, self.dtype, name="last_layer")(x)
             layer_norm(config.layer_norm_eps, self.dtype, "post_layernorm")(x)
@@ -47,13 +49,16 @@ class SiglipLayer(nn.Module):
 
     config: SiglipConfig
     dtype: DTypeLike = jnp.float32
+    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S C"]) -> tuple[Float[Array, "B S C"], None]:
         """Self-attention, then the MLP, each on the norm of the residual stream."""
         config = self.config
+        x = nn.with_logical_constraint(x, ("media", None, None))
         y = layer_norm(config.layer_norm_eps, self.dtype, "layer_norm1")(x)
-        x = x + SelfAttention(config.num_attention_heads, dtype=self.dtype, name="self_attn")(y)
+        heads = config.num_attention_heads
+        x = x + SelfAttention(heads, "media", dtype=self.dtype, attention=self.attention, name="self_attn")(y)
         y = layer_norm(config.layer_norm_eps, self.dtype, "layer_norm2")(x)
         return x + SiglipMLP(config, self.dtype, name="mlp")(y), None
 

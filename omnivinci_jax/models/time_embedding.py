@@ -42,7 +42,7 @@ class TimeEmbedding(nn.Module):
         """A trained vector for each whole second through an MLP (Section 4.1.1), which starts out adding nothing."""
         seconds = int(self.config.max_time)
         nearest = jnp.clip(jnp.round(times), 0, seconds).astype(jnp.int32)
-        y = Embedding(seconds + 1, width, (None, "token_embed"), self.dtype, name="seconds")(nearest)
+        y = Embedding(seconds + 1, width, (None, "embed"), self.dtype, name="seconds")(nearest)
         y = Dense(width, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
         y = jax.nn.gelu(y, approximate=False)
         return Dense(width, ("mlp", "embed"), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="fc2")(y)

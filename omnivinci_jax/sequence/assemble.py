@@ -13,9 +13,10 @@ from omnivinci_jax.sequence.row import Row
 
 
 class PackedRow(NamedTuple):
-    """A laid-out conversation, the row of the group that it stands in, and its media."""
+    """A laid-out conversation, the row of the group that it stands in, its number there (from 1), and its media."""
 
     place: int
+    segment: int
     row: Row
     tiles: UInt8[np.ndarray, "n P P 3"]
     windows: Float32[np.ndarray, "w F M"]
@@ -58,15 +59,14 @@ def empty_group(config: OmniVinciConfig, capacity: Capacity) -> Batch:
 
 
 def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacity) -> Batch:
-    """Fills one group. Rows in the same place follow each other as segments 1, 2, ... of that row."""
+    """Fills one group. What has the same place follows each other in that row."""
     group = empty_group(config, capacity)
     pool_bases = np.cumsum([0] + [n * config.pool_tokens(p) for p, n in enumerate(pool_capacity(config, capacity))])
-    used_slots, segments = np.zeros(capacity.rows, int), np.zeros(capacity.rows, int)
+    used_slots = np.zeros(capacity.rows, int)
     tiles = outputs = windows = clips = 0
     used_groups = [0] * len(config.vision_pools)
     for item in packed:
         row, place = item.row, item.place
-        segments[place] += 1
         slots = slice(used_slots[place], used_slots[place] + len(row))
         used_slots[place] = slots.stop
 
@@ -80,7 +80,7 @@ def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacit
         group.slot_kind[place, slots] = np.minimum(row.slot_kind, VISION)
         group.slot_index[place, slots] = row.slot_index + starts[row.slot_kind]
         group.positions[place, slots] = np.arange(len(row))
-        group.segment_ids[place, slots] = segments[place]
+        group.segment_ids[place, slots] = item.segment
         predicted = slice(slots.start, slots.stop - 1)
         group.targets[place, predicted] = np.where(row.trained, row.tokens, 0)[1:]
         group.loss_weights[place, predicted] = row.trained[1:]

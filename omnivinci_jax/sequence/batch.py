@@ -59,6 +59,9 @@ class Batch(NamedTuple):
     audio_angles: Float32[Any, "G A C"] | None = None
 
 
+SLOT_FIELDS = ("tokens", "slot_kind", "slot_index", "positions", "segment_ids", "targets", "loss_weights")
+
+
 class Capacity(NamedTuple):
     """How much one group holds: rows of slots, tiles, windows and clips (media items); the unit that packs fill."""
 

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from omnivinci_jax import model_dir
 from omnivinci_jax.data.index import Index, build_index
-from omnivinci_jax.data.loader import all_batches
+from omnivinci_jax.data.loader import plan_all, read_batches
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.mesh.mesh import make_mesh
-from omnivinci_jax.mesh.rules import RULES, put_batch
+from omnivinci_jax.mesh.processes import is_main
+from omnivinci_jax.mesh.rules import RULES, own_groups, put_batch, replicated
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, MeshConfig
 from omnivinci_jax.train.step import make_eval_step
@@ -43,22 +44,26 @@ class Evaluation:
 def evaluate(
     eval_step: Callable, params: dict, index: Index, processor: Processor, settings: DataConfig, mesh: Mesh
 ) -> Evaluation:
-    """Measures every sample of a file once."""
-    batches = all_batches(index, processor, settings.capacity, groups=settings.groups, workers=settings.workers)
+    """Measures every sample of a file once; every process gets the whole result."""
+    plan, own = plan_all(index, settings), own_groups(settings.groups, mesh)
+    batches = read_batches(index, plan, processor, settings, own, start=0, stop=len(plan) // settings.groups)
     kinds, right, skipped, losses, weights = [], [], [], 0.0, 0.0
-    bar = tqdm(total=len(index), desc=f"evaluate {index.path.name}", unit=" samples", leave=False, mininterval=0.5)
-    for batch, samples, unread in batches:
-        slot_losses, slot_right = jax.device_get(eval_step(params, put_batch(batch, mesh)))
-        losses += float(slot_losses.sum())
-        weights += float(batch.loss_weights.sum())
-        for group, rows in enumerate(samples):
-            for row, numbers in enumerate(rows):
-                for segment, sample in enumerate(numbers, start=1):
-                    own = batch.segment_ids[group, row] == segment
-                    right.append(bool(slot_right[group, row][own].all()))
-                    kinds.append(index.record(sample).get("kind", "all"))
+    name = f"evaluate {index.path.name}"
+    bar = tqdm(total=len(index), desc=name, unit=" samples", leave=False, mininterval=0.5, disable=not is_main())
+    for step, (batch, reasons) in enumerate(batches):
+        scores = jax.device_get(eval_step(params, put_batch(batch, settings.groups, mesh)))
+        losses += float(scores.losses.sum())
+        weights += float(scores.weights.sum())
+        for group, rows in enumerate(plan[step * settings.groups :][: settings.groups]):
+            for row, samples in enumerate(rows):
+                for segment, sample in enumerate(samples, start=1):
+                    slots = scores.segment_ids[group, row] == segment
+                    if slots.any():
+                        right.append(bool(scores.right[group, row][slots].all()))
+                        kinds.append(index.record(sample).get("kind", "all"))
+                    else:
+                        skipped.append(reasons.get(sample, f"{index.where(sample)}: not readable on its host"))
                     bar.update()
-        skipped += unread
     bar.close()
     by_kind = defaultdict(list)
     for kind, answer in zip(kinds, right, strict=True):
@@ -82,8 +87,10 @@ def evaluate_file(folder: Path, data: Path, drop: str, rows: int) -> Evaluation:
     slots, tiles, windows, clips = (int(most) for most in index.sizes.max(axis=0))
     capacity = Capacity(rows, slots, max(rows * tiles, 1), max(rows * windows, 1), max(rows * clips, 1))
     mesh = make_mesh(MeshConfig())
+    settings = DataConfig(capacity=capacity, groups=mesh.size, workers=0)
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        return evaluate(make_eval_step(model), params, index, processor, DataConfig(capacity=capacity, workers=0), mesh)
+        params = jax.device_put(params, replicated(mesh))
+        return evaluate(make_eval_step(model, mesh), params, index, processor, settings, mesh)
 
 
 def accuracy_table(evaluation: Evaluation) -> str:

@@ -1,8 +1,49 @@
 """The two losses: next-token cross-entropy, and OmniAlignNet's contrastive loss (Equation 1)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from omnivinci_jax.models.omnivinci import OmniVinci
+
+# Most logits that a device holds at once: 1 GiB in float32.
+MOST_LOGITS = 2**28
+
+
+def score_slots(
+    model: OmniVinci, params: dict, hidden: Float[Array, "G R T D"], targets: Int[Array, "G R T"]
+) -> tuple[Float[Array, "G R T"], Bool[Array, "G R T"]]:
+    """(cross-entropy of each slot's target, whether it is the most likely token), with few of the logits at a time.
+
+    A device takes its own slots, all of the mesh's axes sharing them, piece by piece, and makes each piece's logits
+    again for the gradient. It gathers the head once, and sums the head's gradient over the pieces before that is summed
+    over devices.
+    """
+    score = partial(_score_pieces, model)
+    if not jax.sharding.get_abstract_mesh().empty:
+        slots = nn.logical_to_mesh_axes(("group", None, "item"))
+        score = jax.shard_map(score, in_specs=(PartitionSpec(), slots, slots), out_specs=slots, check_vma=False)
+    return score(model.head_params(params), hidden, targets)
+
+
+def _score_pieces(model: OmniVinci, head: dict, hidden: Array, targets: Array) -> tuple[Array, Array]:
+    def score(piece: tuple[Array, Array]) -> tuple[Array, Array]:
+        hidden, targets = piece
+        logits = model.apply({"params": head}, hidden, method=model.logits)
+        return token_losses(logits, targets), jnp.argmax(logits, axis=-1) == targets
+
+    count = -(-targets.size * model.config.text.padded_vocab_size // MOST_LOGITS)
+    if count == 1:
+        return score((hidden, targets))
+    padding = -targets.size % count
+    flat = jnp.pad(hidden.reshape(targets.size, -1), ((0, padding), (0, 0))), jnp.pad(targets.ravel(), (0, padding))
+    pieces = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), flat)
+    results = jax.lax.map(jax.checkpoint(score), pieces)
+    return jax.tree.map(lambda x: x.ravel()[: targets.size].reshape(targets.shape), results)
 
 
 def token_losses(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -12,9 +53,9 @@ def token_losses(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Flo
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
-def language_loss(losses: Float[Array, "*B"], weights: Float[Array, "*B"]) -> Float[Array, ""]:
-    """Mean over the trained tokens of the global batch; 0 where there are none."""
-    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+def weighted_mean(values: Float[Array, "*B"], weights: Float[Array, "*B"]) -> Float[Array, ""]:
+    """Mean by weights; 0 where they are all 0."""
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
 def contrastive_loss(
@@ -40,21 +81,10 @@ def contrastive_loss(
     positive = jnp.diagonal(similarity)
 
     def direction(axis: int) -> tuple[Array, Array]:
-        loss = language_loss(jax.nn.logsumexp(similarity, axis=axis) - positive, weights)
+        loss = weighted_mean(jax.nn.logsumexp(similarity, axis=axis) - positive, weights)
         hits = positive >= jnp.max(similarity, axis=axis)
-        return loss, language_loss(hits.astype(jnp.float32), weights)
+        return loss, weighted_mean(hits.astype(jnp.float32), weights)
 
     (vision_to_audio, vision_recall), (audio_to_vision, audio_recall) = direction(1), direction(0)
     metrics = {"vision_to_audio_r1": vision_recall, "audio_to_vision_r1": audio_recall, "clips": jnp.sum(weights)}
     return (vision_to_audio + audio_to_vision) / 2, metrics
-
-
-def right_tokens(
-    logits: Float[Array, "*B V"], targets: Int[Array, "*B"], weights: Float[Array, "*B"]
-) -> Bool[Array, "*B"]:
-    """Where the most likely token is the target, or nothing is asked.
-
-    An answer all of whose tokens are right is exactly what greedy decoding would have generated, so one forward pass
-    measures exact-match accuracy.
-    """
-    return (jnp.argmax(logits, axis=-1) == targets) | (weights == 0)

@@ -3,15 +3,13 @@
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import NamedSharding
 
 from omnivinci_jax.mesh.mesh import AXES, abstract_mesh
-from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.optimizer import make_optimizer
-from omnivinci_jax.train.state import abstract_state
+from omnivinci_jax.train.state import abstract_state, make_model
 
 
 def describe_shardings(config: TrainConfig, devices: int | None) -> str:
@@ -24,9 +22,10 @@ def describe_shardings(config: TrainConfig, devices: int | None) -> str:
         ConfigError: a mesh that does not fit the devices, or a parameter that it does not divide.
     """
     mesh = abstract_mesh(config.mesh, devices or jax.device_count())
-    model = OmniVinci(config.model, dtype=jnp.dtype(config.dtype))
-    shapes, shardings = abstract_state(model, make_optimizer(config.optimizer, config.steps), config.frozen, mesh)
-    sizes = jax.tree.map(_bytes_per_device, shapes, shardings)
+    shapes, shardings = abstract_state(
+        make_model(config, "cpu"), make_optimizer(config.optimizer, config.steps), config.frozen, mesh
+    )
+    sizes = jax.tree.map(bytes_per_device, shapes, shardings)
     lines = []
     for held, trees in (("", "trainable"), (" (frozen)", "frozen")):
         leaves, layouts, taken = (
@@ -48,7 +47,8 @@ def describe_shardings(config: TrainConfig, devices: int | None) -> str:
     return "\n".join(lines)
 
 
-def _bytes_per_device(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+def bytes_per_device(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+    """Size of an array's part on each device."""
     return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,13 +15,15 @@ from jax.sharding import AbstractMesh, Mesh
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.rules import parameter_shardings, replicated
-from omnivinci_jax.model_dir import init_batch
+from omnivinci_jax.model_dir import boxed_params
+from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.settings import TrainConfig
 
 
 @struct.dataclass
 class TrainState:
-    """`trainable` has gradients, float32 values and optimizer state; `frozen` has none of them."""
+    """`trainable` has gradients, float32 values and optimizer state; `frozen` has none, and the type computed in."""
 
     step: Array
     trainable: Any
@@ -32,6 +35,17 @@ class TrainState:
     def params(self) -> dict:
         """Both trees as the model's one."""
         return merge(self.trainable, self.frozen)
+
+
+def make_model(config: TrainConfig, platform: str) -> OmniVinci:
+    """The model as a training run computes it on a platform (cpu, gpu or tpu)."""
+    return OmniVinci(
+        config.model,
+        dtype=jnp.dtype(config.dtype),
+        tower_remat=config.tower_remat,
+        decoder_remat=config.decoder_remat,
+        attention=choose_implementation(config.attention, platform),
+    )
 
 
 def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
@@ -68,7 +82,7 @@ def abstract_state(
         ConfigError: a parameter that the mesh does not divide.
     """
     key = jax.random.PRNGKey(0)
-    boxed = jax.eval_shape(model.init, key, init_batch(model.config))["params"]
+    boxed = jax.eval_shape(partial(boxed_params, model), key)
     by_path = traverse_util.flatten_dict(parameter_shardings(boxed, mesh), sep="/")
 
     def sharding(path, leaf) -> jax.sharding.Sharding:
@@ -97,11 +111,10 @@ def create_state(
 def _initializer(
     model: OmniVinci, optimizer: optax.GradientTransformation, frozen: tuple[str, ...]
 ) -> Callable[[Array], TrainState]:
-    batch = init_batch(model.config)
-
     def init(key: Array) -> TrainState:
         init_key, key = jax.random.split(key)
-        trainable, held = split(nn.meta.unbox(model.init(init_key, batch)["params"]), frozen)
+        trainable, held = split(nn.meta.unbox(boxed_params(model, init_key)), frozen)
+        held = jax.tree.map(lambda leaf: leaf.astype(model.dtype), held)
         return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
 
     return init

@@ -1,46 +1,46 @@
 """The jitted training and evaluation steps."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
+from omnivinci_jax.mesh.rules import replicated
+from omnivinci_jax.models.omni_align import ClipEmbeddings
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import Batch
-from omnivinci_jax.train.losses import contrastive_loss, language_loss, right_tokens, token_losses
+from omnivinci_jax.train.losses import contrastive_loss, score_slots
 from omnivinci_jax.train.state import TrainState, merge
 
 Metrics = dict[str, Array]
+Gradient = Callable[[dict, dict, Batch], tuple[dict, Metrics]]
+AlignLoss = Callable[[ClipEmbeddings], tuple[Array, Metrics]]
 
 
 def make_train_step(
-    model: OmniVinci, optimizer: optax.GradientTransformation, align_weight: float, shardings: TrainState
+    model: OmniVinci,
+    optimizer: optax.GradientTransformation,
+    align_weight: float,
+    shardings: TrainState,
+    microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One update of the trainable parameters; the old state's buffers are donated to the new one.
 
     Where the loss or a gradient is not finite, only the step is counted, and the metric `finite` is 0.
     """
-
-    def loss_of(trainable: dict, frozen: dict, batch: Batch) -> tuple[Array, Metrics]:
-        params = merge(trainable, frozen)
-        output = model.apply({"params": params}, batch)
-        logits = model.apply({"params": params}, output.hidden, method=model.logits)
-        language = language_loss(token_losses(logits, batch.targets), batch.loss_weights)
-        metrics = {"loss": language}
-        if not align_weight:
-            return language, metrics
-        clips = (output.vision_clips, output.audio_clips, batch.clip_source)
-        vision, audio, source = (array.reshape(-1, *array.shape[2:]) for array in clips)
-        align, recalls = contrastive_loss(vision, audio, source, output.align_scale)
-        return language + align_weight * align, metrics | {"align_loss": align} | recalls
+    compute_gradient = make_gradient(model, align_weight, microbatches)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradients, metrics = jax.grad(loss_of, has_aux=True)(state.trainable, state.frozen, batch)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+        gradient, metrics = compute_gradient(state.trainable, state.frozen, batch)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.global_norm(gradient)
         metrics["finite"] = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         trainable, opt_state = jax.tree.map(
             lambda new, old: jnp.where(metrics["finite"], new, old),
@@ -48,18 +48,109 @@ def make_train_step(
             (state.trainable, state.opt_state),
         )
         metrics["tokens"] = jnp.sum(batch.segment_ids > 0)
+        metrics["samples"] = count_samples(batch.segment_ids)
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
-def make_eval_step(model: OmniVinci) -> Callable[[dict, Batch], tuple[Array, Array]]:
-    """Per slot: (loss times weight, whether greedy decoding would say what is asked); both [G, R, T]."""
+def make_gradient(model: OmniVinci, align_weight: float, microbatches: int = 1) -> Gradient:
+    """The gradient of both losses over the trainable parameters, and their metrics.
 
-    def eval_step(params: dict, batch: Batch) -> tuple[Array, Array]:
+    With `microbatches` the groups of a batch are taken in so many turns, with the gradient of the whole batch: the
+    language loss is divided by the weight of all turns, and the contrastive loss is taken over the clips of all. Every
+    clip is every other's negative, so all are embedded once without gradients; then each turn takes the loss's gradient
+    with respect to its own embeddings back to the parameters.
+    """
+
+    def loss_of(trainable: dict, frozen: dict, batch: Batch, weight: Array, align: AlignLoss) -> tuple[Array, Metrics]:
+        params = merge(trainable, frozen)
         output = model.apply({"params": params}, batch)
-        logits = model.apply({"params": params}, output.hidden, method=model.logits)
-        losses = token_losses(logits, batch.targets) * batch.loss_weights
-        return losses, right_tokens(logits, batch.targets, batch.loss_weights)
+        losses, _ = score_slots(model, params, output.hidden, batch.targets)
+        language = jnp.sum(losses * batch.loss_weights) / weight
+        if not align_weight:
+            return language, {"loss": language}
+        loss, metrics = align(output.clips)
+        return language + align_weight * loss, {"loss": language} | metrics
 
-    return jax.jit(eval_step)
+    differentiate = jax.grad(loss_of, has_aux=True)
+
+    def at_once(trainable: dict, frozen: dict, batch: Batch) -> tuple[dict, Metrics]:
+        return differentiate(trainable, frozen, batch, trained_weight(batch), partial(align_loss, batch=batch))
+
+    def in_turns(trainable: dict, frozen: dict, batch: Batch) -> tuple[dict, Metrics]:
+        parts = jax.tree.map(partial(_split_groups, count=microbatches), batch)
+        toward, align_metrics = None, {}
+        if align_weight:
+            params = {"params": merge(trainable, frozen)}
+            clips = jax.lax.map(lambda part: model.apply(params, part, method=model.embed_clips), parts)
+            clips = clips._replace(scale=clips.scale[0])
+            toward, align_metrics = jax.grad(align_loss, has_aux=True)(clips, parts)
+            toward = toward._replace(scale=jnp.full(microbatches, toward.scale / microbatches))
+
+        def turn(total: dict, part_and_toward: tuple[Batch, ClipEmbeddings]) -> tuple[dict, Array]:
+            part, toward = part_and_toward
+
+            def linear(clips: ClipEmbeddings) -> tuple[Array, Metrics]:
+                return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, clips, toward))), {}
+
+            gradient, metrics = differentiate(trainable, frozen, part, trained_weight(batch), linear)
+            return jax.tree.map(jnp.add, total, gradient), metrics["loss"]
+
+        gradient, losses = jax.lax.scan(turn, jax.tree.map(jnp.zeros_like, trainable), (parts, toward))
+        return gradient, {"loss": losses.sum()} | align_metrics
+
+    return at_once if microbatches == 1 else in_turns
+
+
+def trained_weight(batch: Batch) -> Array:
+    """What the language loss is divided by: the weight of all trained tokens, or 1 where there are none."""
+    return jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
+
+
+def align_loss(clips: ClipEmbeddings, batch: Batch) -> tuple[Array, Metrics]:
+    """The contrastive loss over all clips of a batch."""
+    vision, audio = (x.reshape(-1, x.shape[-1]) for x in (clips.vision, clips.audio))
+    loss, recalls = contrastive_loss(vision, audio, batch.clip_source.ravel(), clips.scale)
+    return loss, {"align_loss": loss} | recalls
+
+
+def count_samples(segment_ids: Int[Array, "G R T"]) -> Int[Array, ""]:
+    """How many conversations there are: a segment starts where the number of its slot is new and not 0."""
+    before = jnp.pad(segment_ids, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+    return jnp.sum((segment_ids > 0) & (segment_ids != before))
+
+
+def _split_groups(x: Array, count: int) -> Array:
+    """[G, ...] to [count, G / count, ...], where every device keeps the groups it has."""
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = nn.logical_to_mesh_axes((None, "group"))
+    devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    x = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)
+    x = x.reshape(count, -1, *x.shape[3:])
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec)
+
+
+class Scores(NamedTuple):
+    """What an evaluation is made from, for every slot, and held by every process.
+
+    right: whether greedy decoding would say what is asked there, or nothing is. An answer all of whose tokens are right
+    is exactly what greedy decoding would have generated, so one forward pass measures exact-match accuracy.
+    """
+
+    losses: Float[Array, "G R T"]
+    weights: Float[Array, "G R T"]
+    right: Bool[Array, "G R T"]
+    segment_ids: Int[Array, "G R T"]
+
+
+def make_eval_step(model: OmniVinci, mesh: Mesh) -> Callable[[dict, Batch], Scores]:
+    """Scores of a batch."""
+
+    def eval_step(params: dict, batch: Batch) -> Scores:
+        output = model.apply({"params": params}, batch)
+        losses, right = score_slots(model, params, output.hidden, batch.targets)
+        weights = batch.loss_weights
+        return Scores(losses * weights, weights, right | (weights == 0), batch.segment_ids)
+
+    return jax.jit(eval_step, out_shardings=replicated(mesh))

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from omnivinci_jax.data.index import build_index, open_index
-from omnivinci_jax.data.loader import Groups, Plan, all_batches, train_batches
+from omnivinci_jax.data.loader import Groups, Loaded, Plan, plan_all, read_batches
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.settings import DataConfig
 from tests.tiny import tiny_config, tiny_tokenizer
 
 CAPACITY = Capacity(rows=2, slots=448, tiles=48, windows=5, clips=8)
+SETTINGS = DataConfig(groups=2, capacity=CAPACITY, workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +50,35 @@ def test_a_group_is_a_function_of_seed_and_number(index):
     assert [Plan(index, CAPACITY, seed=4)[number] for number in range(12)] != groups
 
 
+def one_group(index, processor, rows, capacity=CAPACITY) -> Loaded:
+    """One group of the planned rows."""
+    return Groups(index, [rows], processor, replace(SETTINGS, groups=1, capacity=capacity), [0], 1)[0]
+
+
 def test_a_resumed_loader_and_one_with_workers_give_the_same_batches(index, processor):
-    settings = dict(groups=2, seed=0, stop=4)
-    whole = list(train_batches(index, processor, CAPACITY, start=0, workers=0, **settings))
-    rest = list(train_batches(index, processor, CAPACITY, start=2, workers=1, **settings))
+    plan = Plan(index, CAPACITY, seed=0)
+    whole = list(read_batches(index, plan, processor, SETTINGS, [0, 1], start=0, stop=4))
+    rest = list(read_batches(index, plan, processor, replace(SETTINGS, workers=1), [0, 1], start=2, stop=4))
     assert len(whole) == 4 and len(rest) == 2
     for expected, found in zip(whole[2:], rest, strict=True):
-        assert expected.samples == found.samples and same(expected.batch, found.batch)
+        assert same(expected.batch, found.batch)
+
+
+def test_processes_load_their_own_groups_of_the_same_batches(index, processor):
+    plan = Plan(index, CAPACITY, seed=0)
+    whole = list(read_batches(index, plan, processor, SETTINGS, [0, 1], start=1, stop=3))
+    for own in (0, 1):
+        parts = list(read_batches(index, plan, processor, SETTINGS, [own], start=1, stop=3))
+        for batch, part in zip(whole, parts, strict=True):
+            assert same(jax.tree.map(lambda x, own=own: x[own : own + 1], batch.batch), part.batch)
 
 
 def test_batches_mix_modalities_in_one_group(index, processor):
     """Video, image, sound and text rows share a group: no batch of one modality."""
     kinds = set()
-    for batch, _, _ in all_batches(index, processor, CAPACITY, groups=1, workers=0):
+    settings = replace(SETTINGS, groups=1)
+    plan = plan_all(index, settings)
+    for batch, _ in read_batches(index, plan, processor, settings, [0], start=0, stop=len(plan)):
         for segment in range(1, batch.segment_ids.max() + 1):
             for row in range(CAPACITY.rows):
                 own = batch.slot_kind[0, row][batch.segment_ids[0, row] == segment]
@@ -90,11 +108,11 @@ def test_a_file_that_cannot_be_read_is_padding_and_a_line(av_world, processor, t
     gone = index.conversation(0).media[0].path
     with open(gone, "r+b") as file:
         file.truncate(1000)
-    (loaded,) = [Groups(index, [[[0], [len(index) - 1]]], 1, processor, CAPACITY)[0]]
-    assert loaded.samples == [[], [len(index) - 1]]
+    loaded = one_group(index, processor, [[0, len(index) - 1], [1]])
+    assert loaded.skipped.keys() == {0, 1}  # two questions about one clip
     assert loaded.skipped[0].startswith(f"{index.path}:{index.lines[0]}: {gone}")
-    assert not loaded.batch.segment_ids[0].any() and not loaded.batch.loss_weights[0].any()
-    assert loaded.batch.loss_weights[1].any()
+    assert set(loaded.batch.segment_ids[0]) == {0, 2} and loaded.batch.loss_weights[0].any()
+    assert not loaded.batch.segment_ids[1].any() and not loaded.batch.loss_weights[1].any()
 
 
 def test_a_file_changed_since_indexing_is_named(av_world, processor, tmp_path):
@@ -103,7 +121,7 @@ def test_a_file_changed_since_indexing_is_named(av_world, processor, tmp_path):
     index = build_index(tmp_path / "held_out.jsonl", processor, CAPACITY, "skip", quiet=True)
     first, last = index.conversation(0).media[0].path, index.conversation(len(index) - 1).media[0].path
     shutil.copy(last, first)
-    loaded = Groups(index, [[[0], []]], 1, processor, CAPACITY)[0]
+    loaded = one_group(index, processor, [[0], []])
     assert "changed since it was indexed" in loaded.skipped[0]
 
 
@@ -113,8 +131,8 @@ def test_samples_that_do_not_fit_are_named_or_thinned(av_world, processor):
     assert len(skipped) == 0 and "tiles where data.capacity.tiles is 10" in skipped.problems[0]
     thinned = build_index(av_world / "val.jsonl", processor, small, "thin", quiet=True)
     assert not thinned.problems and (thinned.sizes[:, 1] <= 10).all() and (thinned.max_frames > 0).all()
-    loaded = Groups(thinned, [[[0], []]], 1, processor, small)[0]
-    assert loaded.samples == [[0], []] and not loaded.skipped
+    loaded = one_group(thinned, processor, [[0], []], small)
+    assert loaded.batch.segment_ids[0].any() and not loaded.skipped
 
 
 def test_an_index_is_kept_until_the_file_or_the_settings_change(av_world, processor, tmp_path):
@@ -146,5 +164,5 @@ def test_dropping_a_stream_leaves_the_other(av_world, drop, tiles, windows):
     index = build_index(av_world / "held_out.jsonl", blind, CAPACITY, "skip", quiet=True)
     assert (index.sizes[:, 1] > 0).all() == tiles and (index.sizes[:, 2] > 0).all() == windows
     assert len(index) == 10
-    loaded = Groups(index, [[[0], []]], 1, blind, CAPACITY)[0]
-    assert loaded.samples == [[0], []]
+    loaded = one_group(index, blind, [[0], []])
+    assert loaded.batch.segment_ids[0].any() and not loaded.skipped

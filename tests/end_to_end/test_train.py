@@ -7,58 +7,13 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.tiny import CONFIG, REPOSITORY
-
-STEPS = 12
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "omnivinci_jax.cli", *map(str, arguments)]
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Programs compiled by one run are found by the next, since all runs here are of one model."""
-    cache = tmp_path_factory.mktemp("xla")
-    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
-
-
-def run(arguments: list[str], environment: dict[str, str], **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        arguments, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, **options
-    )
-
-
-def train_command(av_world: Path, workdir: Path, *overrides: str) -> list[str]:
-    return command(
-        "train",
-        f"--config={CONFIG}",
-        f"--workdir={workdir}",
-        f"--config.data.train={av_world / 'train.jsonl'}",
-        f"--config.data.val={av_world / 'val.jsonl'}",
-        f"--config.data.held_out={av_world / 'held_out.jsonl'}",
-        f"--config.data.cache={av_world / 'cache'}",
-        "--config.data.groups=2",
-        "--config.data.capacity.rows=2",
-        "--config.data.capacity.tiles=48",
-        "--config.data.capacity.windows=5",
-        f"--config.steps={STEPS}",
-        "--config.checkpoint_every=3",
-        "--config.eval_every=6",
-        "--config.log_every=1",
-        *overrides,
-    )
-
-
-def losses(workdir: Path) -> list[tuple[int, str, float]]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [(line["step"], line["split"], line["loss"]) for line in map(json.loads, lines)]
+from tests.end_to_end.commands import STEPS, command, losses, run, train_command, wait_for_step
+from tests.tiny import REPOSITORY
 
 
 @pytest.fixture(scope="session")
@@ -92,10 +47,7 @@ def test_killed_at_any_step_and_started_again_the_losses_are_the_same(trained, a
             train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 300
-        while not (workdir / "metrics.jsonl").exists() or not any(s >= kill_at for s, _, _ in losses(workdir)):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for_step(process, workdir, kill_at)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     done = run(train_command(av_world, workdir), environment)
@@ -112,10 +64,7 @@ def test_sigterm_to_all_processes_saves_and_ends_with_a_code_to_restart_on(train
         train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, start_new_session=True, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not (workdir / "metrics.jsonl").exists() or not losses(workdir):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_step(process, workdir, 1)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == os.EX_TEMPFAIL, errors[-3000:]

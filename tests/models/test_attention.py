@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AbstractMesh
 
-from omnivinci_jax.models.attention import apply_rope, attention, rope_cos_sin
+from omnivinci_jax.models.attention import apply_rope, attention, gather_heads, rope_cos_sin, share_heads
+from omnivinci_jax.models.attention_kernels import pallas_attention, splash_attention, xla_attention
 
 
 def qkv(batch, length, heads, kv_heads, width, seed=0):
@@ -94,14 +94,42 @@ def test_bfloat16_comes_back_as_bfloat16_from_a_float32_softmax():
     np.testing.assert_allclose(np.asarray(out, np.float32), exact, atol=2e-2)
 
 
-def test_slots_sharded_over_context_stay_in_one_block():
-    def blocks():
-        jaxpr = jax.make_jaxpr(lambda *x: attention(*x, causal=True))(*qkv(1, 16, 2, 2, 4))
-        return sum(equation.primitive.name == "exp" for equation in jaxpr.eqns)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", [pallas_attention, splash_attention])
+def test_flash_kernels_are_attention_on_packed_rows_with_padding(kernel, causal):
+    """Interpreted here; the length is no multiple of a block, and a segment crosses blocks."""
+    q, k, v = qkv(2, 300, 4, 2, 16)
+    segment_ids = np.stack([np.repeat([1, 2, 0], [170, 100, 30]), np.repeat([1, 2, 3], [20, 130, 150])])
+    real = (segment_ids > 0)[..., None, None]
 
-    assert blocks() == 4
-    with jax.sharding.use_abstract_mesh(AbstractMesh((2,), ("context",))):
-        assert blocks() == 1
+    def loss(function, q, k, v):
+        out = function(q, k, v, segment_ids, causal=causal) * real
+        return (out**2).sum(), out
+
+    grad = partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
+    gradients, out = grad(partial(loss, partial(kernel, interpret=True)))(q, k, v)
+    np.testing.assert_allclose(out, reference(q, k, v, causal, segment_ids) * real, atol=5e-6)
+    expected, _ = grad(partial(loss, xla_attention))(q, k, v)
+    for ours, plain in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("kernel", [pallas_attention, splash_attention])
+def test_flash_kernels_without_segments_hide_their_own_padding(kernel):
+    q, k, v = qkv(1, 140, 2, 2, 16)
+    out = kernel(q, k, v, None, causal=False, interpret=True)
+    np.testing.assert_allclose(out, reference(q, k, v, False, None), atol=5e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(kv_heads=st.integers(1, 6), per_key=st.integers(1, 7), shares=st.integers(1, 12))
+def test_every_share_of_heads_attends_as_the_whole_does(kv_heads, per_key, shares):
+    """28 heads of 4 keys on 8 devices, 2 keys on 4, ...: each slice alone gives its heads' output."""
+    q, k, v = qkv(1, 5, kv_heads * per_key, kv_heads, 2)
+    split = [np.split(x, shares, axis=2) for x in share_heads(q, k, v, shares)]
+    parts = [xla_attention(*own, None, causal=True) for own in zip(*split, strict=True)]
+    out = gather_heads(np.concatenate(parts, axis=2), kv_heads * per_key, kv_heads, shares)
+    np.testing.assert_allclose(out, attention(q, k, v, causal=True), atol=1e-6)
 
 
 def test_rope_sees_distances_only():

@@ -52,7 +52,7 @@ def test_dense_accumulates_in_out_dtype():
 
 
 def test_embedding_outside_its_table_is_nan():
-    embedding = Embedding(4, 2, ("vocab", "token_embed"))
+    embedding = Embedding(4, 2, ("vocab", "embed"))
     variables = {"params": {"embedding": jnp.arange(8.0).reshape(4, 2)}}
     out = embedding.apply(variables, jnp.array([3, 4]))
     np.testing.assert_array_equal(out, [[6, 7], [np.nan, np.nan]])

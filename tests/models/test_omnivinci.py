@@ -117,7 +117,7 @@ def test_what_is_kept_for_export_alone_gets_no_gradient(params):
     def loss(params):
         output = MODEL.apply({"params": params}, make_batch())
         logits = MODEL.apply({"params": params}, output.hidden, method=MODEL.logits)[..., :100]
-        return (logits**2).sum() + (output.vision_clips**3).sum() + (output.audio_clips**3).sum()
+        return (logits**2).sum() + (output.clips.vision**3).sum() + (output.clips.audio**3).sum()
 
     gradients = jax.jit(jax.grad(loss))(params)
     without = set()

@@ -130,7 +130,7 @@ def ours(config, items):
     tiles = np.concatenate(tiles)
     windows = np.concatenate([np.zeros((0, FRAMES, 16), np.float32), *windows])
     capacity = Capacity(rows=1, slots=112, tiles=20, windows=4, clips=4)  # one for all: they share compiled programs
-    group = assemble([PackedRow(0, row, tiles, windows)], config, capacity)
+    group = assemble([PackedRow(0, 1, row, tiles, windows)], config, capacity)
     batch = jax.tree.map(lambda array: array[None], group)
     model = OmniVinci(config)
     params = params_of(config)

@@ -13,7 +13,7 @@ from conversion.leaves import flat, nested
 from conversion.mapping import tensors
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
-from omnivinci_jax.train.losses import language_loss, token_losses
+from omnivinci_jax.train.losses import token_losses, weighted_mean
 from tests.parity.golden import CONFIG, GOLDEN, needs_golden, params
 from tests.parity.test_cases import recorded
 
@@ -44,7 +44,7 @@ def run():
             everything = {"params": nested(leaves)}
             output = model.apply(everything, batch)
             logits = model.apply(everything, output.hidden, method=model.logits)
-            return language_loss(token_losses(logits, batch.targets), batch.loss_weights)
+            return weighted_mean(token_losses(logits, batch.targets), batch.loss_weights)
 
         return jax.value_and_grad(loss_of)(leaves)
 

@@ -67,7 +67,7 @@ def test_an_image_is_read_row_by_row_over_its_tiles():
 
 def test_targets_are_the_answer_one_slot_early():
     row = row_of()
-    group = assemble([PackedRow(0, row, *no_media())], tiny_config(), Capacity(1, len(row) + 3, 1, 1, 1))
+    group = assemble([PackedRow(0, 1, row, *no_media())], tiny_config(), Capacity(1, len(row) + 3, 1, 1, 1))
     asked = group.loss_weights[0] > 0
     ids = [*tiny_tokenizer().encode("red"), tiny_tokenizer().eos_id]
     assert group.targets[0][asked].tolist() == ids
@@ -106,15 +106,15 @@ def test_packed_rows_give_what_each_gives_alone(model):
         row_of(answer="4"),
     ]
     packed = [
-        PackedRow(place, row, *no_media(row.num_tiles, row.num_windows))
-        for place, row in zip((1, 0, 0, 1), rows, strict=True)
+        PackedRow(place, segment, row, *no_media(row.num_tiles, row.num_windows))
+        for place, segment, row in zip((1, 0, 0, 1), (1, 1, 2, 2), rows, strict=True)
     ]
     together = Capacity(rows=2, slots=200, tiles=24, windows=4, clips=4)
     hidden = hidden_states(model, variables, assemble(packed, config, together))
     used = [0, 0]
     for item in packed:
         alone = Capacity(rows=1, slots=len(item.row), tiles=max(item.row.num_tiles, 1), windows=3, clips=1)
-        expected = hidden_states(model, variables, assemble([item._replace(place=0)], config, alone))[0]
+        expected = hidden_states(model, variables, assemble([item._replace(place=0, segment=1)], config, alone))[0]
         found = hidden[item.place, used[item.place] : used[item.place] + len(item.row)]
         used[item.place] += len(item.row)
         np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -1,7 +1,15 @@
+from dataclasses import replace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from omnivinci_jax.train.losses import contrastive_loss, language_loss, right_tokens, token_losses
+from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.train import losses as losses_module
+from omnivinci_jax.train.losses import contrastive_loss, token_losses, weighted_mean
+from tests.tiny import tiny_config
 
 RANDOM = np.random.default_rng(0)
 
@@ -45,16 +53,41 @@ def test_no_clip_at_all_is_no_loss():
     assert loss == 0
 
 
-def test_language_loss_is_the_mean_over_trained_tokens():
+def test_weighted_mean_is_the_mean_over_trained_tokens():
     logits, targets = RANDOM.normal(size=(2, 5, 11)) * 8, RANDOM.integers(0, 11, (2, 5))
     weights = np.array([[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]])
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     expected = -np.log(np.take_along_axis(probabilities, targets[..., None], -1)[..., 0])[weights > 0].mean()
     losses = token_losses(jnp.array(logits), jnp.array(targets))
-    np.testing.assert_allclose(language_loss(losses, jnp.array(weights)), expected, rtol=1e-5)
+    np.testing.assert_allclose(weighted_mean(losses, jnp.array(weights)), expected, rtol=1e-5)
 
 
-def test_a_slot_is_right_when_greedy_decoding_would_say_it_or_nothing_is_asked():
-    logits = jnp.array([[0.0, 2.0, 1.0], [5.0, 0.0, 0.0]])
-    assert right_tokens(logits, jnp.array([1, 2]), jnp.array([1, 1])).tolist() == [True, False]
-    assert right_tokens(logits, jnp.array([1, 2]), jnp.array([1, 0])).tolist() == [True, True]
+@pytest.mark.parametrize("tied", [False, True])
+def test_slots_are_scored_alike_whole_and_in_pieces(tied, monkeypatch):
+    """Losses, right tokens and the gradients of head and hidden states, with pieces that do not divide the slots."""
+    model = OmniVinci(tiny_config(text=replace(tiny_config().text, tie_word_embeddings=tied)))
+    random = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), abstract_params(model))
+    hidden = jnp.array(RANDOM.normal(size=(1, 2, 7, 128)), jnp.float32)
+    targets, weights = jnp.array(RANDOM.integers(0, 512, (1, 2, 7))), jnp.array(RANDOM.random((1, 2, 7)))
+
+    def scored(head, hidden):
+        losses, right = losses_module.score_slots(model, head, hidden, targets)
+        return (losses * weights).sum(), (losses, right)
+
+    def run(head, hidden):
+        (_, scores), gradients = jax.jit(jax.value_and_grad(scored, argnums=(0, 1), has_aux=True))(head, hidden)
+        return scores, gradients
+
+    head = model.head_params(random)
+    (losses, right), gradients = run(head, hidden)
+    logits = model.apply({"params": random}, hidden, method=model.logits)
+    np.testing.assert_allclose(losses, token_losses(logits, targets), rtol=1e-5)
+    np.testing.assert_array_equal(right, np.argmax(logits, axis=-1) == targets)
+
+    monkeypatch.setattr(losses_module, "MOST_LOGITS", 512 * 4)  # pieces of 4 slots
+    (losses_again, right_again), gradients_again = run(head, hidden)
+    assert "f32[4,512]" in str(jax.make_jaxpr(scored)(head, hidden))
+    np.testing.assert_allclose(losses_again, losses, rtol=1e-6)
+    np.testing.assert_array_equal(right_again, right)
+    for whole, pieces in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradients_again), strict=True):
+        np.testing.assert_allclose(pieces, whole, atol=1e-5 * np.abs(whole).max())

@@ -35,9 +35,8 @@ def test_the_9b_model_is_shared_evenly_by_64_devices():
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "/" in line}
     kernel = ["28x3584x18944", "float32", f"{28 * 3584 * 18944 * 4 // 64:,}", "-,", "fsdp,", "tensor"]
     assert lines["llm/layers/mlp/up_proj/kernel"] == kernel
-    embedding = int(lines["llm/embed_tokens/embedding"][2].replace(",", ""))  # shared by 4 of them only
     parameters, *_, everything = sums(text)
-    assert everything - 3 * embedding < 1.02 * 12 * parameters / 64
+    assert everything < 1.02 * 12 * parameters / 64
 
 
 @pytest.mark.parametrize(

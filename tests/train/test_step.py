@@ -27,7 +27,7 @@ def test_an_update_that_is_not_finite_is_left_out(weight, changes):
         batch = init_batch(config.model)
         batch.segment_ids[:] = 1
         batch.loss_weights[:] = weight
-        state, metrics = make_train_step(model, optimizer, 0.0, shardings)(state, put_batch(batch, mesh))
+        state, metrics = make_train_step(model, optimizer, 0.0, shardings)(state, put_batch(batch, 1, mesh))
     same = jax.tree.map(np.array_equal, before, jax.device_get((state.trainable, state.opt_state)))
     assert bool(metrics["finite"]) == changes
     assert all(jax.tree.leaves(same)) == (not changes)

@@ -1,0 +1,45 @@
+"""Several processes as one run: one a host, joined by jax.distributed."""
+
+import os
+
+import jax
+from jax.experimental import multihost_utils
+
+from omnivinci_jax.errors import ConfigError
+
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def join() -> None:
+    """Joins the other processes of this run; to be called before anything else asks jax for a device.
+
+    Who they are is read from JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID,
+    which the scripts in launch/ set. On TPU pods none are needed: jax asks the machines.
+
+    Raises:
+        ConfigError: some of the variables are missing or are no numbers, or the others do not answer.
+    """
+    given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    try:
+        if not given:
+            jax.distributed.initialize()
+        else:
+            address, count, number = (given[name] for name in _VARIABLES)
+            jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate")
+    except KeyError as error:
+        raise ConfigError(f"--distributed: {error.args[0]} is not set, and {', '.join(given)} is") from None
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"--distributed: {str(error).splitlines()[0]} (set {', '.join(_VARIABLES)}, or use a script of launch/)"
+        ) from None
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes what is written once: metrics, reports, configurations."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,151 @@
+"""Attention on one device: plain XLA, and the flash kernels that come with JAX for GPUs and TPUs.
+
+All take q [B, T, H, D], k and v [B, T, K, D] and segment_ids [B, T] or None, and return [B, T, H, D]; what a slot sees
+is explained in models/attention.py. `interpret` runs a kernel anywhere, slowly, for tests.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import repeat
+from jax.experimental.pallas.ops.gpu import attention as gpu_attention
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jaxtyping import Array, Float, Int
+
+Implementation = Literal["xla", "pallas", "splash"]
+
+MASKED = -1e30  # finite, so that a row's maximum is never -inf and no NaN can start
+_CAUSAL_BLOCKS = 4
+_GPU_BLOCK = 128
+_TPU_BLOCKS = (512, 256, 128)
+
+
+def xla_attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K D"],
+    segment_ids: Int[Array, "B T"] | None,
+    *,
+    causal: bool,
+) -> Float[Array, "B T H D"]:
+    """Holds the scores of a quarter of the queries (all of them unless `causal`) at once.
+
+    Causal queries are taken in a few blocks, each against the keys up to its end: what a mask would hide is mostly
+    never computed (5/8 of the work with 4 blocks).
+    """
+    length = q.shape[1]
+    block = -(-length // _CAUSAL_BLOCKS) if causal else max(length, 1)
+    k, v = (x.transpose(0, 2, 3, 1) for x in (k, v))  # [B, K, D, T]: the layout both gradients are fastest in
+    outputs = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        keys = end if causal else length
+        mask = _mask(start, end, keys, causal, segment_ids)
+        outputs.append(_attend(q[:, start:end], k[..., :keys], v[..., :keys], mask))
+    return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
+
+
+def _mask(start: int, end: int, keys: int, causal: bool, segment_ids: Array | None) -> Array | None:
+    """Which of the first `keys` keys the queries start...end see: [B or 1, end - start, keys], None for all."""
+    mask = None
+    if causal:
+        mask = (np.arange(start, end)[:, None] >= np.arange(keys))[None]
+    if segment_ids is not None:
+        same = segment_ids[:, start:end, None] == segment_ids[:, None, :keys]
+        mask = same if mask is None else same & mask
+    return mask
+
+
+def _attend(
+    q: Float[Array, "B t H D"], k: Float[Array, "B K D s"], v: Float[Array, "B K D s"], mask: Array | None
+) -> Float[Array, "B t H D"]:
+    batch, length, heads, width = q.shape
+    kv_heads = k.shape[1]
+    # The query heads of one key head become rows of one matrix product.
+    q = (q * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
+    logits = jnp.einsum("bkgtd,bkds->bkgts", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, MASKED)
+    # Softmax that divides after the product with v: width numbers a row instead of one a key.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    out = jnp.einsum("bkgts,bkds->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+
+
+def pallas_attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K D"],
+    segment_ids: Int[Array, "B T"] | None,
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> Float[Array, "B T H D"]:
+    """JAX's flash attention in Pallas for GPUs; scores are never whole.
+
+    (cuDNN's takes no segments: packed rows would need a mask of T x T.)
+    """
+    length, width = q.shape[1], q.shape[-1]
+    q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, _GPU_BLOCK)
+    k, v = (repeat(x, "b t k d -> b t (k g) d", g=q.shape[2] // x.shape[2]) for x in (k, v))
+    blocks = gpu_attention.BlockSizes(**dict.fromkeys(gpu_attention.BlockSizes.__dataclass_fields__, _GPU_BLOCK // 2))
+    out = gpu_attention.mha(q, k, v, segment_ids, width**-0.5, causal, blocks, interpret=interpret)
+    return out[:, :length]
+
+
+def splash_attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K D"],
+    segment_ids: Int[Array, "B T"] | None,
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> Float[Array, "B T H D"]:
+    """JAX's splash attention for TPUs; scores are never whole, blocks that `causal` hides are never computed."""
+    length, heads, width = q.shape[1:]
+    q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, _TPU_BLOCKS[-1])
+    padded = q.shape[1]
+    block = next(block for block in _TPU_BLOCKS if padded % block == 0)
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    mask = (splash_mask.CausalMask if causal else splash_mask.FullMask)((padded, padded))
+    kernel = splash.make_splash_mha_single_device(
+        splash_mask.MultiHeadMask([mask] * heads),
+        block_sizes=splash.BlockSizes(**dict.fromkeys(names, block)),
+        interpret=interpret,
+    )
+    segments = None if segment_ids is None else splash.SegmentIds(segment_ids, segment_ids)
+    q, k, v = (x.swapaxes(1, 2) for x in (q * width**-0.5, k, v))
+    out = jax.vmap(kernel)(q, k, v, segments)
+    return out.swapaxes(1, 2)[:, :length]
+
+
+def _pad_length(
+    q: Array, k: Array, v: Array, segment_ids: Array | None, multiple: int
+) -> tuple[Array, Array, Array, Array | None]:
+    """All with T a multiple of `multiple`; what is added is a segment of its own."""
+    batch, length = q.shape[:2]
+    more = -length % multiple
+    if not more:
+        return q, k, v, segment_ids
+    if segment_ids is None:
+        segment_ids = jnp.zeros((batch, length), jnp.int32)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
+    return q, k, v, jnp.pad(segment_ids, ((0, 0), (0, more)), constant_values=-1)
+
+
+IMPLEMENTATIONS: dict[Implementation, Callable[..., Array]] = {
+    "xla": xla_attention,
+    "pallas": pallas_attention,
+    "splash": splash_attention,
+}
+
+
+def choose_implementation(setting: Implementation | Literal["auto"], platform: str) -> Implementation:
+    """What a configuration's `attention` means on a platform: "auto" is the flash kernel that its hardware has."""
+    return {"tpu": "splash", "gpu": "pallas"}.get(platform, "xla") if setting == "auto" else setting

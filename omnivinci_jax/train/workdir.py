@@ -1,0 +1,67 @@
+"""The work directory of a run: which configuration it holds, and that one run alone is at it."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.mesh.processes import barrier, is_main
+from omnivinci_jax.settings import TrainConfig, to_mapping
+
+
+def check_workdir(workdir: Path, config: TrainConfig) -> None:
+    """Raises ConfigError for a folder that holds a run of another configuration, or something else."""
+    path = workdir / "config.json"
+    if path.exists():
+        key = _first_difference(json.loads(path.read_text()), to_mapping(config), "config")
+        if key:
+            raise ConfigError(
+                f"{workdir}: it holds a run of another configuration ({key}); "
+                "give another --workdir, or the configuration in its config.json"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f"{workdir}: the folder is not empty and holds no run; give another --workdir")
+
+
+@contextmanager
+def claimed(workdir: Path, config: TrainConfig) -> Iterator[None]:
+    """Holds the work directory, with the configuration noted in it, while the run lives.
+
+    The lock is the operating system's, so it ends with the process however that ends.
+
+    Raises:
+        ConfigError: another run holds it.
+    """
+    barrier("checked")  # nobody writes before all have seen that the folder is theirs
+    if not is_main():
+        barrier("claimed")
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / "lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise ConfigError(
+                f"{workdir}: a run is at it ({lock.read().strip()}); wait for its end, stop it, or give another "
+                "--workdir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        lock.flush()
+        part = workdir / "config.json.part"
+        part.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
+        part.rename(workdir / "config.json")
+        barrier("claimed")
+        yield
+
+
+def _first_difference(old: object, new: object, key: str) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        differences = (_first_difference(old.get(name), new.get(name), f"{key}.{name}") for name in {**old, **new})
+        return next(filter(None, differences), "")
+    return "" if old == new else f"{key} is {new}, there it is {old}"

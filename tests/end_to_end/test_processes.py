@@ -1,0 +1,121 @@
+"""Runs of several real processes through the launch scripts: killed, preempted, lost, and resumed by fewer."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.commands import losses, run, train_command, wait_for_step
+from tests.tiny import REPOSITORY
+
+
+def launch(script: list[str], arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    """A launch script with what `train_command` gives to `omnivinci train`."""
+    # The scripts call `omnivinci` as it is installed beside this Python.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    return subprocess.Popen(
+        [*script, *arguments[4:]], env=environment | {"PATH": path, "GRACE_SECONDS": "20"}, cwd=REPOSITORY,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=900)
+    return process.returncode, errors
+
+
+def trainers(workdir: Path) -> list[int]:
+    """Ids of the training processes of a work directory, without their loader workers."""
+    found = subprocess.run(["pgrep", "-f", f"omnivinci train.*{workdir}"], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+LOCAL = ["launch/local.sh", "2"]
+
+
+@pytest.fixture(scope="module")
+def two_processes(av_world, environment, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    code, errors = finished(launch(LOCAL, train_command(av_world, workdir), environment))
+    assert code == 0, errors[-3000:]
+    return workdir
+
+
+def test_a_disturbed_run_of_two_processes_goes_on_by_itself_and_on_one(two_processes, av_world, environment, tmp_path):
+    """One of two is preempted, then one is killed, then all are told to end; one process does the rest."""
+    workdir = tmp_path / "run"
+    arguments = train_command(av_world, workdir)
+    process = launch(LOCAL, arguments, environment)
+    for step, signal_number in ((1, signal.SIGTERM), (4, signal.SIGKILL)):
+        wait_for_step(process, workdir, step)
+        os.kill(trainers(workdir)[-1], signal_number)
+    wait_for_step(process, workdir, 7)
+    process.send_signal(signal.SIGTERM)
+    code, errors = finished(process)
+    assert code == os.EX_TEMPFAIL, errors[-3000:]
+    assert errors.count("starting again") == 2
+    before = losses(workdir)
+    assert before == losses(two_processes)[: len(before)]  # bit for bit
+
+    done = run(arguments, environment)
+    assert done.returncode == 0 and "resumed at step" in done.stderr, done.stderr[-3000:]
+    for found, expected in zip(losses(workdir), losses(two_processes), strict=True):
+        assert found[:2] == expected[:2] and found[2] == pytest.approx(expected[2], abs=1e-5 * abs(expected[2]))
+
+
+def test_a_second_run_at_a_live_one_is_one_line(av_world, environment, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = train_command(av_world, workdir)
+    process = subprocess.Popen(arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    wait_for_step(process, workdir, 1)
+    done = run(arguments, environment)
+    process.kill()
+    assert done.returncode == 2 and f"a run is at it (process {process.pid} on " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_variables_are_one_line(av_world, environment, tmp_path):
+    arguments = [*train_command(av_world, tmp_path / "run"), "--distributed"]
+    done = run(arguments, environment | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"})
+    assert done.returncode == 2 and "--distributed: JAX_COORDINATOR_ADDRESS is not set" in done.stderr
+
+
+SLURM = {
+    # As srun does: every task with its number, all ended when one fails, its own end that of the first to fail.
+    "srun": """#!/usr/bin/env bash
+shift
+for ((task = 0; task < SLURM_NTASKS; task++)); do SLURM_PROCID=$task "$@" & pids+=($!); done
+code=0
+for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+exit $code
+""",
+    "scontrol": """#!/usr/bin/env bash
+case $1 in show) echo localhost ;; requeue) echo "requeued $2" >&2 ;; esac
+""",
+}
+
+
+def test_the_slurm_script_starts_a_process_a_task_and_is_requeued_when_preempted(
+    two_processes, av_world, environment, tmp_path
+):
+    """With stand-ins for srun and scontrol; the processes are real."""
+    for name, text in SLURM.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = environment | {
+        "PATH": f"{tmp_path}{os.pathsep}{environment['PATH']}", "HARDWARE": "cpu", "SLURM_NTASKS": "2",
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost",
+    }  # fmt: skip
+    workdir = tmp_path / "run"
+    arguments = train_command(av_world, workdir)
+    process = launch(["bash", "launch/slurm.sbatch"], arguments, environment)
+    wait_for_step(process, workdir, 2)
+    os.kill(trainers(workdir)[-1], signal.SIGTERM)
+    code, errors = finished(process)
+    assert code == os.EX_TEMPFAIL and f"requeued {os.getpid()}" in errors, errors[-3000:]
+    code, errors = finished(launch(["bash", "launch/slurm.sbatch"], arguments, environment))
+    assert code == 0 and "requeued" not in errors, errors[-3000:]
+    assert losses(workdir) == losses(two_processes)

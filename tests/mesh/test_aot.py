@@ -1,0 +1,130 @@
+"""Planning: chips and their names, machines that do not exist, and whole plans of the tiny model.
+
+The compilers for TPUs and GPUs are packages of their own; the same code plans for this machine's CPU devices too.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.mesh.hardware import CHIPS, chip_of
+from omnivinci_jax.mesh.topology import get_topology, target_config
+from tests.tiny import CONFIG, REPOSITORY
+
+SMALL = (
+    "--config.data.groups=4",
+    "--config.data.capacity.slots=64",
+    "--config.data.capacity.tiles=4",
+    "--config.data.capacity.windows=2",
+    "--config.data.capacity.clips=2",
+)
+# The command, with the devices of this process in the place of a TPU's, and a memory that nothing fits in.
+ON_CPU = """
+import sys, jax
+from omnivinci_jax.mesh import aot, hardware, topology
+chip = hardware.Chip("cpu", ("cpu",), 1e12, 2**20, 1e11, 1e10, torus=0)
+aot.get_topology = lambda name: topology.Topology(name, chip, jax.devices())
+sys.exit(aot.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100")],
+)
+def test_chips_by_the_names_that_jax_has_for_them(kind, name):
+    assert chip_of(kind).name == name
+
+
+def test_a_chip_that_nobody_knows_is_none():
+    assert chip_of("cpu") is None
+
+
+def test_an_h200_is_an_h100_with_another_memory():
+    h100, h200 = (chip for chip in CHIPS if not chip.torus)
+    ours, theirs = target_config(h100).split(), target_config(h200).split()
+    assert target_config(h100) == (REPOSITORY / "omnivinci_jax" / "mesh" / "h100.target_config.txtpb").read_text()
+    changed = [(old, new) for old, new in zip(ours, theirs, strict=False) if old != new]
+    assert (str(h100.memory), str(h200.memory)) in changed
+    assert '"NVIDIA H200"' in target_config(h200)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5p", r"write a chip \(v5e, v5p, v6e, h100, h200\) and its shape"),
+        ("v9:2x2", "write a chip"),
+        ("v5p:4x", "write a chip"),
+        ("h100:16", "one host, 1 to 8"),
+        ("h100:2x4", "one host, 1 to 8"),
+    ],
+)
+def test_a_machine_that_does_not_exist_is_one_line(name, message):
+    with pytest.raises(ConfigError, match=message):
+        get_topology(name)
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, **environment},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def on_cpu(*overrides: str) -> subprocess.CompletedProcess:
+    arguments = [f"--config={CONFIG}", "--topology=cpu:4", *SMALL, *overrides]
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    return run(["-c", ON_CPU, *arguments], JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+
+
+def numbers(text: str) -> dict[str, float]:
+    """The first number of each line of a plan that starts with a name."""
+    return {name: float(value) for name, value in re.findall(r"^ *([\w+ ]+?) {2,}([\d.e+]+)", text, re.MULTILINE)}
+
+
+def test_a_plan_of_the_tiny_model_on_four_devices():
+    result = on_cpu("--config.mesh.tensor=2")
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("cpu:4: the step does not fit: it needs 0.0")
+    assert "cpu:4: 4 chips as data 1 x fsdp 2 x context 1 x tensor 2" in result.stdout
+    plan = numbers(result.stdout)
+    parts = ("parameters", "optimizer", "batch", "activations", "outputs", "program")
+    assert plan["needed"] == pytest.approx(sum(plan[part] for part in parts), abs=0.05)
+    assert plan["needed"] > plan["available"]
+    assert plan["model"] == pytest.approx(sum(plan[part] for part in ("vision", "sound", "align", "decoder")), rel=0.02)
+    assert plan["fsdp"] > 0 and plan["tensor"] > 0
+    assert plan["all overlapped"] <= plan["none overlapped"]
+    assert "unknown length" not in result.stdout
+
+
+def test_groups_that_the_mesh_does_not_share_end_with_2():
+    result = on_cpu("--config.data.groups=3")
+    assert result.returncode == 2
+    assert "config.data.groups is 3: it must be a multiple of config.mesh.data" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("topology", "package"), [("v5e:2x2", "libtpu"), ("v5p:2x2x1", "libtpu"), ("h100:4", "jax_plugins.xla_cuda12")]
+)
+def test_a_plan_of_the_tiny_model_for_a_machine_that_is_not_here(topology, package):
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        found = None
+    if not found:
+        pytest.skip(f"{package}, the compiler for {topology}, is not installed")
+    result = run(["-m", "omnivinci_jax.mesh.aot", f"--config={CONFIG}", "--topology", topology, *SMALL])
+    assert result.returncode == 0, result.stderr
+    plan = numbers(result.stdout)
+    assert 0 < plan["needed"] < plan["available"]
+    assert plan["fsdp"] > 0
+    assert "unknown length" not in result.stdout

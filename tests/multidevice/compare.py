@@ -1,0 +1,63 @@
+"""Run in a process of its own: loss and gradient of one real batch on a mesh, as an .npz file.
+
+python -m tests.multidevice.compare TRAIN.jsonl OUT.npz MESH... where a mesh is "data,fsdp,context,tensor" or, with
+microbatches, "data,fsdp,context,tensor/2".
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from flax import linen as nn
+from flax import traverse_util
+
+from omnivinci_jax.config import OmniAlignConfig, Qwen2Config
+from omnivinci_jax.data.index import build_index
+from omnivinci_jax.data.loader import Plan, read_batches
+from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.processes import is_main
+from omnivinci_jax.mesh.rules import RULES, own_groups, put_batch, replicated
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.settings import DataConfig, MeshConfig, OptimizerConfig
+from omnivinci_jax.train.optimizer import make_optimizer
+from omnivinci_jax.train.state import abstract_state, create_state
+from omnivinci_jax.train.step import make_gradient
+from tests.tiny import tiny_config, tiny_settings, tiny_tokenizer
+
+DATA = DataConfig(groups=8, capacity=Capacity(rows=1, slots=304, tiles=32, windows=8, clips=4), workers=0)
+CONFIG = tiny_config(
+    text=Qwen2Config(512, 64, 96, 2, 8, 4, max_position_embeddings=512),
+    omni_align=OmniAlignConfig(num_layers=1, num_heads=8, learned_scale=True),
+)
+
+
+def main(train: str, out: str, *meshes: str) -> None:
+    flags.FLAGS.mark_as_parsed()
+    processor = Processor(CONFIG, tiny_tokenizer())
+    index = build_index(Path(train), processor, DATA.capacity, "skip", quiet=True)
+    model, optimizer = OmniVinci(CONFIG, tower_remat="dots", decoder_remat="full"), make_optimizer(OptimizerConfig(), 9)
+    results = {}
+    for name in meshes:
+        axes, _, microbatches = name.partition("/")
+        mesh = make_mesh(MeshConfig(*map(int, axes.split(","))))
+        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+            _, shardings = abstract_state(model, optimizer, tiny_settings().frozen, mesh)
+            state = create_state(model, optimizer, tiny_settings().frozen, 0, shardings)
+            own = own_groups(DATA.groups, mesh)
+            (loaded,) = read_batches(index, Plan(index, DATA.capacity, 0), processor, DATA, own, start=0, stop=1)
+            gradient = jax.jit(make_gradient(model, 0.5, int(microbatches or 1)), out_shardings=replicated(mesh))
+            gradients, metrics = gradient(state.trainable, state.frozen, put_batch(loaded.batch, DATA.groups, mesh))
+            found = traverse_util.flatten_dict(jax.device_get(gradients), sep=".")
+            found |= {metric: np.asarray(metrics[metric]) for metric in ("loss", "align_loss")}
+        results |= {f"{name.replace('/', '|')}:{leaf}": value for leaf, value in found.items()}
+        print(name, float(found["loss"]), float(found["align_loss"]), flush=True)
+    if is_main():
+        np.savez(out, **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,53 @@
+"""Every mesh of eight devices gives the loss and the gradient of one device, on real packed data of all modalities."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny import REPOSITORY
+
+MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
+NAMES = [",".join(map(str, sizes)) for sizes in MESHES] + ["2,2,2,1/2", "1,2,2,2/4"]
+
+
+def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, np.ndarray]:
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.multidevice.compare", str(av_world / "train.jsonl"), str(out), *meshes],
+        env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Involuntary full rematerialization" not in done.stderr  # XLA found no way but to gather something whole
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def one_device(av_world, tmp_path_factory) -> dict[str, np.ndarray]:
+    found = compare(av_world, tmp_path_factory.mktemp("one") / "one.npz", 1, ["1,1,1,1"])
+    return {name.partition(":")[2]: value for name, value in found.items()}
+
+
+@pytest.fixture(scope="module")
+def eight_devices(av_world, tmp_path_factory) -> dict[str, np.ndarray]:
+    return compare(av_world, tmp_path_factory.mktemp("eight") / "eight.npz", 8, NAMES)
+
+
+@pytest.mark.parametrize("mesh", NAMES)
+def test_a_mesh_gives_what_one_device_gives(mesh, one_device, eight_devices):
+    prefix = mesh.replace("/", "|") + ":"
+    found = {name.removeprefix(prefix): value for name, value in eight_devices.items() if name.startswith(prefix)}
+    assert found.keys() == one_device.keys() and len(found) > 50
+    # Rounding is that of the sums a gradient comes from; of a key's bias that is all there is (softmax ignores it).
+    largest = max(np.abs(value).max() for value in one_device.values())
+    for name, expected in one_device.items():
+        bound = 1e-5 * max(np.abs(expected).max(), 1e-3 * largest)
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=bound, err_msg=name)
