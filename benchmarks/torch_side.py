@@ -17,15 +17,16 @@ Program = Callable[[], None]
 class TorchSide:
     """A model in training on all cores, or on a GPU where torch finds one."""
 
-    def __init__(self, config: TrainConfig, batch: Batch, weights: Path):
-        """Random weights, which are written to the file `weights`."""
+    def __init__(self, config: TrainConfig, batch: Batch, folder: Path):
+        """Random weights, which are left in `folder` for the other side."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(config.seed)
-        self.config = config
+        self.config, self.folder = config, folder
         self.version = f"torch {torch.__version__}"
         self.model = TorchOmniVinci(config.model).to(device).train()
         self.batch = torch_batch(batch, device)
-        save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, weights)
+        weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(weights, folder / "weights.safetensors")
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -33,11 +34,12 @@ class TorchSide:
             fused=True,  # the fastest of torch's three on a CPU as well
         )  # fmt: skip
 
-    def gradients(self, file: Path) -> float:
-        """The loss of the untouched weights; gradients by torch's names go to `file`."""
+    def gradients(self) -> float:
+        """The loss of the untouched weights, whose gradients are left for the other side."""
         loss = self._loss()
         loss.backward()
-        save_file({name: p.grad.contiguous() for name, p in self.model.named_parameters() if p.requires_grad}, file)
+        gradients = {name: p.grad.contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
+        save_file(gradients, self.folder / "gradients.safetensors")
         self.optimizer.zero_grad()
         return loss.item()
 

@@ -9,8 +9,9 @@ the loss; a part takes what the whole model would give it, and its `backward` in
 is what the step takes besides.
 
 Both sides live in processes of their own and work by turns, so that neither competes with the other's threads and a
-change in the machine's speed meets both; a ratio is the median over the turns. Both get their big temporaries on huge
-pages (GLIBC_TUNABLES), as the Makefile does for ours.
+change in the machine's speed meets both; a ratio is the median over the turns. Both get the allocator's settings of
+launch/xla_flags.sh, without which either spends much of its time on page faults. Model FLOPs are those of
+train/flops.py.
 
 With `--decoder 3b` or `7b` (a GPU's work) ours is timed alone, with the published towers. 7b trains what is in front of
 its decoder: AdamW's float32 state of all of it is larger than one device.
@@ -23,11 +24,13 @@ import multiprocessing
 import os
 import platform
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,30 +70,26 @@ class Worker:
         remote.close()
         self.version = self._connection.recv()
 
-    def gradients(self) -> object:
-        """What the side's method `gradients` returns."""
-        return self._ask("gradients")
+    def ask(self, method: str) -> Any:
+        """What a method of the side returns."""
+        self._connection.send(method)
+        return self._connection.recv()
 
     def seconds(self, program: str) -> float:
         """Runs a program once."""
-        return self._ask(program)
-
-    def _ask(self, question: str) -> object:
-        self._connection.send(question)
-        return self._connection.recv()
+        return self.ask(program)
 
 
 def _work(side: str, config: TrainConfig, folder: Path, connection: Connection) -> None:
-    batch = video_batch(config.model, config.data.capacity)
     if side == "torch":
         from benchmarks.torch_side import TorchSide as Side
     else:
         from benchmarks.jax_side import JaxSide as Side
-    this, programs = Side(config, batch, folder / "weights.safetensors"), {}
+    this, programs = Side(config, video_batch(config.model, config.data.capacity), folder), {}
     connection.send(this.version)
     while question := _receive(connection):
-        if question == "gradients":
-            connection.send(this.gradients(folder / "gradients.safetensors"))
+        if question not in PROGRAMS:
+            connection.send(getattr(this, question)())
             continue
         programs = programs or this.programs()
         start = time.perf_counter()
@@ -108,8 +107,8 @@ def _receive(connection: Connection) -> str | None:
 def compare(torch: Worker, ours: Worker, dtype: str) -> None:
     """Prints how far losses and gradients are apart; exits where that is more than rounding."""
     loss_tolerance, gradient_tolerance = TOLERANCES[dtype]
-    expected = torch.gradients()
-    loss, distances = ours.gradients()
+    expected = torch.ask("gradients")
+    loss, distances = ours.ask("gradients")
     # In exact arithmetic this gradient is zero, since softmax takes away what is the same for all keys.
     del distances["vision_tower/layers/self_attn/k_proj/bias"]
     worst = max(distances, key=distances.get)
@@ -141,6 +140,12 @@ def table(workers: list[Worker], turns: int) -> Iterator[str]:
     parts = sum(medians[name] for name in ("optimizer", *(f"{part}, backward" for part in PARTS)))
     rest = medians["train step"] - parts
     yield _line("the rest of the step", *(f"{seconds:.3f}" for seconds in rest), *[""] * compared)
+    flops = workers[-1].ask("flops")
+    for program, work in (("forward", flops.forward), ("train step", flops.step)):
+        rates = work / medians[program]
+        of_peak = f" ({rates[-1] / flops.peak:.1%} MFU)" if flops.peak else ""
+        cells = [f"{rate / 1e9:,.0f}" for rate in rates]
+        yield _line(f"{program}, model GFLOP/s", *cells[:-1], cells[-1] + of_peak, *[""] * compared)
 
 
 def _line(*cells: str) -> str:
@@ -161,14 +166,21 @@ def main() -> None:
     parser.add_argument("--dtype", choices=TOLERANCES, default="float32")
     parser.add_argument("--turns", type=int, default=10, help="how often each program is timed")
     options = parser.parse_args()
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # read when a process starts: the workers' is yet to
+    # Read when a process starts, which the workers are yet to do.
+    tunables = subprocess.run(
+        ["bash", "-c", ". launch/xla_flags.sh cpu && echo -n $GLIBC_TUNABLES"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    os.environ["GLIBC_TUNABLES"] = tunables.stdout
     config = step_config(options.decoder, options.dtype)
     with tempfile.TemporaryDirectory() as folder:
         sides = ("torch", "jax") if options.decoder == "mid" else ("jax",)
         workers = [Worker(side, config, Path(folder)) for side in sides]
         if len(workers) > 1:
             compare(*workers, options.dtype)
-        print(f"\n{options.decoder}, {options.dtype}; {processor()}; {datetime.date.today()}\n")
+        print(f"\n{options.decoder}, {options.dtype}; {processor()}; {tunables.stdout}; {datetime.date.today()}\n")
         for line in table(workers, options.turns):
             print(line, flush=True)
 

@@ -29,7 +29,7 @@ def video_batch(config: OmniVinciConfig, capacity: Capacity, seed: int = 0) -> B
     for place in range(capacity.rows):
         tiles = rng.integers(0, 256, (frames, side, side, 3), np.uint8)
         mel = rng.normal(size=(windows, audio.window_frames, audio.num_mel_bins)).astype(np.float32)
-        packed.append(PackedRow(place, _row(config, capacity.slots, frames, windows, place, rng), tiles, mel))
+        packed.append(PackedRow(place, 1, _row(config, capacity.slots, frames, windows, place, rng), tiles, mel))
     return jax.tree.map(lambda array: array[None], assemble(packed, config, capacity))
 
 
