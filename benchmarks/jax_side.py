@@ -1,0 +1,160 @@
+"""Our side of benchmarks/train_step.py."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from safetensors.numpy import load_file
+
+from conversion.leaves import flat, nested
+from omnivinci_jax.mesh.hardware import chip_of
+from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.rules import RULES, put_batch
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.sequence.batch import Batch
+from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.train.flops import FlopCounter, full_work
+from omnivinci_jax.train.losses import score_slots, weighted_mean
+from omnivinci_jax.train.optimizer import make_optimizer
+from omnivinci_jax.train.state import abstract_state, create_state, make_model
+from omnivinci_jax.train.step import make_gradient, make_train_step
+from tests.parity.torch_weights import params_from_torch
+
+Program = Callable[[], None]
+
+
+class ModelFlops(NamedTuple):
+    """FLOPs of train/flops.py for a forward pass and for a training step; `peak` FLOP/s where the chip is known."""
+
+    forward: float
+    step: float
+    peak: float | None
+
+
+class JaxSide:
+    """A model in training, with the mesh and the step of `omnivinci train`; sets the mesh for the whole process."""
+
+    def __init__(self, config: TrainConfig, batch: Batch, folder: Path):
+        """The weights that TorchSide left in `folder`, or random ones where there are none."""
+        mesh = make_mesh(config.mesh)
+        self.version = f"jax {jax.__version__}"
+        self.config, self.folder, self.device = config, folder, mesh.devices.flat[0]
+        contexts = ExitStack()
+        contexts.enter_context(jax.set_mesh(mesh))
+        contexts.enter_context(nn.logical_axis_rules(RULES))
+        self.model = make_model(config, self.device.platform)
+        self.optimizer = make_optimizer(config.optimizer, config.steps)
+        _, shardings = abstract_state(self.model, self.optimizer, config.frozen, mesh)
+        state = create_state(self.model, self.optimizer, config.frozen, config.seed, shardings)
+        if (weights := folder / "weights.safetensors").exists():
+            theirs = flat(params_from_torch(load_file(weights), config.model))
+            trainable, frozen = (
+                nested({path: jnp.asarray(theirs.get(path, leaf), leaf.dtype) for path, leaf in flat(tree).items()})
+                for tree in (state.trainable, state.frozen)
+            )
+            state = jax.device_put(state.replace(trainable=trainable, frozen=frozen), shardings)
+        self.state, self.batch = state, put_batch(batch, config.data.groups, mesh)
+        self.step = make_train_step(self.model, self.optimizer, config.align_weight, shardings)
+
+    def flops(self) -> ModelFlops:
+        """Of the full batch."""
+        counter, work, chip = FlopCounter(self.config), full_work(self.config.data), chip_of(self.device.device_kind)
+        return ModelFlops(counter.forward(work).total, counter.step(work).total, chip.flops if chip else None)
+
+    def gradients(self) -> tuple[float, dict[str, float]]:
+        """The loss of the untouched weights, and how far each gradient is from the one that TorchSide left.
+
+        A distance is the norm of a leaf's difference over the leaf's norm.
+        """
+        gradient = jax.jit(make_gradient(self.model, self.config.align_weight))
+        gradients, metrics = gradient(self.state.trainable, self.state.frozen, self.batch)
+        theirs = flat(params_from_torch(load_file(self.folder / "gradients.safetensors"), self.config.model))
+        distances = {
+            path: float(jnp.linalg.norm(ours - theirs[path]) / jnp.linalg.norm(theirs[path]))
+            for path, ours in flat(gradients).items()
+        }
+        return float(metrics["loss"]), distances
+
+    def programs(self) -> dict[str, Program]:
+        """Everything that is timed, by name; see benchmarks/train_step.py."""
+        batch, params = self.batch, self.state.params
+        x = jax.jit(partial(self._apply, method=OmniVinci.embed))(params, batch)
+        positions, segment_ids = (a.reshape(-1, a.shape[-1]) for a in (batch.positions, batch.segment_ids))
+        decode = partial(self._apply, method=OmniVinci.decode)
+        hidden = jax.jit(decode)(params, x, positions, segment_ids).reshape(*batch.tokens.shape, -1)
+        forward = jax.jit(self._loss)
+        programs = {
+            "forward": lambda: forward(self.state.params, batch).block_until_ready(),
+            "train step": self._train_step,
+            "optimizer": self._optimizer(),
+        }
+        for name, modules, function, *values in (
+            ("vision tower", ("vision_tower", "mm_projector"), self._vision, batch),
+            ("sound tower", ("sound_tower", "sound_mm_projector"), self._sound, batch),
+            ("decoder", ("llm/layers", "llm/norm"), decode, x, positions, segment_ids),
+            ("head and loss", ("llm/lm_head", "llm/embed_tokens"), self._head_and_loss, hidden, batch),
+        ):
+            programs[name], programs[f"{name}, backward"] = self._part(modules, function, *values)
+        return programs
+
+    def _apply(self, params: dict, *values: object, method: Callable) -> object:
+        return self.model.apply({"params": params}, *values, method=method)
+
+    def _vision(self, params: dict, batch: Batch) -> jax.Array:
+        return self._apply(params, batch, method=OmniVinci.encode)[0]
+
+    def _sound(self, params: dict, batch: Batch) -> jax.Array:
+        return self._apply(params, batch, method=OmniVinci.encode)[1]
+
+    def _head_and_loss(self, params: dict, hidden: jax.Array, batch: Batch) -> jax.Array:
+        losses, _ = score_slots(self.model, params, hidden, batch.targets)
+        return weighted_mean(losses, batch.loss_weights)
+
+    def _loss(self, params: dict, batch: Batch) -> jax.Array:
+        return self._head_and_loss(params, self.model.apply({"params": params}, batch).hidden, batch)
+
+    def _train_step(self) -> None:
+        self.state, metrics = self.step(self.state, self.batch)
+        jax.block_until_ready((self.state, metrics))
+
+    def _optimizer(self) -> Program:
+        gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), self.state.trainable)
+
+        @partial(jax.jit, donate_argnums=(1, 2))
+        def update(gradients: dict, opt_state: optax.OptState, trainable: dict) -> tuple[optax.OptState, dict]:
+            updates, opt_state = self.optimizer.update(gradients, opt_state, trainable)
+            return opt_state, optax.apply_updates(trainable, updates)
+
+        def run() -> None:
+            opt_state, trainable = update(gradients, self.state.opt_state, self.state.trainable)
+            self.state = jax.block_until_ready(self.state.replace(opt_state=opt_state, trainable=trainable))
+
+        return run
+
+    def _part(
+        self, modules: tuple[str, ...], function: Callable, value: jax.Array | Batch, *rest: jax.Array
+    ) -> tuple[Program, Program]:
+        """Forward, and with backward, of a part alone: to what it trains, and to `value` if that is an activation."""
+
+        def forward(own: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array) -> jax.Array:
+            return function(nested(own | others), value, *rest)
+
+        def backward(
+            cotangent: jax.Array, own: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array
+        ) -> tuple:
+            inputs = (own,) if isinstance(value, Batch) else (own, value)
+            return jax.vjp(lambda own, value=value: forward(own, others, value, *rest), *inputs)[1](cotangent)
+
+        def run(compiled: Callable, *first: jax.Array) -> jax.Array:
+            own = {path: leaf for path, leaf in flat(self.state.trainable).items() if path.startswith(modules)}
+            others = {path: leaf for path, leaf in flat(self.state.params).items() if path not in own}
+            return jax.block_until_ready(compiled(*first, own, others, value, *rest))
+
+        forward_program = partial(run, jax.jit(forward))
+        return forward_program, partial(run, jax.jit(backward), jnp.ones_like(forward_program()))

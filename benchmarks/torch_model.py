@@ -1,0 +1,110 @@
+"""The model as a PyTorch user would put it together from transformers' parts, for videos that are one tile a frame.
+
+SDPA attention, SigLIP's last layer left out rather than computed and dropped, no copy that is not needed. A row is one
+conversation that begins at its first slot, so that causal attention needs no mask: padding is behind it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.models.time_embedding import frequencies
+from omnivinci_jax.sequence.batch import AUDIO, TEXT, Batch
+from tests.parity.torch_model import Merged
+
+
+class TorchBatch(NamedTuple):
+    """What of a Batch of one group the model reads; `labels` is -100 where nothing is trained."""
+
+    tokens: Tensor
+    slot_kind: Tensor
+    slot_index: Tensor
+    labels: Tensor
+    tiles: Tensor
+    windows: Tensor
+    vision_times: Tensor
+    audio_times: Tensor
+
+
+def torch_batch(batch: Batch, device: str) -> TorchBatch:
+    """The arrays of a group as tensors.
+
+    Raises:
+        ValueError: several groups, several conversations in a row, or images cut by Dynamic-S2.
+    """
+    if len(batch.tokens) != 1 or batch.segment_ids.max() > 1 or batch.s2_block.any():
+        raise ValueError("the PyTorch side reads one group of one conversation a row, with videos alone")
+    labels = np.where(batch.loss_weights > 0, batch.targets, -100)
+    arrays = batch._asdict() | {"labels": labels}
+    integers = ("tokens", "slot_index", "labels")
+    tensors = {name: torch.from_numpy(arrays[name][0]).to(device) for name in TorchBatch._fields}
+    return TorchBatch(**{name: x.long() if name in integers else x for name, x in tensors.items()})
+
+
+class TorchOmniVinci(Merged):
+    """The forward pass. Frozen is what ours freezes: what is never computed, and Whisper's positions."""
+
+    def __init__(self, config: OmniVinciConfig):
+        super().__init__(config)
+        if config.vision_pools != ((1, 1, 1),) or config.audio_compression != "max":
+            raise ValueError("the PyTorch side pools no frames, and compresses sound by its maximum")
+        self.config = config
+        tower = self.vision_tower.vision_tower
+        for module in (tower.encoder.layers[-1], tower.post_layernorm, self.sound_tower.embed_positions):
+            module.requires_grad_(False)
+
+    def vision_tokens(self, tiles: Tensor) -> Tensor:
+        """[tiles · tokens, D] of [tiles, P, P, 3] bytes."""
+        tower, layers = self.vision_tower.vision_tower, self.mm_projector.layers
+        x = tower.embeddings(tiles.permute(0, 3, 1, 2) / 127.5 - 1)
+        for layer in tower.encoder.layers[:-1]:
+            x = layer(x, None)
+        # A frame stands for every scale of Dynamic-S2.
+        x = torch.cat([x] * len(self.config.s2_scales), dim=-1)
+        grid = self.config.tile_grid
+        x = rearrange(x, "n (h i w j) c -> (n h w) (i j c)", h=grid, i=2, w=grid, j=2)
+        return layers["4"](nn.functional.gelu(layers["2"](layers["1"](x))))
+
+    def sound_tokens(self, windows: Tensor) -> Tensor:
+        """[windows · tokens, D] of [windows, F, M]."""
+        x = self.sound_tower(windows.transpose(1, 2)).last_hidden_state
+        pairs = x[:, : x.shape[1] // 2 * 2].unflatten(1, (-1, 2))
+        x, layers = torch.maximum(*pairs.unbind(2)).flatten(0, 1), self.sound_mm_projector.layers
+        return layers["2"](nn.functional.gelu(layers["0"](x)))
+
+    def fill_slots(self, batch: TorchBatch, vision: Tensor, audio: Tensor) -> Tensor:
+        """[rows, slots, D]: embeddings of text, and the media's tokens with time in them where they belong."""
+        vision = rotate(vision, batch.vision_times, frequencies(self.config.video_time))
+        audio = rotate(audio, batch.audio_times, frequencies(self.config.sound_time))
+        pool, media = torch.cat([vision, audio]), batch.slot_kind != TEXT
+        index = batch.slot_index + len(vision) * (batch.slot_kind == AUDIO)
+        x = self.llm.model.embed_tokens(batch.tokens)
+        x[media] = pool[index[media]].to(x.dtype)
+        return x
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Hidden states after the final norm."""
+        return self.llm.model(inputs_embeds=x, use_cache=False).last_hidden_state
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of what is trained."""
+        logits = self.llm.lm_head(hidden).flatten(0, 1).float()
+        return nn.functional.cross_entropy(logits, labels.flatten())
+
+    def forward(self, batch: TorchBatch) -> Tensor:
+        """The loss of a group."""
+        vision, audio = self.vision_tokens(batch.tiles), self.sound_tokens(batch.windows)
+        return self.loss(self.decode(self.fill_slots(batch, vision, audio)), batch.labels)
+
+
+def rotate(x: Tensor, times: Tensor, frequency: np.ndarray) -> Tensor:
+    """Constrained Rotary Time Embedding: Equations (4) and (5) on the first channels."""
+    turns = times.double()[:, None] * torch.from_numpy(frequency).to(times.device)
+    angles, channels = 2 * torch.pi * turns, len(frequency)
+    head = x[:, :channels]
+    half = torch.stack([-head[:, 1::2], head[:, 0::2]], dim=-1).flatten(-2)
+    return torch.cat([head * angles.cos().float() + half * angles.sin().float(), x[:, channels:]], dim=-1)

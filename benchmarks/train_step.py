@@ -1,0 +1,189 @@
+"""A training step of the mid-size model against the same model of transformers' PyTorch parts, on the same cores.
+
+python -m benchmarks.train_step                        # configs/mid.py in float32; needs torch, takes five minutes
+python -m benchmarks.train_step --dtype bfloat16
+
+Same weights, same batch (two rows of 1,024 slots, each a video with sound and text), same update: loss, gradients,
+clipping of their norm, AdamW. First losses and gradients are compared, then each program is timed: `forward` ends at
+the loss; a part takes what the whole model would give it, and its `backward` includes its forward pass. The last line
+is what the step takes besides.
+
+Both sides live in processes of their own and work by turns, so that neither competes with the other's threads and a
+change in the machine's speed meets both; a ratio is the median over the turns. Both get the allocator's settings of
+launch/xla_flags.sh, without which either spends much of its time on page faults. Model FLOPs are those of
+train/flops.py.
+
+With `--decoder 3b` or `7b` (a GPU's work) ours is timed alone, with the published towers. 7b trains what is in front of
+its decoder: AdamW's float32 state of all of it is larger than one device.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.video_batch import video_batch
+from configs import mid, omnivinci_9b
+from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.settings import TrainConfig, from_mapping
+
+PARTS = ("vision tower", "sound tower", "decoder", "head and loss")
+PROGRAMS = ("forward", "train step", *(part + end for part in PARTS for end in ("", ", backward")), "optimizer")
+BIG = Capacity(rows=1, slots=8192, tiles=128, windows=6, clips=1)  # 4,096 vision and 2,250 audio tokens
+WARMUP = 2
+# Largest relative difference of losses, and of gradients (norm of the difference over the norm, each leaf).
+TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (1e-2, 1e-1)}
+
+
+def step_config(decoder: str, dtype: str) -> TrainConfig:
+    """What is trained; without OmniAlignNet, which PyTorch has no module of."""
+    if decoder == "mid":
+        config, frozen = from_mapping(TrainConfig, mid.get_config()), ()
+    else:
+        config = from_mapping(TrainConfig, omnivinci_9b.get_config(decoder))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, groups=1, capacity=BIG))
+        frozen = ("llm/.*",) if decoder == "7b" else ()
+    frozen = (*config.frozen, "omni_align/.*", *frozen)
+    return dataclasses.replace(config, dtype=dtype, align_weight=0.0, frozen=frozen)
+
+
+class Worker:
+    """A side in a process of its own, which works only while it is asked to."""
+
+    def __init__(self, side: str, config: TrainConfig, folder: Path):
+        """Starts the process and waits until it has its model; the sides leave files for each other in `folder`."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, remote = context.Pipe()
+        context.Process(target=_work, args=(side, config, folder, remote), daemon=True).start()
+        remote.close()
+        self.version = self._connection.recv()
+
+    def ask(self, method: str) -> Any:
+        """What a method of the side returns."""
+        self._connection.send(method)
+        return self._connection.recv()
+
+    def seconds(self, program: str) -> float:
+        """Runs a program once."""
+        return self.ask(program)
+
+
+def _work(side: str, config: TrainConfig, folder: Path, connection: Connection) -> None:
+    if side == "torch":
+        from benchmarks.torch_side import TorchSide as Side
+    else:
+        from benchmarks.jax_side import JaxSide as Side
+    this, programs = Side(config, video_batch(config.model, config.data.capacity), folder), {}
+    connection.send(this.version)
+    while question := _receive(connection):
+        if question not in PROGRAMS:
+            connection.send(getattr(this, question)())
+            continue
+        programs = programs or this.programs()
+        start = time.perf_counter()
+        programs[question]()
+        connection.send(time.perf_counter() - start)
+
+
+def _receive(connection: Connection) -> str | None:
+    try:
+        return connection.recv()
+    except EOFError:  # the benchmark is over
+        return None
+
+
+def compare(torch: Worker, ours: Worker, dtype: str) -> None:
+    """Prints how far losses and gradients are apart; exits where that is more than rounding."""
+    loss_tolerance, gradient_tolerance = TOLERANCES[dtype]
+    expected = torch.ask("gradients")
+    loss, distances = ours.ask("gradients")
+    # In exact arithmetic this gradient is zero, since softmax takes away what is the same for all keys.
+    del distances["vision_tower/layers/self_attn/k_proj/bias"]
+    worst = max(distances, key=distances.get)
+    print(
+        f"loss {loss:.6f}, theirs {expected:.6f}; gradients of {len(distances)} leaves within {distances[worst]:.1e} "
+        f"of theirs ({worst})",
+        flush=True,
+    )
+    if abs(loss - expected) > loss_tolerance * expected or distances[worst] > gradient_tolerance:
+        raise SystemExit("the two sides do not compute the same: nothing is timed")
+
+
+def time_by_turns(workers: list[Worker], program: str, turns: int) -> np.ndarray:
+    """Seconds of each worker at each turn, [turns, workers], after some turns that do not count."""
+    seconds = [[worker.seconds(program) for worker in workers] for _ in range(WARMUP + turns)]
+    return np.array(seconds[WARMUP:])
+
+
+def table(workers: list[Worker], turns: int) -> Iterator[str]:
+    """Lines of the table: medians, and where there are two sides the median of theirs / ours at each turn."""
+    compared, medians = len(workers) > 1, {}
+    yield _line("seconds", *(worker.version for worker in workers), *["ratio"] * compared)
+    yield _line(*["---"] * (1 + len(workers) + compared))
+    for program in PROGRAMS:
+        seconds = time_by_turns(workers, program, turns)
+        medians[program] = np.median(seconds, axis=0)
+        ratio = [np.median(seconds[:, 0] / seconds[:, 1])] if compared else []
+        yield _line(program, *(f"{median:.3f}" for median in medians[program]), *(f"{x:.2f}" for x in ratio))
+    parts = sum(medians[name] for name in ("optimizer", *(f"{part}, backward" for part in PARTS)))
+    rest = medians["train step"] - parts
+    yield _line("the rest of the step", *(f"{seconds:.3f}" for seconds in rest), *[""] * compared)
+    flops = workers[-1].ask("flops")
+    for program, work in (("forward", flops.forward), ("train step", flops.step)):
+        rates = work / medians[program]
+        of_peak = f" ({rates[-1] / flops.peak:.1%} MFU)" if flops.peak else ""
+        cells = [f"{rate / 1e9:,.0f}" for rate in rates]
+        yield _line(f"{program}, model GFLOP/s", *cells[:-1], cells[-1] + of_peak, *[""] * compared)
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def processor() -> str:
+    """The processor's name and cores."""
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
+    return f"{os.cpu_count()} cores of {found[1] if found else platform.processor()}"
+
+
+def main() -> None:
+    """Compares, times by turns, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--decoder", choices=("mid", "3b", "7b"), default="mid")
+    parser.add_argument("--dtype", choices=TOLERANCES, default="float32")
+    parser.add_argument("--turns", type=int, default=10, help="how often each program is timed")
+    options = parser.parse_args()
+    # Read when a process starts, which the workers are yet to do.
+    tunables = subprocess.run(
+        ["bash", "-c", ". launch/xla_flags.sh cpu && echo -n $GLIBC_TUNABLES"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    os.environ["GLIBC_TUNABLES"] = tunables.stdout
+    config = step_config(options.decoder, options.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = ("torch", "jax") if options.decoder == "mid" else ("jax",)
+        workers = [Worker(side, config, Path(folder)) for side in sides]
+        if len(workers) > 1:
+            compare(*workers, options.dtype)
+        print(f"\n{options.decoder}, {options.dtype}; {processor()}; {tunables.stdout}; {datetime.date.today()}\n")
+        for line in table(workers, options.turns):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""A full group of videos with sound, without files: what a training step gets, at any capacity."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.sequence.assemble import PackedRow, assemble
+from omnivinci_jax.sequence.batch import TEXT, Batch, Capacity
+from omnivinci_jax.sequence.chat import Media
+from omnivinci_jax.sequence.row import Row, SoundSize, VideoSize, lay_out_media
+
+
+def video_batch(config: OmniVinciConfig, capacity: Capacity, seed: int = 0) -> Batch:
+    """One group in which each row is one conversation: a video with sound, then text up to the row's end.
+
+    Rows share the capacity's tiles and windows evenly; pixels, log-mel and text are random, and the second half of the
+    text is trained.
+
+    Raises:
+        ConfigError: a capacity whose rows have no room for text behind their video.
+    """
+    rng = np.random.default_rng(seed)
+    frames, windows = capacity.tiles // capacity.rows, capacity.windows // capacity.rows
+    side, audio = config.vision.image_size, config.audio
+    packed = []
+    for place in range(capacity.rows):
+        tiles = rng.integers(0, 256, (frames, side, side, 3), np.uint8)
+        mel = rng.normal(size=(windows, audio.window_frames, audio.num_mel_bins)).astype(np.float32)
+        packed.append(PackedRow(place, 1, _row(config, capacity.slots, frames, windows, place, rng), tiles, mel))
+    return jax.tree.map(lambda array: array[None], assemble(packed, config, capacity))
+
+
+def _row(config: OmniVinciConfig, slots: int, frames: int, windows: int, number: int, rng: np.random.Generator) -> Row:
+    seconds = windows * config.window_samples / config.sampling_rate
+    times = tuple(float(time) for time in np.arange(frames) * seconds / frames)
+    size = VideoSize(tuple(range(frames)), times, seconds, SoundSize(seconds, windows))
+    video = lay_out_media(Media("video", f"{number}.mp4"), size, config)
+    text = slots - len(video)
+    if text < 2:
+        raise ConfigError(f"{frames} frames and {windows} windows take {len(video)} of a row's {slots} slots")
+    return dataclasses.replace(
+        video,
+        tokens=np.append(video.tokens, rng.integers(0, config.text.vocab_size, text, np.int32)),
+        trained=np.append(video.trained, np.arange(text) >= text // 2),
+        slot_kind=np.append(video.slot_kind, np.full(text, TEXT, np.int8)),
+        slot_index=np.append(video.slot_index, np.zeros(text, np.int32)),
+    )
