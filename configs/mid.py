@@ -53,7 +53,7 @@ def get_config():
             data=data,
             optimizer=OptimizerConfig(learning_rate=1e-4),
             dtype="float32",
-            tower_remat="none",
-            decoder_remat="none",
+            tower_remat="dots",
+            decoder_remat="dots",
         )
     )

@@ -38,8 +38,8 @@ def _product(
 ) -> Float[Array, "*batch out"]:
     """x @ kernel computed in the type of x; `axes` are the kernel's logical ones.
 
-    Its own gradient rule, because JAX's makes the transpose of the kernel's gradient first, for which XLA copies the
-    activations across on a CPU (a training step takes half as long again), and rounds it to the type of x.
+    Its own gradient rule, because JAX's rounds the kernel's gradient to the type of x, and makes it in a way that costs
+    a training step on a CPU half as much time again (`_outer`).
     """
     return jnp.dot(x, _gathered(kernel, axes, x.dtype), preferred_element_type=out_dtype)
 
@@ -72,10 +72,20 @@ def _product_backward(
 ) -> tuple[Array, Array]:
     x, kernel = saved
     gradient = gradient.astype(x.dtype)
-    batch = tuple(range(x.ndim - 1))
-    kernel_gradient = jax.lax.dot_general(x, gradient, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+    kernel_gradient = jax.lax.platform_dependent(x, gradient, cpu=_outer_on_cpu, default=_outer)
     kernel_gradient = _constrain(kernel_gradient.astype(kernel.dtype), axes)
     return jnp.dot(gradient, _gathered(kernel, axes, x.dtype).T), kernel_gradient
+
+
+def _outer(x: Float[Array, "*batch in"], y: Float[Array, "*batch out"]) -> Float[Array, "in out"]:
+    """The sum of outer products, in float32."""
+    batch = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, y, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _outer_on_cpu(x: Float[Array, "*batch in"], y: Float[Array, "*batch out"]) -> Float[Array, "in out"]:
+    """The same, the narrower operand first: XLA copies the first across. The barrier keeps it from turning them."""
+    return _outer(x, y) if x.shape[-1] <= y.shape[-1] else jax.lax.optimization_barrier(_outer(y, x)).T
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -123,9 +133,14 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
         """Rows of the table."""
-        # Whole: XLA makes much of a gather from a table whose width is shared. In float32, for its gradient's sums.
-        table = _constrain(self.embedding, _gathered_axes(self.axes))
-        return jnp.take(table, ids, axis=0).astype(self.dtype)
+        if jax.sharding.get_abstract_mesh().empty or not nn.get_logical_axis_rules():
+            return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        table_axes = nn.logical_to_mesh_axes(self.axes)
+        ids_axes = nn.logical_to_mesh_axes(("group", None, "length")[: ids.ndim])
+        look_up = partial(_look_up, rows=self.num_embeddings, row_axis=table_axes[0], width_axis=table_axes[1])
+        out_axes = jax.sharding.PartitionSpec(*ids_axes, None)
+        look_up = jax.shard_map(look_up, in_specs=(table_axes, ids_axes), out_specs=out_axes, check_vma=False)
+        return look_up(self.embedding, ids).astype(self.dtype)
 
     def table(self) -> Float[Array, "rows features"]:
         """The whole table, for learned positions."""
@@ -134,6 +149,25 @@ class Embedding(nn.Module):
     def attend(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch rows"]:
         """Products with every row in float32: the logits of a tied head."""
         return jnp.dot(x.astype(self.dtype), self.table().T, preferred_element_type=jnp.float32)
+
+
+def _look_up(
+    table: Float[Array, "rows features"], ids: Int[Array, "*batch"], rows: int, row_axis: str | None, width_axis: str
+) -> Float[Array, "*batch features"]:
+    """Rows of a table, in a shard_map: of `rows` rows a device has some, and a part of their width.
+
+    It reads its part of the width for the ids of all devices that share the width, and exchanges that for the whole
+    width of its own. So neither the table nor its gradient, which is much larger than a batch, is anywhere whole.
+    """
+    every = jax.lax.all_gather(ids, width_axis, axis=0, tiled=True)
+    if row_axis:
+        place = every - jax.lax.axis_index(row_axis) * len(table)
+        elsewhere = (every >= 0) & (every < rows) & ((place < 0) | (place >= len(table)))
+        x = jnp.where(elsewhere[..., None], 0, jnp.take(table, place, axis=0))
+        x = jax.lax.psum(x, row_axis)
+    else:
+        x = jnp.take(table, every, axis=0)
+    return jax.lax.all_to_all(x, width_axis, split_axis=0, concat_axis=ids.ndim, tiled=True)
 
 
 def conv3(features: int, stride: int, dtype: DTypeLike, name: str, kernel_init: Initializer = LECUN) -> nn.Conv:
@@ -168,6 +202,11 @@ def rms_norm(eps: float, dtype: DTypeLike, name: str | None = None) -> nn.RMSNor
     return nn.RMSNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, scale_init=init, name=name)
 
 
+def rematted(part: Callable, remat: Remat, prevent_cse: bool = True) -> Callable:
+    """A module class, or a function of a module, that recomputes in the backward pass what `remat` says."""
+    return part if remat == "none" else nn.remat(part, policy=REMAT_POLICIES[remat], prevent_cse=prevent_cse)
+
+
 def layer_stack(layer: type[nn.Module], length: int, remat: Remat) -> Callable[..., nn.Module]:
     """`length` copies of `layer`, run one after the other by a scan over parameters stacked on axis 0.
 
@@ -178,10 +217,8 @@ def layer_stack(layer: type[nn.Module], length: int, remat: Remat) -> Callable[.
         remat: what the backward pass finds saved besides each layer's input: `none` recomputes nothing, `full`
             recomputes everything, `dots` all but the products with weights.
     """
-    if remat != "none":
-        layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)  # a scan already keeps them apart
     return nn.scan(
-        layer,
+        rematted(layer, remat, prevent_cse=False),  # a scan already keeps them apart
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,

@@ -22,7 +22,7 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.models.af_whisper import AFWhisperTower
 from omnivinci_jax.models.attention_kernels import Implementation
 from omnivinci_jax.models.dynamic_s2 import merge_scales
-from omnivinci_jax.models.layers import Remat
+from omnivinci_jax.models.layers import Remat, rematted
 from omnivinci_jax.models.omni_align import ClipEmbeddings, OmniAlignNet
 from omnivinci_jax.models.projectors import SoundProjector, VisionProjector
 from omnivinci_jax.models.qwen2 import Qwen2
@@ -88,10 +88,18 @@ class OmniVinci(nn.Module):
 
         Vision tokens are those of each pool in turn, by frame group, then row by row; audio tokens go by window.
         """
-        config = self.config
         groups = len(batch.tiles)
         x = _constrain(rearrange(batch.tiles, "g n ... -> (g n) ..."), "media")
         x = _constrain(self.vision_tower(x), "media")
+        vision = rematted(OmniVinci.pool_tiles, self.tower_remat)(self, x, batch)
+
+        x = _constrain(rearrange(batch.windows, "g w f m -> (g w) f m"), "media")
+        x = _constrain(self.sound_mm_projector(_constrain(self.sound_tower(x), "media")), "media")
+        return vision, _constrain(rearrange(x, "(g w) s d -> g (w s) d", g=groups), "group")
+
+    def pool_tiles(self, x: Float[Array, "G*N S C"], batch: Batch) -> Float[Array, "G V D"]:
+        """Vision tokens from the tower's features: scales merged, projected, pooled in time."""
+        config, groups = self.config, len(batch.tiles)
         x = rearrange(x, "(g n) (h w) c -> g n h w c", g=groups, h=config.vision.grid)
         x = _constrain(x, "group")  # a tile's scales may be anywhere in its group
         x = jax.vmap(lambda *arrays: merge_scales(*arrays, config.s2_sides))(x, batch.s2_sources, batch.s2_block)
@@ -102,11 +110,7 @@ class OmniVinci(nn.Module):
         pooled = [
             jax.vmap(lambda x, members, p=pool: pool_frames(x, members, p))(x, members) for pool, members in pools
         ]
-        vision = jnp.concatenate(pooled, axis=1)
-
-        x = _constrain(rearrange(batch.windows, "g w f m -> (g w) f m"), "media")
-        x = _constrain(self.sound_mm_projector(_constrain(self.sound_tower(x), "media")), "media")
-        return vision, _constrain(rearrange(x, "(g w) s d -> g (w s) d", g=groups), "group")
+        return jnp.concatenate(pooled, axis=1)
 
     def fill_slots(
         self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]
@@ -144,6 +148,11 @@ class OmniVinci(nn.Module):
         """The parameters that `logits` needs."""
         head = "embed_tokens" if self.config.text.tie_word_embeddings else "lm_head"
         return {"llm": {head: params["llm"][head]}}
+
+    @property
+    def head_axes(self) -> tuple[str, str]:
+        """Logical axes of the one array in `head_params`."""
+        return ("vocab", "embed") if self.config.text.tie_word_embeddings else ("embed", "vocab")
 
 
 def _constrain(x: Array, *axes: str) -> Array:

@@ -8,9 +8,6 @@ from jaxtyping import Int64
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.row import Row
 
-# How many groups are open at once: more pack tighter, and cost time only while planning.
-_OPEN_GROUPS = 32
-
 
 class RowSize(NamedTuple):
     """What one conversation takes of a group's Capacity."""
@@ -34,37 +31,43 @@ def fits(size: RowSize, capacity: Capacity) -> bool:
 def pack(sizes: Int64[np.ndarray, "samples 4"], capacity: Capacity) -> list[list[list[int]]]:
     """Packs samples into groups: for each group its rows, for each row the positions of its samples in `sizes`.
 
-    Longest first, best fit over the open groups: every sample is in exactly one row, rows hold at most
-    `capacity.slots` slots and groups at most `capacity`'s tiles, windows and clips. Each sample must fit alone.
+    Every sample is in exactly one row, rows hold at most `capacity.slots` slots and groups at most `capacity`'s tiles,
+    windows and clips. Each sample must fit alone.
+
+    One row is filled after the other, each pick from all samples that are left: first the one that leaves the least
+    of everything (the norm of what remains of slots, tiles, windows and clips, so that none runs out long before the
+    others); near the end of the row, the one or two that leave the fewest slots.
     """
-    groups, open_groups = [], []
-    for sample in np.argsort(-sizes[:, 0], kind="stable"):
-        slots, pool = int(sizes[sample, 0]), sizes[sample, 1:]
-        best = None
-        for group in open_groups:
-            if (pool > group.pool).any():
-                continue
-            row = min(
-                (r for r, room in enumerate(group.room) if room >= slots), key=group.room.__getitem__, default=None
-            )
-            if row is not None and (best is None or group.room[row] < best[0].room[best[1]]):
-                best = group, row
-        if best is None:
-            if len(open_groups) == _OPEN_GROUPS:
-                open_groups.remove(min(open_groups, key=lambda group: sum(group.room)))
-            group = _Group(capacity)
-            groups.append(group)
-            open_groups.append(group)
-            best = group, 0
-        group, row = best
-        group.rows[row].append(int(sample))
-        group.room[row] -= slots
-        group.pool = group.pool - pool
-    return [group.rows for group in groups]
+    # By length, so that the longest that fits beside another is found by bisection.
+    left = np.argsort(sizes[:, 0], kind="stable")
+    groups = []
+    while len(left):
+        pool, rows = np.array(capacity[2:]), []
+        for _ in range(capacity.rows):
+            row, room = [], np.array([capacity.slots, *pool])
+            while len(fitting := np.flatnonzero((sizes[left] <= room).all(axis=1))):
+                places = fitting[_next(sizes[left[fitting]], room, capacity)]
+                row += left[places].tolist()
+                room -= sizes[left[places]].sum(axis=0)
+                left = np.delete(left, places)
+            pool = room[1:]
+            rows.append(row)
+        groups.append(rows)
+    return groups
 
 
-class _Group:
-    def __init__(self, capacity: Capacity):
-        self.rows = [[] for _ in range(capacity.rows)]
-        self.room = [capacity.slots] * capacity.rows
-        self.pool = np.array(capacity[2:])
+def _next(
+    sizes: Int64[np.ndarray, "fitting 4"], room: Int64[np.ndarray, " 4"], capacity: Capacity
+) -> Int64[np.ndarray, " picks"]:
+    """One or two of the samples that fit, by length, into the `room` that a row and its group have left."""
+    slots = sizes[:, 0]
+    if room[0] > 2 * slots[-1]:
+        remains = (room - sizes) / np.maximum(capacity[1:], 1)
+        return np.array([np.square(remains).sum(axis=1).argmin()])
+    first = np.arange(len(slots))
+    second = np.searchsorted(slots, room[0] - slots, side="right") - 1
+    second -= second == first
+    pairs = sizes + sizes[second]
+    unfit = (second < 0) | (pairs > room).any(axis=1)
+    best = np.where(unfit, 0, pairs[:, 0]).argmax()
+    return np.array([len(slots) - 1]) if unfit[best] or pairs[best, 0] < slots[-1] else np.array([best, second[best]])
