@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,10 +18,27 @@ from omnivinci_jax.sequence.batch import Capacity
 
 
 @dataclass(frozen=True)
+class Source:
+    """One data set of a mixture.
+
+    name: of its metrics; modality: what its metrics are listed under.
+    path: a JSONL file, or a folder of shards (`omnivinci shard`).
+    weight: its part of the samples, relative to the other weights; 0 leaves it out.
+    """
+
+    name: str
+    path: str
+    modality: Literal["text", "image", "sound", "speech", "video", "omni"]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where data are and how they become batches.
 
-    train, val, held_out: JSONL files; val chooses the best model, held_out is measured once, at the end; "" for none.
+    train, val, held_out: JSONL files, or folders of shards; val chooses the best model, held_out is measured once, at
+        the end; "" for none.
+    sources: a mixture to train on, in place of `train`.
     groups: groups in a global batch; capacity: what one group holds.
     workers: loader processes; 0 reads in the training process.
     too_long: a sample that does not fit a group is skipped, or its videos are sampled thinner.
@@ -30,6 +48,7 @@ class DataConfig:
     """
 
     train: str = ""
+    sources: tuple[Source, ...] = ()
     val: str = ""
     held_out: str = ""
     groups: int = 1
@@ -112,13 +131,19 @@ class TrainConfig:
 
 
 def to_config_dict(settings: Any) -> ConfigDict:
-    """A dataclass as a ConfigDict whose values can be overridden from the command line (None keeps its type)."""
+    """A dataclass as a ConfigDict whose values can be overridden from the command line (None keeps its type).
+
+    A tuple of things with names is a dictionary by name, so that each can be reached from there:
+    `--config.data.sources.NAME.weight=0`.
+    """
     hints, fields = typing.get_type_hints(type(settings)), _fields(type(settings))
     values = ConfigDict()
     for name in fields:
         value = getattr(settings, name)
         if _fields(type(value)):
             values[name] = to_config_dict(value)
+        elif _is_named(hints[name]):
+            values[name] = _by_name(value, name, to_config_dict)
         elif value is None:
             (values[name],) = (config_dict.placeholder(hint) for hint in typing.get_args(hints[name])[:1])
         else:
@@ -138,7 +163,11 @@ def from_mapping(cls: type, values: typing.Mapping, key: str = "config") -> Any:
 def to_mapping(settings: Any) -> Any:
     """A dataclass as nested plain dicts and lists, as JSON holds them."""
     if names := _fields(type(settings)):
-        return {name: to_mapping(getattr(settings, name)) for name in names}
+        hints = typing.get_type_hints(type(settings))
+        return {
+            name: _by_name(value, name, to_mapping) if _is_named(hints[name]) else to_mapping(value)
+            for name, value in ((name, getattr(settings, name)) for name in names)
+        }
     return [to_mapping(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
@@ -148,6 +177,10 @@ def load_config(arguments: list[str]) -> TrainConfig:
     Raises:
         ConfigError: a file that cannot be read, a key that does not exist, a value of another type, a stray argument.
     """
+    if (
+        "" not in sys.path
+    ):  # configurations import each other as `configs.tiny`, which `python -m` allows and a script not
+        sys.path.insert(0, "")
     try:
         values, rest = _parse(arguments[:1] if arguments[:1] and "=" in arguments[0] else arguments[:2])
         _check_keys(values, arguments)
@@ -197,6 +230,20 @@ def _fields(cls: type) -> tuple[str, ...]:
     return getattr(cls, "_fields", ())
 
 
+def _is_named(hint: Any) -> bool:
+    """Whether a field is a tuple of dataclasses with names, which a configuration holds as a mapping."""
+    return typing.get_origin(hint) is tuple and "name" in _fields(typing.get_args(hint)[0])
+
+
+def _by_name(entries: tuple, key: str, convert: typing.Callable[[Any], typing.Mapping]) -> dict:
+    named = {}
+    for entry in entries:
+        if entry.name in named:
+            raise ConfigError(f"{key}: there are two of the name {entry.name!r}; give each its own")
+        named[entry.name] = {name: value for name, value in convert(entry).items() if name != "name"}
+    return named
+
+
 def _build(hint: Any, value: Any, key: str) -> Any:
     if isinstance(hint, type) and _fields(hint):
         if not isinstance(value, typing.Mapping | ConfigDict):
@@ -210,6 +257,9 @@ def _build(hint: Any, value: Any, key: str) -> Any:
             supported = ", ".join(map(repr, typing.get_args(hint)))
             raise ConfigError(f"{key} is {value!r}: supported are {supported}")
         return value
+    if _is_named(hint):
+        entry = typing.get_args(hint)[0]
+        return tuple(from_mapping(entry, {"name": name, **value[name]}, f"{key}.{name}") for name in value)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, typing.Sequence):
             raise ConfigError(f"{key} is {value!r}: it is a list")

@@ -1,5 +1,6 @@
 """The tokenizer of a model directory: `tokenizer.json` in Qwen2's format with the media tokens."""
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 
@@ -37,6 +38,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special tokens written in it are recognised."""

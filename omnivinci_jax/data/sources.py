@@ -1,0 +1,31 @@
+"""The registry of a configuration's training data: which sources there are, and what a path holds."""
+
+from pathlib import Path
+
+from omnivinci_jax.data.records import Jsonl, Records
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.settings import DataConfig, Source
+
+
+def open_records(path: Path) -> Records:
+    """What a path holds; whether there is anything shows when it is read."""
+    return Jsonl(path)
+
+
+def training_sources(settings: DataConfig) -> tuple[Source, ...]:
+    """The sources with a weight; a single file is a mixture of one.
+
+    Raises:
+        ConfigError: neither or both of `train` and `sources`, a negative weight, or none above 0.
+    """
+    if bool(settings.train) == bool(settings.sources):
+        given = "both are" if settings.train else "neither is"
+        raise ConfigError(f"config.data.train is one file, config.data.sources a mixture of several: {given} given")
+    sources = settings.sources or (Source("train", settings.train, "omni"),)
+    for source in sources:
+        if not 0 <= source.weight < float("inf"):
+            raise ConfigError(f"config.data.sources.{source.name}.weight is {source.weight}: it is 0 or more")
+    weighted = tuple(source for source in sources if source.weight)
+    if not weighted:
+        raise ConfigError("config.data.sources: the weights sum to 0; give at least one source a weight above 0")
+    return weighted
