@@ -65,6 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "check", _check, "list every problem of a JSONL file and its media")
     command.add_argument("data", type=Path)
 
+    command = _command(commands, "shard", _shard, "write a JSONL file and its media as ArrayRecord shards")
+    command.add_argument("data", type=Path, help="JSONL file")
+    command.add_argument(
+        "--out", required=True, help="folder of the shards, on a disk or gs://; the same command goes on"
+    )
+    command.add_argument("--per_shard", type=_positive, default=1000, help="conversations in a shard")
+    command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
+    command.add_argument("--decoder", choices=("default", "tfio"), default="default", help="what reads sound files")
+
     command = _command(commands, "evaluate", _evaluate, "exact-match accuracy of a model on a JSONL file")
     command.add_argument("--model", type=Path, required=True, help="model directory")
     command.add_argument("--data", type=Path, required=True, help="JSONL file")
@@ -114,6 +123,12 @@ def _steps(text: str) -> range:
     return range(int(first), int(last) + 1)
 
 
+def _positive(text: str) -> int:
+    if not (text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
 def _train(arguments) -> int:
     from omnivinci_jax.settings import load_config
 
@@ -152,6 +167,18 @@ def _check(arguments) -> int:
         print(problem)
     print(f"{arguments.data}: {count} conversations, {len(problems)} problem(s)")
     return 1 if problems else 0
+
+
+def _shard(arguments) -> int:
+    from etils import epath
+
+    from omnivinci_jax.data.write_shards import write_shards
+
+    out = epath.Path(arguments.out).expanduser()
+    manifest = write_shards(arguments.data, out, arguments.per_shard, arguments.workers, arguments.decoder)
+    size = sum(map(sum, manifest["bytes"])) / 2**20
+    print(f"{out}: {manifest['conversations']} conversations in {manifest['shards']} shards, {size:,.1f} MiB")
+    return 0
 
 
 def _evaluate(arguments) -> int:

@@ -6,10 +6,10 @@ import sys
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from omnivinci_jax.config import OmniVinciConfig
@@ -273,6 +273,6 @@ def _build(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
-def absolute(path: str) -> Path:
-    """A path of a configuration, with ~ expanded."""
-    return Path(path).expanduser()
+def absolute(path: str) -> epath.Path:
+    """A path of a configuration, on a disk (with ~ expanded) or in a bucket."""
+    return epath.Path(path).expanduser()

@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+from etils import epath
+
 from omnivinci_jax.data.records import Jsonl, Records
+from omnivinci_jax.data.shards import MANIFEST, Shards
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.paths import is_remote
 from omnivinci_jax.settings import DataConfig, Source
 
 
-def open_records(path: Path) -> Records:
-    """What a path holds; whether there is anything shows when it is read."""
-    return Jsonl(path)
+def open_records(path: epath.Path) -> Records:
+    """What a path holds: shards, or on a disk a JSONL file; that it is missing shows when it is read."""
+    return Shards(path) if is_remote(path) or (path / MANIFEST).exists() else Jsonl(Path(path))
 
 
 def training_sources(settings: DataConfig) -> tuple[Source, ...]:

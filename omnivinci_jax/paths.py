@@ -1,0 +1,49 @@
+"""Paths of a disk or a bucket: `epath.Path` is both, and what here is beside it is what the two do not share.
+
+Buckets (gs://) need the extra `gcs`. An object there is whole or not there, but a folder is only a prefix of names:
+renaming one copies every object, so nothing may depend on that being one event.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from etils import epath
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is in a bucket."""
+    return "://" in os.fspath(path)
+
+
+@contextmanager
+def written_whole(target: epath.Path) -> Iterator[Path]:
+    """A file of this machine to write; it becomes `target` when the block ends, and not at all where that raises."""
+    if is_remote(target):
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / target.name
+            yield part
+            target.write_bytes(part.read_bytes())
+        return
+    part = Path(target).with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def local_copy(path: epath.PathLike) -> Path:
+    """A file as one of this machine: itself, or a copy among the temporary files, made for the first who asks."""
+    if not is_remote(path):
+        return Path(path)
+    digest = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:32]
+    copy = Path(tempfile.gettempdir()) / "omnivinci" / f"{digest}-{epath.Path(path).name}"
+    if not copy.exists():
+        copy.parent.mkdir(exist_ok=True)
+        with written_whole(epath.Path(copy)) as part:
+            part.write_bytes(epath.Path(path).read_bytes())
+    return copy
