@@ -139,11 +139,13 @@ TFIO_PYTHON = os.environ.get("OMNIVINCI_TFIO_PYTHON")
 def test_tensorflow_io_reads_the_same_sounds(tmp_path):
     """wav, flac, ogg and mp3, two channels among them, at 16 kHz and resampled."""
     noise, lines = np.random.default_rng(0), ""
-    files = [(f"{rate}.{suffix}", rate) for rate in (16_000, 44_100) for suffix in ("wav", "flac", "ogg", "mp3")]
-    for name, rate in files:
+    formats = [("wav", None), ("flac", None), ("ogg", None), ("mp3", None)]
+    formats += [("wav", kind) for kind in ("PCM_U8", "PCM_24", "FLOAT")] + [("flac", "PCM_24")]
+    files = [(f"{kind}{rate}.{suffix}", rate, kind) for rate in (16_000, 44_100) for suffix, kind in formats]
+    for name, rate, kind in files:
         # Below 4 kHz: what encoders keep, so that a shift by one sample would show.
         sound = np.cumsum(noise.normal(size=(2 * rate, 2)), axis=0)
-        soundfile.write(tmp_path / name, 0.5 * sound / np.abs(sound).max(), rate)
+        soundfile.write(tmp_path / name, 0.5 * sound / np.abs(sound).max(), rate, kind)
         turns = [{"role": "user", "content": [{"type": "audio", "audio": name}]}, {"role": "assistant", "content": "a"}]
         lines += json.dumps({"messages": turns}) + "\n"
     (tmp_path / "data.jsonl").write_text(lines)
@@ -160,7 +162,7 @@ def test_tensorflow_io_reads_the_same_sounds(tmp_path):
     ]
     assert all(len(index) == len(files) and not index.problems for index in indices)
     assert np.array_equal(indices[0].sizes, indices[1].sizes)
-    for sample, (name, _) in enumerate(files):
+    for sample, (name, *_) in enumerate(files):
         (_, _, found), (_, _, expected) = (processor.load(index.conversation(sample)) for index in indices)
-        # Lossless files are the same; decoders of lossy ones may round differently.
+        # Lossless files are the same bit for bit; decoders of lossy ones round differently.
         np.testing.assert_allclose(found, expected, atol=0 if name.endswith(("wav", "flac")) else 1e-3, err_msg=name)
