@@ -28,7 +28,7 @@ def written_whole(target: epath.Path) -> Iterator[Path]:
             yield part
             target.write_bytes(part.read_bytes())
         return
-    part = Path(target).with_name(f".{target.name}.{os.getpid()}.part")
+    part = Path(target).with_name(f".{target.name}.{os.uname().nodename}-{os.getpid()}.part")
     try:
         yield part
         part.replace(target)
@@ -47,3 +47,38 @@ def local_copy(path: epath.PathLike) -> Path:
         with written_whole(epath.Path(copy)) as part:
             part.write_bytes(epath.Path(path).read_bytes())
     return copy
+
+
+class Mirrored:
+    """A folder for files that grow or are written piece by piece, which objects in a bucket cannot be.
+
+    On a disk `local` is the folder itself. In a bucket it is one of this machine, begun with the files that match
+    `patterns`, and `sync` uploads what has changed.
+    """
+
+    def __init__(self, folder: epath.Path, patterns: tuple[str, ...] = ()):
+        self._remote = folder if is_remote(folder) else None
+        self._uploaded = {}
+        if self._remote is None:
+            self.local = Path(folder)
+            return
+        self._temporary = tempfile.TemporaryDirectory()
+        self.local = Path(self._temporary.name) / folder.name
+        self.local.mkdir()
+        for pattern in patterns:
+            for file in folder.glob(pattern):
+                copy = self.local / file.name
+                copy.write_bytes(file.read_bytes())
+                self._uploaded[copy] = _state(copy)
+
+    def sync(self) -> None:
+        """Returns when everything is in the bucket."""
+        for file in sorted(self.local.rglob("*")) if self._remote else ():
+            state = _state(file)
+            if file.is_file() and self._uploaded.get(file) != state:
+                (self._remote / file.relative_to(self.local)).write_bytes(file.read_bytes())
+                self._uploaded[file] = state
+
+
+def _state(file: Path) -> tuple[int, int]:
+    return file.stat().st_mtime_ns, file.stat().st_size

@@ -5,7 +5,6 @@ From it packs are planned, so that what a step reads is a pure function of (seed
 
 import hashlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int32, Int64
 from tqdm import tqdm
 
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Entry, Records
 from omnivinci_jax.errors import MediaError
+from omnivinci_jax.paths import written_whole
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation
 from omnivinci_jax.sequence.packing import RowSize, fits, row_size
@@ -130,28 +131,32 @@ def build_index(
 
 
 def open_index(
-    records: Records, processor: Processor, capacity: Capacity, too_long: TooLong, folder: Path, measurers: Measurers
+    records: Records,
+    processor: Processor,
+    capacity: Capacity,
+    too_long: TooLong,
+    folder: epath.Path,
+    measurers: Measurers,
 ) -> Index:
     """The index saved in `folder`, or a new one where the file, the settings or the tokenizer changed."""
     identity = (records.identity(), processor.tokenizer.digest, processor.config, processor.drop)
     key = hashlib.sha256(repr((identity, capacity, too_long)).encode()).hexdigest()[:16]
     saved = folder / f"{records.path.stem}-{key}.npz"
     if saved.exists():
-        with np.load(saved) as arrays:
+        with saved.open("rb") as file, np.load(file) as arrays:
             columns = [arrays[name] for name in ("places", "lines", "sizes", "max_frames")]
             return Index(records, *columns, tuple(arrays["problems"].tolist()))
     index = build_index(records, processor, capacity, too_long, measurers)
     folder.mkdir(parents=True, exist_ok=True)
-    part = saved.with_suffix(f".{os.uname().nodename}-{os.getpid()}.npz")  # other hosts may be at the same file
-    np.savez(
-        part,
-        places=index.places,
-        lines=index.lines,
-        sizes=index.sizes,
-        max_frames=index.max_frames,
-        problems=np.array(index.problems, str),
-    )
-    os.replace(part, saved)
+    with written_whole(saved) as part, open(part, "wb") as file:
+        np.savez(
+            file,
+            places=index.places,
+            lines=index.lines,
+            sizes=index.sizes,
+            max_frames=index.max_frames,
+            problems=np.array(index.problems, str),
+        )
     return index
 
 

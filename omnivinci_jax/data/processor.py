@@ -4,20 +4,19 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float32, UInt8
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import audio, decode, image
-from omnivinci_jax.paths import local_copy
+from omnivinci_jax.paths import local_copy, written_whole
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, SoundSize, VideoSize, lay_out
 from omnivinci_jax.sequence.tokenizer import Tokenizer
@@ -37,7 +36,7 @@ class Processor:
     config: OmniVinciConfig
     tokenizer: Tokenizer
     drop: Literal["nothing", "sound", "vision"] = "nothing"
-    cache: Path | None = None
+    cache: epath.Path | None = None
 
     def select(self, conversation: Conversation) -> Conversation:
         """The conversation without the media that `drop` takes away."""
@@ -164,15 +163,14 @@ class Processor:
         key = hashlib.sha256(repr((identity, self._media_settings())).encode()).hexdigest()[:32]
         path = self.cache / key[:2] / f"{key}.npz"
         if path.exists():
-            with np.load(path) as saved:
+            with path.open("rb") as file, np.load(file) as saved:
                 size = json.loads(saved["size"].item())
                 return _read_size(size), saved["tiles"], saved["windows"]
         with on_disk(item) as file:
             size, tiles, windows = self._load(file, tiled, max_frames)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        with written_whole(path) as part, open(part, "wb") as file:
             np.savez(file, size=json.dumps(_write_size(size)), tiles=tiles, windows=windows)
-        os.replace(file.name, path)
         return size, tiles, windows
 
     def _media_settings(self) -> tuple:

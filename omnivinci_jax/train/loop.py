@@ -3,9 +3,9 @@
 import logging
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import jax
+from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -20,9 +20,11 @@ from omnivinci_jax.errors import DataError, Preempted, UserError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import RULES, check_batch, own_groups, put_batch
+from omnivinci_jax.paths import Mirrored
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
+from omnivinci_jax.train.claim import Claim
 from omnivinci_jax.train.evaluation import Evaluation, accuracy_table, evaluate
 from omnivinci_jax.train.metrics import Meter, MetricsLog
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
@@ -54,7 +56,7 @@ class Progress:
     seconds: float = 0.0
 
 
-def train(config: TrainConfig, workdir: Path, profile_steps: range = range(0)) -> Evaluation | None:
+def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range(0)) -> Evaluation | None:
     """Trains, resuming what `workdir` holds; returns the held-out evaluation of the best model, where there is one.
 
     Args:
@@ -76,7 +78,7 @@ def train(config: TrainConfig, workdir: Path, profile_steps: range = range(0)) -
         for problem in index.problems:
             log.warning("left out: %s", problem)
 
-    with claimed(workdir, config), jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with claimed(workdir, config) as claim, jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         model = make_model(config, mesh.devices.flat[0].platform)
         optimizer = make_optimizer(config.optimizer, config.steps)
         shapes, shardings = abstract_state(model, optimizer, config.frozen, mesh)
@@ -90,7 +92,7 @@ def train(config: TrainConfig, workdir: Path, profile_steps: range = range(0)) -
         train_step = make_train_step(
             model, optimizer, config.align_weight, shardings, config.microbatches, len(mixture.sources)
         )
-        run = _Run(config, workdir, processor, model, mesh, checkpoints, progress, mixture, val_index)
+        run = _Run(config, workdir, processor, model, mesh, claim, checkpoints, progress, mixture, val_index)
         try:
             run.steps(state, train_step, profile_steps)
             return run.finish(shardings)
@@ -102,16 +104,20 @@ def train(config: TrainConfig, workdir: Path, profile_steps: range = range(0)) -
             raise Preempted(
                 f"another process was lost ({reason}); the last checkpoint is where to go on from"
             ) from None
+        finally:
+            run.files.sync()
 
 
 class _Run:
     """The loop's state on the host."""
 
-    def __init__(self, config, workdir, processor, model, mesh, checkpoints, progress, mixture, val_index):
+    def __init__(self, config, workdir, processor, model, mesh, claim, checkpoints, progress, mixture, val_index):
         self.config: TrainConfig = config
-        self.workdir: Path = workdir
+        self.workdir: epath.Path = workdir
+        self.files = Mirrored(workdir, ("metrics.jsonl", self._skipped_name))
         self.processor: Processor = processor
         self.mesh: Mesh = mesh
+        self.claim: Claim = claim
         self.checkpoints: Checkpoints = checkpoints
         self.progress: Progress = progress
         self.mixture: Mixture = mixture
@@ -119,7 +125,7 @@ class _Run:
         self.plan = Plan(mixture, config.data.capacity, config.seed)
         self.sources = SourceMeter(mixture)
         self.eval_step = make_eval_step(model, mesh)
-        self.metrics = MetricsLog(workdir, progress.step) if is_main() else None
+        self.metrics = MetricsLog(self.files.local, progress.step) if is_main() else None
         self.started = time.monotonic() - progress.seconds
 
     def steps(self, state: TrainState, train_step, profile_steps: range) -> None:
@@ -135,7 +141,7 @@ class _Run:
             disable=not is_main(),
         )  # fmt: skip
         meter, pending = Meter(config, self.mesh), None
-        with bar, Termination() as termination, Profile(self.workdir / "profile", profile_steps) as profile:
+        with bar, Termination() as termination, Profile(self.files.local / "profile", profile_steps) as profile:
             for batch, skipped in meter.waited(batches):
                 self._note_skipped(skipped)
                 profile.before(progress.step + 1)
@@ -167,6 +173,8 @@ class _Run:
                     pending = None
                     progress.seconds = time.monotonic() - self.started
                     with meter.saving():
+                        self.claim.check()
+                        self.files.sync()
                         self.checkpoints.save(step, state, asdict(progress))
                 if ending and step < config.steps:
                     break
@@ -188,7 +196,7 @@ class _Run:
         self._close()
         if is_main():
             parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-            write_report(self.workdir, evaluation, time.monotonic() - self.started, parameters)
+            write_report(self.files.local, evaluation, time.monotonic() - self.started, parameters)
             if evaluation:
                 print(accuracy_table(evaluation))
             print(f"model: {self.workdir / 'model'}\nreport: {self.workdir / 'report.md'}")
@@ -235,7 +243,7 @@ class _Run:
         seen = progress.read + skipped
         # A share needs some samples to be one: below a hundred, a single bad file would end every run.
         if skipped > self.config.data.max_skipped * max(seen, 100):
-            file = self._skipped_file
+            file = self.files.local / self._skipped_name
             listed = sorted(set(file.read_text().splitlines())) if file.exists() else []
             raise DataError(
                 f"{skipped} of {seen} samples could not be read, more than data.max_skipped = "
@@ -254,12 +262,12 @@ class _Run:
             )
 
     @property
-    def _skipped_file(self) -> Path:
-        return self.workdir / ("skipped.txt" if is_main() else f"skipped.{jax.process_index()}.txt")
+    def _skipped_name(self) -> str:
+        return "skipped.txt" if is_main() else f"skipped.{jax.process_index()}.txt"
 
     def _note_skipped(self, skipped: dict[int, str]) -> None:
         """Writes down what this process could not read."""
         for line in skipped.values():
             log.warning("skipped: %s", line)
-            with open(self._skipped_file, "a") as file:
+            with open(self.files.local / self._skipped_name, "a") as file:
                 file.write(line + "\n")
