@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.speech.voice import VoiceConfig
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Source:
     name: of its metrics; modality: what its metrics are listed under.
     path: a JSONL file, or a folder of shards (`omnivinci shard`).
     weight: its part of the samples, relative to the other weights; 0 leaves it out.
+    speech_share: part of its samples whose prompts `DataConfig.voice` says.
     """
 
     name: str
     path: str
     modality: Literal["text", "image", "sound", "speech", "video", "omni"]
     weight: float = 1.0
+    speech_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,18 @@ class DataConfig:
 
     train, val, held_out: JSONL files, or folders of shards; val chooses the best model, held_out is measured once, at
         the end; "" for none.
-    sources: a mixture to train on, in place of `train`.
+    sources: a mixture to train on, in place of `train`; voice: what says the prompts of its `speech_share`.
     groups: groups in a global batch; capacity: what one group holds.
     workers: loader processes; 0 reads in the training process.
     too_long: a sample that does not fit a group is skipped, or its videos are sampled thinner.
     max_skipped: largest share of samples that may be unreadable before the run stops with their list.
     drop: leaves every sound or every picture out (blind baselines, Table 2).
-    cache: folder for indices and, with cache_media, for the tiles and windows of files already read.
+    cache: folder for indices, spoken prompts and, with cache_media, for the tiles and windows of files already read.
     """
 
     train: str = ""
     sources: tuple[Source, ...] = ()
+    voice: VoiceConfig = field(default_factory=VoiceConfig)
     val: str = ""
     held_out: str = ""
     groups: int = 1

@@ -6,10 +6,10 @@ import numpy as np
 
 from omnivinci_jax.data.index import Index, Measurers
 from omnivinci_jax.data.setup import make_processor, open_settings_index
-from omnivinci_jax.data.sources import training_sources
+from omnivinci_jax.data.sources import open_records, source_records, training_sources
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.packing import pack
-from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.settings import TrainConfig, absolute
 
 _NAMES = ("slots", "tiles", "windows", "clips")
 
@@ -25,12 +25,12 @@ def describe_data(config: TrainConfig) -> str:
     with Measurers(config.data.workers) as measurers:
         for source in sources:
             shares[source.modality] += source.weight / weights
-            index = open_settings_index(source.path, processor, config.data, measurers)
+            index = open_settings_index(source_records(source, config.data), processor, config.data, measurers)
             problems += index.problems
             lines.append(_row(source.name, f"{source.weight / weights:.1%}", index, config.data.capacity))
         for name in ("val", "held_out"):
             if path := getattr(config.data, name):
-                index = open_settings_index(path, processor, config.data, measurers)
+                index = open_settings_index(open_records(absolute(path)), processor, config.data, measurers)
                 problems += index.problems
                 lines.append(_row(name, "", index, config.data.capacity))
     if config.data.sources:

@@ -6,14 +6,23 @@ from etils import epath
 
 from omnivinci_jax.data.records import Jsonl, Records
 from omnivinci_jax.data.shards import MANIFEST, Shards
+from omnivinci_jax.data.spoken_prompts import SpokenPrompts
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.paths import is_remote
-from omnivinci_jax.settings import DataConfig, Source
+from omnivinci_jax.settings import DataConfig, Source, absolute
 
 
 def open_records(path: epath.Path) -> Records:
     """What a path holds: shards, or on a disk a JSONL file; that it is missing shows when it is read."""
     return Shards(path) if is_remote(path) or (path / MANIFEST).exists() else Jsonl(Path(path))
+
+
+def source_records(source: Source, settings: DataConfig) -> Records:
+    """What a source holds, a share of it with spoken prompts."""
+    records = open_records(absolute(source.path))
+    if not source.speech_share:
+        return records
+    return SpokenPrompts(records, source.speech_share, settings.voice, absolute(settings.cache) / "speech")
 
 
 def training_sources(settings: DataConfig) -> tuple[Source, ...]:
@@ -27,6 +36,8 @@ def training_sources(settings: DataConfig) -> tuple[Source, ...]:
         raise ConfigError(f"config.data.train is one file, config.data.sources a mixture of several: {given} given")
     sources = settings.sources or (Source("train", settings.train, "omni"),)
     for source in sources:
+        if not 0 <= source.speech_share <= 1:
+            raise ConfigError(f"config.data.sources.{source.name}.speech_share is {source.speech_share}: it is 0 to 1")
         if not 0 <= source.weight < float("inf"):
             raise ConfigError(f"config.data.sources.{source.name}.weight is {source.weight}: it is 0 or more")
     weighted = tuple(source for source in sources if source.weight)

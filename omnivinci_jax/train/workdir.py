@@ -12,6 +12,9 @@ from omnivinci_jax.paths import written_whole
 from omnivinci_jax.settings import TrainConfig, to_mapping
 from omnivinci_jax.train.claim import Claim, sole_run
 
+# What says how a machine does the work, and not what the work is: a run goes on with other values.
+_OF_THE_MACHINE = {"config.mesh", "config.data.workers", "config.data.cache"}
+
 
 def check_workdir(workdir: epath.Path, config: TrainConfig) -> None:
     """Raises ConfigError for a folder that holds a run of another configuration, or something else."""
@@ -48,6 +51,8 @@ def claimed(workdir: epath.Path, config: TrainConfig) -> Iterator[Claim]:
 
 
 def _first_difference(old: object, new: object, key: str) -> str:
+    if key in _OF_THE_MACHINE:
+        return ""
     if isinstance(old, dict) and isinstance(new, dict):
         differences = (_first_difference(old.get(name), new.get(name), f"{key}.{name}") for name in {**old, **new})
         return next(filter(None, differences), "")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.loader import Plan, read_batches
@@ -132,7 +133,7 @@ def test_150_sources_read_no_more_than_one(tmp_path, monkeypatch):
         processor = Processor(tiny_config(), Tokenizer(REPOSITORY / "configs" / "tiny_tokenizer"))
         tokenizer_reads, listings, reads = Counted(), Counted(), Counted()
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_bytes", tokenizer_reads.of(Path.read_bytes))
+            patch.setattr(epath.Path, "read_bytes", tokenizer_reads.of(epath.Path.read_bytes))
             patch.setattr(Jsonl, "entries", listings.of(Jsonl.entries))
             patch.setattr(Jsonl, "read", reads.of(Jsonl.read))
             mixture = open_mixture(processor, settings)
