@@ -77,9 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
     command.add_argument("--decoder", choices=("default", "tfio"), default="default", help="what reads sound files")
 
-    command = _command(commands, "evaluate", _evaluate, "exact-match accuracy of a model on a JSONL file")
+    command = _command(commands, "evaluate", _evaluate, "exact-match accuracy of a model on a data file")
     command.add_argument("--model", type=_folder, required=True, help="model directory")
-    command.add_argument("--data", type=Path, required=True, help="JSONL file")
+    command.add_argument("--data", type=_folder, required=True, help="JSONL file, or folder of shards")
     command.add_argument("--out", type=Path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="leave a stream out")
     command.add_argument("--rows", type=int, default=8, help="conversations measured at once")

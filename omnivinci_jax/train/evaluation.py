@@ -4,10 +4,10 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -78,7 +78,7 @@ def evaluate(
     )
 
 
-def evaluate_file(folder: Path, data: Path, drop: str, rows: int) -> Evaluation:
+def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int) -> Evaluation:
     """Measures a model directory on a JSONL file, `rows` conversations at once, in rows as long as its longest."""
     model, params, processor = model_dir.load(folder)
     processor = dataclasses.replace(processor, drop=drop)
