@@ -190,7 +190,9 @@ def load_config(arguments: list[str]) -> TrainConfig:
         _check_keys(values, arguments)
         values, rest = _parse(arguments)
     except flags.Error as error:
-        raise ConfigError(str(error).replace("\n", " ")) from None
+        # What a configuration file raised comes as the text of its traceback, whose last line says what it was.
+        reason = str(error).strip().splitlines()[-1 if "Traceback" in str(error) else 0]
+        raise ConfigError(reason.removeprefix("omnivinci_jax.errors.ConfigError: ")) from None
     except (OSError, ImportError, SyntaxError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"the configuration file cannot be read: {reason}") from None

@@ -173,6 +173,17 @@ def test_a_mixture_without_samples_or_weights_is_one_line(processor, tmp_path):
         to_config_dict(DataConfig(sources=(good, good)))
 
 
+def test_two_sources_of_one_name_in_a_file_are_one_line(tmp_path):
+    lines = [
+        "from omnivinci_jax.settings import DataConfig, Source, TrainConfig, to_config_dict",
+        "sources = (Source('a', 'a.jsonl', 'text'), Source('a', 'b.jsonl', 'text'))",
+        "def get_config(): return to_config_dict(TrainConfig(data=DataConfig(sources=sources)))",
+    ]
+    (tmp_path / "config.py").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="^sources: there are two of the name 'a'; give each its own$"):
+        load_config([f"--config={tmp_path / 'config.py'}"])
+
+
 def test_the_papers_shares_and_their_overrides():
     arguments = [f"--config={REPOSITORY / 'configs' / 'mixture.py'}:shards"]
     sources = training_sources(load_config(arguments).data)
