@@ -92,6 +92,8 @@ def _begin(out: epath.Path, plan: dict) -> None:
                     f"{out}: it holds shards of something else ({name} is {known[name]}, and would be {value}); "
                     "give another --out, or delete it"
                 )
+        for leftover in out.glob(".*.part"):  # of a run that was killed
+            leftover.unlink()
     elif out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: the folder is not empty and holds no shards; give another --out")
     else:

@@ -180,7 +180,7 @@ def test_two_sources_of_one_name_in_a_file_are_one_line(tmp_path):
         "def get_config(): return to_config_dict(TrainConfig(data=DataConfig(sources=sources)))",
     ]
     (tmp_path / "config.py").write_text("\n".join(lines))
-    with pytest.raises(ConfigError, match="^sources: there are two of the name 'a'; give each its own$"):
+    with pytest.raises(ConfigError, match=r"^sources: there are two of the name 'a'; give each its own$"):
         load_config([f"--config={tmp_path / 'config.py'}"])
 
 
