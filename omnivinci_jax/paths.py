@@ -40,12 +40,14 @@ def local_copy(path: epath.PathLike) -> Path:
     """A file as one of this machine: itself, or a copy among the temporary files, made for the first who asks."""
     if not is_remote(path):
         return Path(path)
-    digest = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:32]
-    copy = Path(tempfile.gettempdir()) / "omnivinci" / f"{digest}-{epath.Path(path).name}"
+    path = epath.Path(path)
+    state = path.stat()
+    digest = hashlib.sha256(repr((str(path), state.length, state.mtime)).encode()).hexdigest()[:32]
+    copy = Path(tempfile.gettempdir()) / "omnivinci" / f"{digest}-{path.name}"
     if not copy.exists():
         copy.parent.mkdir(exist_ok=True)
         with written_whole(epath.Path(copy)) as part:
-            part.write_bytes(epath.Path(path).read_bytes())
+            part.write_bytes(path.read_bytes())
     return copy
 
 

@@ -89,7 +89,7 @@ class Measurers:
 
     def __exit__(self, *_) -> None:
         if self._pool:
-            self._pool.shutdown()
+            self._pool.shutdown(cancel_futures=True)
 
     def map(self, work: Callable[[Entry], Measured], entries: list[Entry]) -> Iterator[Measured]:
         """What `work` makes of each entry, in their order."""
