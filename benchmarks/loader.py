@@ -23,8 +23,10 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.av_world.encode import write_media
 from omnivinci_jax.data.index import Index, build_index
 from omnivinci_jax.data.loader import Plan, read_batches
+from omnivinci_jax.data.mixture import alone
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.data.setup import make_processor, open_data
+from omnivinci_jax.data.records import Jsonl
+from omnivinci_jax.data.setup import make_processor, open_mixture
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 from omnivinci_jax.settings import DataConfig, TrainConfig, load_config
@@ -54,7 +56,7 @@ def write_clips(folder: Path, count: int) -> Path:
 
 def clips_per_second(index: Index, processor: Processor, settings: DataConfig, batches: int) -> float:
     """Of the batches after the first, which waits for the workers to start."""
-    plan = Plan(index, settings.capacity, seed=0)
+    plan = Plan(alone(index), settings.capacity, seed=0)
     iterator = iter(read_batches(index, plan, processor, settings, [0], start=0, stop=batches))
     next(iterator)
     started = time.perf_counter()
@@ -64,13 +66,13 @@ def clips_per_second(index: Index, processor: Processor, settings: DataConfig, b
 
 def packing(config: TrainConfig) -> dict[str, float]:
     """Shares of the slots, tiles and windows that an epoch of a configuration's training data fills."""
-    index = open_data(config.data.train, make_processor(config), config.data)
-    plan, capacity, groups, seen = Plan(index, config.data.capacity, config.seed), config.data.capacity, 0, 0
-    while seen < len(index):
+    mixture = open_mixture(make_processor(config), config.data)
+    plan, capacity, groups, seen = Plan(mixture, config.data.capacity, config.seed), config.data.capacity, 0, 0
+    while seen < len(mixture):
         seen += sum(len(row) for row in plan[groups])
         groups += 1
     room = np.array([capacity.rows * capacity.slots, capacity.tiles, capacity.windows])
-    shares = index.sizes[:, :3].sum(axis=0) / groups / room
+    shares = mixture.sizes[:, :3].sum(axis=0) / groups / room
     return dict(zip(("slots", "tiles", "windows"), shares.tolist(), strict=True))
 
 
@@ -86,7 +88,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     processor = Processor(OmniVinciConfig(), Tokenizer(REPOSITORY / "configs" / "tiny_tokenizer"))
     capacity = Capacity(rows=1, slots=8192, tiles=80, windows=4, clips=4)
-    index = build_index(write_clips(arguments.folder, arguments.clips), processor, capacity, "skip", quiet=True)
+    index = build_index(Jsonl(write_clips(arguments.folder, arguments.clips)), processor, capacity, "skip", quiet=True)
     settings, found = DataConfig(groups=1, capacity=capacity), {1: [], 2: []}
     for _ in range(arguments.repeats):
         for workers, speeds in found.items():

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from absl import flags
+from etils import epath
 
 from omnivinci_jax.errors import Preempted, UserError
 
@@ -53,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = _command(commands, "train", _train, "train a model; --config FILE and --config.key=value say how")
-    command.add_argument("--workdir", type=Path, required=True, help="where the run lives; the same command resumes it")
+    command.add_argument(
+        "--workdir", type=_folder, required=True, help="where the run lives; the same command resumes it"
+    )
     command.add_argument("--distributed", action="store_true", help="be one of several processes (launch/ has scripts)")
     command.add_argument("--profile_steps", type=_steps, default=range(0), metavar="FIRST:LAST", help="trace for XProf")
 
@@ -65,15 +68,24 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "check", _check, "list every problem of a JSONL file and its media")
     command.add_argument("data", type=Path)
 
-    command = _command(commands, "evaluate", _evaluate, "exact-match accuracy of a model on a JSONL file")
-    command.add_argument("--model", type=Path, required=True, help="model directory")
-    command.add_argument("--data", type=Path, required=True, help="JSONL file")
+    command = _command(commands, "shard", _shard, "write a JSONL file and its media as ArrayRecord shards")
+    command.add_argument("data", type=Path, help="JSONL file")
+    command.add_argument(
+        "--out", type=_folder, required=True, help="folder of the shards, on a disk or gs://; the same command goes on"
+    )
+    command.add_argument("--per_shard", type=_positive, default=1000, help="conversations in a shard")
+    command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
+    command.add_argument("--decoder", choices=("default", "tfio"), default="default", help="what reads sound files")
+
+    command = _command(commands, "evaluate", _evaluate, "exact-match accuracy of a model on a data file")
+    command.add_argument("--model", type=_folder, required=True, help="model directory")
+    command.add_argument("--data", type=_folder, required=True, help="JSONL file, or folder of shards")
     command.add_argument("--out", type=Path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="leave a stream out")
     command.add_argument("--rows", type=int, default=8, help="conversations measured at once")
 
     command = _command(commands, "generate", _generate, "answer a question about any mix of media, in their order")
-    command.add_argument("--model", type=Path, required=True, help="model directory")
+    command.add_argument("--model", type=_folder, required=True, help="model directory")
     for flag, kind in _MEDIA_FLAGS.items():
         command.add_argument(flag, dest="media", action=_MediaAction, default=[], metavar="FILE", help=f"a {kind}")
     command.add_argument("--prompt", default="", help="text after the media")
@@ -81,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "inspect", _inspect, "a picture of what the model sees of a file")
     command.add_argument("file", type=Path)
-    command.add_argument("--model", type=Path, help="model directory; without it, the published 9B configuration")
+    command.add_argument("--model", type=_folder, help="model directory; without it, the published 9B configuration")
     command.add_argument("--out", type=Path, help="PNG to write; default: FILE.inspect.png in this folder")
 
     command = _command(commands, "av_world", _av_world, "generate the embedded data set of video files")
@@ -112,6 +124,16 @@ def _steps(text: str) -> range:
     if not (colon and first.isdigit() and last.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, 10:12 for instance")
     return range(int(first), int(last) + 1)
+
+
+def _folder(text: str) -> epath.Path:
+    return epath.Path(text).expanduser()
+
+
+def _positive(text: str) -> int:
+    if not (text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _train(arguments) -> int:
@@ -152,6 +174,15 @@ def _check(arguments) -> int:
         print(problem)
     print(f"{arguments.data}: {count} conversations, {len(problems)} problem(s)")
     return 1 if problems else 0
+
+
+def _shard(arguments) -> int:
+    from omnivinci_jax.data.write_shards import write_shards
+
+    manifest = write_shards(arguments.data, arguments.out, arguments.per_shard, arguments.workers, arguments.decoder)
+    size = sum(map(sum, manifest["bytes"])) / 2**20
+    print(f"{arguments.out}: {manifest['conversations']} conversations in {manifest['shards']} shards, {size:,.1f} MiB")
+    return 0
 
 
 def _evaluate(arguments) -> int:

@@ -1,12 +1,13 @@
 """Model directories: config.json, the tokenizer's files, params/ (Orbax)."""
 
-import shutil
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import linen as nn
 from jax.sharding import AbstractMesh
 
@@ -16,6 +17,7 @@ from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.processes import barrier, is_main
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.paths import is_remote
 from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.tokenizer import Tokenizer
@@ -32,7 +34,7 @@ class LoadedModel(NamedTuple):
     processor: Processor
 
 
-def load(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> LoadedModel:
+def load(folder: epath.PathLike, dtype: jnp.dtype = jnp.float32) -> LoadedModel:
     """Loads a model directory.
 
     Args:
@@ -42,13 +44,13 @@ def load(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> LoadedModel:
     Raises:
         UserError: what is missing, or does not belong to the model that config.json describes.
     """
-    folder = Path(folder)
+    folder = epath.Path(folder)
     tokenizer = Tokenizer(folder)
     model, params = load_model(folder, dtype)
     return LoadedModel(model, params, Processor(model.config, tokenizer))
 
 
-def load_model(folder: Path, dtype: jnp.dtype = jnp.float32) -> tuple[OmniVinci, dict]:
+def load_model(folder: epath.Path, dtype: jnp.dtype = jnp.float32) -> tuple[OmniVinci, dict]:
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
     model = OmniVinci(read_config(folder / "config.json"), dtype=dtype)
     expected = abstract_params(model)
@@ -57,7 +59,7 @@ def load_model(folder: Path, dtype: jnp.dtype = jnp.float32) -> tuple[OmniVinci,
     return model, load_params(folder, jax.tree.map(lambda _: device, expected))
 
 
-def load_params(folder: Path, shardings: dict) -> dict:
+def load_params(folder: epath.Path, shardings: dict) -> dict:
     """A model directory's parameters, in the types that they are stored in."""
     shapes = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -68,7 +70,7 @@ def load_params(folder: Path, shardings: dict) -> dict:
         return checkpointer.restore((folder / "params").absolute(), shapes)
 
 
-def stored_params(folder: Path) -> dict:
+def stored_params(folder: epath.Path) -> dict:
     """Shapes and types of a model directory's parameters; raises UserError where there are none."""
     path = folder / "params"
     if not (path / "_METADATA").is_file():
@@ -78,7 +80,7 @@ def stored_params(folder: Path) -> dict:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
 
 
-def check_shapes(stored: dict, expected: dict, where: Path) -> None:
+def check_shapes(stored: dict, expected: dict, where: epath.Path) -> None:
     """Raises UserError, naming the parameter, unless both trees have the same leaves of the same shapes."""
     stored, expected = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
@@ -92,29 +94,49 @@ def check_shapes(stored: dict, expected: dict, where: Path) -> None:
             )
 
 
-def save(folder: str | Path, config: OmniVinciConfig, params: dict, tokenizer: Tokenizer) -> None:
-    """Writes a model directory under a temporary name and moves it when whole; replaces one that is there."""
-    folder = Path(folder).absolute()
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    if is_main():
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        part.mkdir(parents=True)
-        write_config(config, part / "config.json")
-        for file in tokenizer.path.parent.iterdir():
-            if file.is_file() and file.name != "config.json":
-                shutil.copy(file, part)
-    barrier("model directory begun")
+def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenizer: Tokenizer) -> None:
+    """Writes a model directory; replaces one that is there when the new one is whole."""
+    with replaced(epath.Path(folder)) as part:
+        if is_main():
+            write_config(config, part / "config.json")
+            for file in tokenizer.path.parent.iterdir():
+                if not file.is_dir() and file.name != "config.json":
+                    (part / file.name).write_bytes(file.read_bytes())
+        save_params(part, params)
+
+
+def save_params(folder: epath.Path, params: dict) -> None:
+    """Writes parameters into a directory that `replaced` gave."""
     # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), params)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(part / "params", params, save_args=chunks)
+        checkpointer.save(folder / "params", params, save_args=chunks)
+
+
+@contextmanager
+def replaced(folder: epath.Path) -> Iterator[epath.Path]:
+    """A directory under a temporary name, which takes the place of `folder` when all went well; for all processes.
+
+    In a bucket, where no folder can be moved, it is `folder` itself, emptied: until it is whole again, there is none.
+    """
+    folder = folder.absolute()
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    if is_remote(folder):
+        part = folder
     if is_main():
+        for leftover in (part, old):
+            if leftover.exists():
+                leftover.rmtree()
+        part.mkdir(parents=True)
+    barrier("directory begun")
+    yield part
+    if is_main() and part != folder:
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    barrier("model directory whole")
+        if old.exists():
+            old.rmtree()
+    barrier("directory whole")
 
 
 def init_batch(config: OmniVinciConfig) -> object:

@@ -2,34 +2,57 @@
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.speech.voice import VoiceConfig
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of a mixture.
+
+    name: of its metrics; modality: what its metrics are listed under.
+    path: a JSONL file, or a folder of shards (`omnivinci shard`).
+    weight: its part of the samples, relative to the other weights; 0 leaves it out.
+    speech_share: part of its samples whose prompts `DataConfig.voice` says.
+    """
+
+    name: str
+    path: str
+    modality: Literal["text", "image", "sound", "speech", "video", "omni"]
+    weight: float = 1.0
+    speech_share: float = 0.0
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where data are and how they become batches.
 
-    train, val, held_out: JSONL files; val chooses the best model, held_out is measured once, at the end; "" for none.
+    train, val, held_out: JSONL files, or folders of shards; val chooses the best model, held_out is measured once, at
+        the end; "" for none.
+    sources: a mixture to train on, in place of `train`; voice: what says the prompts of its `speech_share`.
     groups: groups in a global batch; capacity: what one group holds.
     workers: loader processes; 0 reads in the training process.
     too_long: a sample that does not fit a group is skipped, or its videos are sampled thinner.
     max_skipped: largest share of samples that may be unreadable before the run stops with their list.
     drop: leaves every sound or every picture out (blind baselines, Table 2).
-    cache: folder for indices and, with cache_media, for the tiles and windows of files already read.
+    cache: folder for indices, spoken prompts and, with cache_media, for the tiles and windows of files already read.
     """
 
     train: str = ""
+    sources: tuple[Source, ...] = ()
+    voice: VoiceConfig = field(default_factory=VoiceConfig)
     val: str = ""
     held_out: str = ""
     groups: int = 1
@@ -112,13 +135,19 @@ class TrainConfig:
 
 
 def to_config_dict(settings: Any) -> ConfigDict:
-    """A dataclass as a ConfigDict whose values can be overridden from the command line (None keeps its type)."""
+    """A dataclass as a ConfigDict whose values can be overridden from the command line (None keeps its type).
+
+    A tuple of things with names is a dictionary by name, so that each can be reached from there:
+    `--config.data.sources.NAME.weight=0`.
+    """
     hints, fields = typing.get_type_hints(type(settings)), _fields(type(settings))
     values = ConfigDict()
     for name in fields:
         value = getattr(settings, name)
         if _fields(type(value)):
             values[name] = to_config_dict(value)
+        elif _is_named(hints[name]):
+            values[name] = _by_name(value, name, to_config_dict)
         elif value is None:
             (values[name],) = (config_dict.placeholder(hint) for hint in typing.get_args(hints[name])[:1])
         else:
@@ -138,7 +167,11 @@ def from_mapping(cls: type, values: typing.Mapping, key: str = "config") -> Any:
 def to_mapping(settings: Any) -> Any:
     """A dataclass as nested plain dicts and lists, as JSON holds them."""
     if names := _fields(type(settings)):
-        return {name: to_mapping(getattr(settings, name)) for name in names}
+        hints = typing.get_type_hints(type(settings))
+        return {
+            name: _by_name(value, name, to_mapping) if _is_named(hints[name]) else to_mapping(value)
+            for name, value in ((name, getattr(settings, name)) for name in names)
+        }
     return [to_mapping(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
@@ -148,12 +181,18 @@ def load_config(arguments: list[str]) -> TrainConfig:
     Raises:
         ConfigError: a file that cannot be read, a key that does not exist, a value of another type, a stray argument.
     """
+    if (
+        "" not in sys.path
+    ):  # configurations import each other as `configs.tiny`, which `python -m` allows and a script not
+        sys.path.insert(0, "")
     try:
         values, rest = _parse(arguments[:1] if arguments[:1] and "=" in arguments[0] else arguments[:2])
         _check_keys(values, arguments)
         values, rest = _parse(arguments)
     except flags.Error as error:
-        raise ConfigError(str(error).replace("\n", " ")) from None
+        # What a configuration file raised comes as the text of its traceback, whose last line says what it was.
+        reason = str(error).strip().splitlines()[-1 if "Traceback" in str(error) else 0]
+        raise ConfigError(reason.removeprefix("omnivinci_jax.errors.ConfigError: ")) from None
     except (OSError, ImportError, SyntaxError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"the configuration file cannot be read: {reason}") from None
@@ -197,6 +236,20 @@ def _fields(cls: type) -> tuple[str, ...]:
     return getattr(cls, "_fields", ())
 
 
+def _is_named(hint: Any) -> bool:
+    """Whether a field is a tuple of dataclasses with names, which a configuration holds as a mapping."""
+    return typing.get_origin(hint) is tuple and "name" in _fields(typing.get_args(hint)[0])
+
+
+def _by_name(entries: tuple, key: str, convert: typing.Callable[[Any], typing.Mapping]) -> dict:
+    named = {}
+    for entry in entries:
+        if entry.name in named:
+            raise ConfigError(f"{key}: there are two of the name {entry.name!r}; give each its own")
+        named[entry.name] = {name: value for name, value in convert(entry).items() if name != "name"}
+    return named
+
+
 def _build(hint: Any, value: Any, key: str) -> Any:
     if isinstance(hint, type) and _fields(hint):
         if not isinstance(value, typing.Mapping | ConfigDict):
@@ -210,6 +263,9 @@ def _build(hint: Any, value: Any, key: str) -> Any:
             supported = ", ".join(map(repr, typing.get_args(hint)))
             raise ConfigError(f"{key} is {value!r}: supported are {supported}")
         return value
+    if _is_named(hint):
+        entry = typing.get_args(hint)[0]
+        return tuple(from_mapping(entry, {"name": name, **value[name]}, f"{key}.{name}") for name in value)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, typing.Sequence):
             raise ConfigError(f"{key} is {value!r}: it is a list")
@@ -223,6 +279,6 @@ def _build(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
-def absolute(path: str) -> Path:
-    """A path of a configuration, with ~ expanded."""
-    return Path(path).expanduser()
+def absolute(path: str) -> epath.Path:
+    """A path of a configuration, on a disk (with ~ expanded) or in a bucket."""
+    return epath.Path(path).expanduser()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from omnivinci_jax.data.index import parse_line, read_lines
+from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.media import decode
 from omnivinci_jax.sequence.chat import Media
@@ -12,10 +12,11 @@ from omnivinci_jax.sequence.chat import Media
 
 def check_file(path: Path) -> tuple[int, list[str]]:
     """(conversations in the file, problems); media are decoded whole, each file once."""
-    lines, problems, known = read_lines(path), [], {}
-    for _, number, line in tqdm(lines, desc=f"check {path.name}", unit=" samples", leave=False, mininterval=0.5):
+    data, problems, known = Jsonl(path), [], {}
+    entries = data.entries()
+    for entry in tqdm(entries, desc=f"check {path.name}", unit=" samples", leave=False, mininterval=0.5):
         try:
-            conversation = parse_line(path, number, line)
+            conversation = data.conversation(entry)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -26,7 +27,7 @@ def check_file(path: Path) -> tuple[int, list[str]]:
                 known[item] = _problem(item)
             if known[item]:
                 problems.append(f"{conversation.where}: {known[item]}")
-    return len(lines), problems
+    return len(entries), problems
 
 
 def _problem(item: Media) -> str:

@@ -1,35 +1,48 @@
 """`omnivinci index`: what the data of a configuration take of a batch, and what of them cannot be used."""
 
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 
-from omnivinci_jax.data.index import Index
+from omnivinci_jax.data.index import Index, Measurers
 from omnivinci_jax.data.setup import make_processor, open_settings_index
+from omnivinci_jax.data.sources import open_records, source_records, training_sources
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.packing import pack
-from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.settings import TrainConfig, absolute
 
 _NAMES = ("slots", "tiles", "windows", "clips")
 
 
 def describe_data(config: TrainConfig) -> str:
-    """Indexes train, val and held_out; a Markdown table of sizes and packing, then every problem."""
+    """Indexes all training sources, val and held_out; a Markdown table of sizes and packing, then every problem."""
     processor, lines, problems = make_processor(config), [], []
-    header = ["file", "samples", *(f"{name} (mean, most)" for name in _NAMES), "groups", "slots used", "tiles used"]
+    header = ["data", "share", "samples", *(f"{name} (mean, most)" for name in _NAMES), "groups"]
+    header += ["slots used", "tiles used"]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for path in filter(None, (config.data.train, config.data.val, config.data.held_out)):
-        index = open_settings_index(path, processor, config.data)
-        problems += index.problems
-        lines.append(_row(index, config.data.capacity))
+    sources = training_sources(config.data)
+    weights, shares = sum(source.weight for source in sources), Counter()
+    with Measurers(config.data.workers) as measurers:
+        for source in sources:
+            shares[source.modality] += source.weight / weights
+            index = open_settings_index(source_records(source, config.data), processor, config.data, measurers)
+            problems += index.problems
+            lines.append(_row(source.name, f"{source.weight / weights:.1%}", index, config.data.capacity))
+        for name in ("val", "held_out"):
+            if path := getattr(config.data, name):
+                index = open_settings_index(open_records(absolute(path)), processor, config.data, measurers)
+                problems += index.problems
+                lines.append(_row(name, "", index, config.data.capacity))
+    if config.data.sources:
+        lines += ["", "samples: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.most_common())]
     return "\n".join([*lines, "", f"{len(problems)} problem(s)", *problems])
 
 
-def _row(index: Index, capacity: Capacity) -> str:
+def _row(name: str, share: str, index: Index, capacity: Capacity) -> str:
     if not len(index):
-        return f"| {index.path.name} | 0 |" + " |" * 7
+        return f"| {name} | {share} | 0 |" + " |" * 7
     groups = len(pack(index.sizes, capacity))
     used = index.sizes.sum(axis=0) / groups / np.array([capacity.rows * capacity.slots, *capacity[2:]])
     spread = [f"{column.mean():.0f}, {column.max()}" for column in index.sizes.T]
-    cells = [Path(index.path).name, str(len(index)), *spread, str(groups), f"{used[0]:.0%}", f"{used[1]:.0%}"]
+    cells = [name, share, str(len(index)), *spread, str(groups), f"{used[0]:.0%}", f"{used[1]:.0%}"]
     return "| " + " | ".join(cells) + " |"

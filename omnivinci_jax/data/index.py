@@ -1,12 +1,11 @@
-"""The index of a JSONL file: where each conversation stands and what it takes of a group, known without decoding.
+"""The index of a data file: where each conversation stands and what it takes of a group, known without decoding.
 
 From it packs are planned, so that what a step reads is a pure function of (seed, step).
 """
 
 import hashlib
-import json
 import multiprocessing
-import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,147 +13,155 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int32, Int64
 from tqdm import tqdm
 
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.errors import DataError, MediaError
+from omnivinci_jax.data.records import Entry, Records
+from omnivinci_jax.errors import MediaError
+from omnivinci_jax.paths import written_whole
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.sequence.chat import Conversation, parse_conversation
-from omnivinci_jax.sequence.packing import fits, row_size
+from omnivinci_jax.sequence.chat import Conversation
+from omnivinci_jax.sequence.packing import RowSize, fits, row_size
 
 TooLong = Literal["skip", "thin"]
+# (size, most frames, "") of a sample that can be used, else (None, 0, problem).
+Measured = tuple[RowSize | None, int, str]
+# Samples of a file below which starting processes takes longer than measuring.
+_WORTH_A_POOL = 1000
 
 
 @dataclass(frozen=True)
 class Index:
     """Samples of one file that can be used, and the problems of those that cannot.
 
-    offsets: where each sample's line starts in the file, in bytes; lines: its number, from 1.
+    places: where each sample's record is; lines: the number of its line in the JSONL file, from 1.
     sizes: what it takes of a group (slots, tiles, windows, clips).
     max_frames: most frames of its videos, 0 for the model's own; fewer where a long sample was thinned.
     problems: one line each for the samples left out.
     """
 
-    path: Path
-    offsets: Int64[np.ndarray, " samples"]
+    records: Records
+    places: Int64[np.ndarray, " samples"]
     lines: Int64[np.ndarray, " samples"]
     sizes: Int64[np.ndarray, "samples 4"]
     max_frames: Int32[np.ndarray, " samples"]
     problems: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.places)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.records.path
 
     def where(self, sample: int) -> str:
         """File and line of a sample."""
         return f"{self.path}:{self.lines[sample]}"
 
+    def source_of(self, sample: int) -> int:
+        """Number of the source of a sample in its mixture; alone, a file is its only one."""
+        return 0
+
     def record(self, sample: int) -> dict:
         """The JSON object of a sample."""
-        with open(self.path, "rb") as file:
-            file.seek(int(self.offsets[sample]))
-            return json.loads(file.readline())
+        return self.records.record(self._entry(sample))
 
     def conversation(self, sample: int) -> Conversation:
         """The conversation of a sample."""
-        return parse_conversation(self.record(sample), self.where(sample), self.path.parent)
+        return self.records.conversation(self._entry(sample))
+
+    def _entry(self, sample: int) -> Entry:
+        place = int(self.places[sample])
+        return Entry(place, int(self.lines[sample]), self.records.read(place))
 
 
-def read_lines(path: Path) -> list[tuple[int, int, bytes]]:
-    """(offset in bytes, line number from 1, line) of every line that is not blank; raises DataError."""
-    _check_is_there(path)
-    with open(path, "rb") as file:
-        lines, offset = [], 0
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                lines.append((offset, number, line))
-            offset += len(line)
-    if not lines:
-        raise DataError(f"{path}: the file has no conversations")
-    return lines
+class Measurers:
+    """Processes that measure samples, started when the first large file needs them and shared by all files."""
+
+    def __init__(self, workers: int):
+        self._workers, self._pool = workers, None
+
+    def __enter__(self) -> "Measurers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, work: Callable[[Entry], Measured], entries: list[Entry]) -> Iterator[Measured]:
+        """What `work` makes of each entry, in their order."""
+        if self._workers < 2 or len(entries) < _WORTH_A_POOL:
+            return map(work, entries)
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+        return self._pool.map(work, entries, chunksize=64)
 
 
 def build_index(
-    path: Path, processor: Processor, capacity: Capacity, too_long: TooLong, workers: int = 1, quiet: bool = False
+    records: Records,
+    processor: Processor,
+    capacity: Capacity,
+    too_long: TooLong,
+    measurers: Measurers | None = None,
+    quiet: bool = False,
 ) -> Index:
-    """Reads every conversation of a JSONL file and the headers of its media.
+    """Reads every conversation and the headers of its media.
 
     A sample whose media cannot be read, or that is longer than a row, is a problem of the index.
 
     Raises:
         DataError: a line that is no conversation (the first one).
     """
-    lines = read_lines(path)
-    work = partial(_index_line, path=path, processor=processor, capacity=capacity, too_long=too_long)
-    results = []
-    with tqdm(total=len(lines), desc=f"index {path.name}", unit=" samples", disable=quiet, mininterval=0.5) as bar:
-        if workers > 1 and len(lines) > 1000:
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                for result in pool.map(work, lines, chunksize=64):
-                    results.append(result)
-                    bar.update()
-        else:
-            for line in lines:
-                results.append(work(line))
-                bar.update()
+    entries = records.entries()
+    work = partial(_measure, records=records, processor=processor, capacity=capacity, too_long=too_long)
+    results = (measurers or Measurers(1)).map(work, entries)
+    name = f"index {records.path.name}"
+    results = list(tqdm(results, total=len(entries), desc=name, unit=" samples", disable=quiet, mininterval=0.5))
     kept = [
-        (offset, number, *size, frames)
-        for (offset, number, _), (size, frames, _) in zip(lines, results, strict=True)
+        (place, line, *size, frames)
+        for (place, line, _), (size, frames, _) in zip(entries, results, strict=True)
         if size
     ]
     table = np.array(kept, np.int64).reshape(-1, 7)
     problems = tuple(problem for _, _, problem in results if problem)
-    return Index(path, table[:, 0], table[:, 1], table[:, 2:6], table[:, 6].astype(np.int32), problems)
+    return Index(records, table[:, 0], table[:, 1], table[:, 2:6], table[:, 6].astype(np.int32), problems)
 
 
 def open_index(
-    path: Path, processor: Processor, capacity: Capacity, too_long: TooLong, folder: Path, workers: int = 1
+    records: Records,
+    processor: Processor,
+    capacity: Capacity,
+    too_long: TooLong,
+    folder: epath.Path,
+    measurers: Measurers,
 ) -> Index:
     """The index saved in `folder`, or a new one where the file, the settings or the tokenizer changed."""
-    _check_is_there(path)
-    stat = path.stat()
-    tokenizer = hashlib.sha256(processor.tokenizer.path.read_bytes()).hexdigest()
-    identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, tokenizer, processor.config, processor.drop)
+    identity = (records.identity(), processor.tokenizer.digest, processor.config, processor.drop)
     key = hashlib.sha256(repr((identity, capacity, too_long)).encode()).hexdigest()[:16]
-    saved = folder / f"{path.stem}-{key}.npz"
+    saved = folder / f"{records.path.stem}-{key}.npz"
     if saved.exists():
-        with np.load(saved) as arrays:
-            columns = [arrays[name] for name in ("offsets", "lines", "sizes", "max_frames")]
-            return Index(path, *columns, tuple(arrays["problems"].tolist()))
-    index = build_index(path, processor, capacity, too_long, workers)
+        with saved.open("rb") as file, np.load(file) as arrays:
+            columns = [arrays[name] for name in ("places", "lines", "sizes", "max_frames")]
+            return Index(records, *columns, tuple(arrays["problems"].tolist()))
+    index = build_index(records, processor, capacity, too_long, measurers)
     folder.mkdir(parents=True, exist_ok=True)
-    part = saved.with_suffix(f".{os.uname().nodename}-{os.getpid()}.npz")  # other hosts may be at the same file
-    np.savez(
-        part,
-        offsets=index.offsets,
-        lines=index.lines,
-        sizes=index.sizes,
-        max_frames=index.max_frames,
-        problems=np.array(index.problems, str),
-    )
-    os.replace(part, saved)
+    with written_whole(saved) as part, open(part, "wb") as file:
+        np.savez(
+            file,
+            places=index.places,
+            lines=index.lines,
+            sizes=index.sizes,
+            max_frames=index.max_frames,
+            problems=np.array(index.problems, str),
+        )
     return index
 
 
-def parse_line(path: Path, number: int, line: bytes) -> Conversation:
-    """The conversation on one line; raises DataError that starts with file:line."""
-    where = f"{path}:{number}"
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON: {error}") from None
-    return parse_conversation(record, where, path.parent)
-
-
-def _check_is_there(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; a data file is JSONL, one conversation a line")
-
-
-def _index_line(line: tuple[int, int, bytes], path: Path, processor: Processor, capacity: Capacity, too_long: TooLong):
-    """(size, max_frames, "") of a line that can be used, else (None, 0, problem)."""
-    conversation = parse_line(path, *line[1:])
+def _measure(entry: Entry, records: Records, processor: Processor, capacity: Capacity, too_long: TooLong) -> Measured:
+    conversation = records.conversation(entry)
     try:
         conversation = processor.select(conversation)
         most = 0
@@ -171,7 +178,7 @@ def _index_line(line: tuple[int, int, bytes], path: Path, processor: Processor, 
         return None, 0, f"{conversation.where}: {error}"
 
 
-def _excess(size, capacity: Capacity) -> str:
+def _excess(size: RowSize, capacity: Capacity) -> str:
     over = [
         f"{taken} {name} where data.capacity.{name} is {room}"
         for name, taken, room in zip(size._fields, size, capacity[1:], strict=True)

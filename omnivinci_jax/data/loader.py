@@ -1,6 +1,6 @@
 """Batches from indexed files: planned packs, read by Grain's worker processes.
 
-What group number n holds is a pure function of (index, capacity, seed, n); resuming is an integer.
+What group number n holds is a pure function of (mixture, capacity, seed, n); resuming is an integer.
 """
 
 import multiprocessing.connection
@@ -15,16 +15,13 @@ import jax  # for its trees alone; Grain imports it in every worker anyway
 import numpy as np
 
 from omnivinci_jax.data.index import Index
+from omnivinci_jax.data.mixture import Blocks, Mixture
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.errors import DataError, MediaError, Preempted, UserError
+from omnivinci_jax.errors import MediaError, Preempted, UserError
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.packing import pack, row_size
 from omnivinci_jax.settings import DataConfig
-
-# Samples that are packed together: enough to fill groups well, few enough to plan any epoch piece by piece.
-_BLOCK = 2048
-
 
 # For each group its rows, for each row the numbers of its samples.
 Planned = list[list[list[int]]]
@@ -37,30 +34,26 @@ def plan_all(index: Index, settings: DataConfig) -> Planned:
 
 
 class Plan:
-    """Which samples each group holds, endlessly: epoch after epoch, shuffled, packed block by block."""
+    """Which samples each group holds, endlessly: block after block of a mixture, each packed and shuffled."""
 
-    def __init__(self, index: Index, capacity: Capacity, seed: int):
-        if not len(index):
-            raise DataError(f"{index.path}: no sample can be used:\n" + "\n".join(index.problems[:20]))
-        self._sizes, self._capacity, self._seed = index.sizes, capacity, seed
+    def __init__(self, mixture: Mixture, capacity: Capacity, seed: int):
+        self._sizes, self._capacity, self._seed = mixture.sizes, capacity, seed
+        self._blocks = Blocks(mixture, seed)
+        self._planned = 0
         self._groups: Planned = []
-        self._epochs = 0
 
     def __getitem__(self, number: int) -> list[list[int]]:
         """Rows of group `number`, each a list of sample numbers."""
         while number >= len(self._groups):
-            self._plan_epoch()
+            self._plan_block()
         return self._groups[number]
 
-    def _plan_epoch(self) -> None:
-        random = np.random.default_rng((self._seed, self._epochs))
-        order = random.permutation(len(self._sizes))
-        for start in range(0, len(order), _BLOCK):
-            block = order[start : start + _BLOCK]
-            groups = pack(self._sizes[block], self._capacity)
-            for group in random.permutation(len(groups)):
-                self._groups.append([[int(block[sample]) for sample in row] for row in groups[group]])
-        self._epochs += 1
+    def _plan_block(self) -> None:
+        block = self._blocks[self._planned]
+        groups = pack(self._sizes[block], self._capacity)
+        for group in np.random.default_rng((self._seed, self._planned)).permutation(len(groups)):
+            self._groups.append([[int(block[sample]) for sample in row] for row in groups[group]])
+        self._planned += 1
 
 
 class Loaded(NamedTuple):
@@ -77,7 +70,13 @@ class Groups(grain.sources.RandomAccessDataSource):
     """
 
     def __init__(
-        self, index: Index, plan: Plan | Planned, processor: Processor, settings: DataConfig, own: list[int], steps: int
+        self,
+        index: Index | Mixture,
+        plan: Plan | Planned,
+        processor: Processor,
+        settings: DataConfig,
+        own: list[int],
+        steps: int,
     ):
         self._index, self._plan, self._processor, self._settings = index, plan, processor, settings
         self._own, self._steps = own, steps
@@ -103,11 +102,11 @@ class Groups(grain.sources.RandomAccessDataSource):
         if row_size(row, len(conversation.media)) != tuple(self._index.sizes[sample]):
             names = ", ".join(item.path for item in conversation.media)
             raise MediaError(f"{names}: changed since it was indexed; index the data again")
-        return PackedRow(place, segment, row, tiles, windows)
+        return PackedRow(place, segment, row, tiles, windows, self._index.source_of(sample))
 
 
 def read_batches(
-    index: Index,
+    index: Index | Mixture,
     plan: Plan | Planned,
     processor: Processor,
     settings: DataConfig,

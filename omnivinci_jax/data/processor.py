@@ -4,18 +4,19 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float32, UInt8
 
 from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import audio, decode, image
+from omnivinci_jax.paths import local_copy, written_whole
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, SoundSize, VideoSize, lay_out
 from omnivinci_jax.sequence.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ class Processor:
     config: OmniVinciConfig
     tokenizer: Tokenizer
     drop: Literal["nothing", "sound", "vision"] = "nothing"
-    cache: Path | None = None
+    cache: epath.Path | None = None
 
     def select(self, conversation: Conversation) -> Conversation:
         """The conversation without the media that `drop` takes away."""
@@ -54,8 +55,11 @@ class Processor:
             conversation: what `select` returned.
             max_frames: most frames of each video, where fewer than the model's are wanted.
         """
-        tiled = _is_tiled(conversation)
-        return [self._measure(item, tiled, max_frames) for item in conversation.media]
+        tiled, sizes = _is_tiled(conversation), []
+        for item in conversation.media:
+            with on_disk(item) as file:
+                sizes.append(self._measure(file, tiled, max_frames))
+        return sizes
 
     def lay_out(self, conversation: Conversation, sizes: list[MediaSize], *, generate: bool = False) -> Row:
         """See `sequence.row.lay_out`."""
@@ -80,9 +84,11 @@ class Processor:
     def _keep(self, item: Media) -> Media | None:
         if self.drop == "sound":
             return None if item.kind == "sound" else item
-        if item.kind == "video" and _probe_video(*_file_state(item.path)).audio_seconds > 0:
-            return Media("sound", item.path)
-        return item if item.kind == "sound" else None
+        if item.kind != "video":
+            return item if item.kind == "sound" else None
+        with on_disk(item) as file:
+            has_sound = _probe_video(*_file_state(file.path)).audio_seconds > 0
+        return dataclasses.replace(item, kind="sound") if has_sound else None
 
     def _measure(self, item: Media, tiled: bool, max_frames: int | None) -> MediaSize:
         config = self.config
@@ -150,20 +156,21 @@ class Processor:
 
     def _load_cached(self, item: Media, tiled: bool, max_frames: int | None):
         if self.cache is None:
-            return self._load(item, tiled, max_frames)
-        path, *state = _file_state(item.path)
-        identity = (os.path.abspath(path), *state, item.kind, tiled, max_frames, self.drop)
+            with on_disk(item) as file:
+                return self._load(file, tiled, max_frames)
+        path, *state = _file_state(str(local_copy(item.stored.shard)) if item.stored else item.path)
+        identity = (os.path.abspath(path), item.stored, *state, item.kind, tiled, max_frames, self.drop)
         key = hashlib.sha256(repr((identity, self._media_settings())).encode()).hexdigest()[:32]
         path = self.cache / key[:2] / f"{key}.npz"
         if path.exists():
-            with np.load(path) as saved:
+            with path.open("rb") as file, np.load(file) as saved:
                 size = json.loads(saved["size"].item())
                 return _read_size(size), saved["tiles"], saved["windows"]
-        size, tiles, windows = self._load(item, tiled, max_frames)
+        with on_disk(item) as file:
+            size, tiles, windows = self._load(file, tiled, max_frames)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        with written_whole(path) as part, open(part, "wb") as file:
             np.savez(file, size=json.dumps(_write_size(size)), tiles=tiles, windows=windows)
-        os.replace(file.name, path)
         return size, tiles, windows
 
     def _media_settings(self) -> tuple:

@@ -1,7 +1,10 @@
 """From a run's settings to its processor and indices: what training, evaluation and `omnivinci index` begin with."""
 
-from omnivinci_jax.data.index import Index, open_index
+from omnivinci_jax.data.index import Index, Measurers, open_index
+from omnivinci_jax.data.mixture import Mixture
 from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.records import Records
+from omnivinci_jax.data.sources import open_records, source_records, training_sources
 from omnivinci_jax.errors import ConfigError, DataError
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 from omnivinci_jax.settings import DataConfig, TrainConfig, absolute
@@ -21,20 +24,34 @@ def make_processor(config: TrainConfig) -> Processor:
     return Processor(config.model, tokenizer, config.data.drop, cache)
 
 
-def open_settings_index(path: str, processor: Processor, settings: DataConfig) -> Index:
-    """The index of one of a configuration's data files, made or read in its cache."""
-    folder = absolute(settings.cache) / "index"
-    return open_index(absolute(path), processor, settings.capacity, settings.too_long, folder, settings.workers)
+def open_mixture(processor: Processor, settings: DataConfig) -> Mixture:
+    """The training data of a configuration; raises DataError and ConfigError."""
+    sources = training_sources(settings)
+    with Measurers(settings.workers) as measurers:
+        indices = (open_usable(source_records(source, settings), processor, settings, measurers) for source in sources)
+        return Mixture(sources, tuple(indices))
 
 
 def open_data(path: str, processor: Processor, settings: DataConfig) -> Index:
     """The index of a data file; raises DataError where more than `max_skipped` of it cannot be used."""
-    index = open_settings_index(path, processor, settings)
+    with Measurers(settings.workers) as measurers:
+        return open_usable(open_records(absolute(path)), processor, settings, measurers)
+
+
+def open_usable(records: Records, processor: Processor, settings: DataConfig, measurers: Measurers) -> Index:
+    """The index of some records; raises DataError where more than `max_skipped` of them cannot be used."""
+    index = open_settings_index(records, processor, settings, measurers)
     share = len(index.problems) / (len(index) + len(index.problems))
     if share > settings.max_skipped:
         shown = "".join(f"\n  {problem}" for problem in index.problems[:20])
         raise DataError(
-            f"{path}: {len(index.problems)} of {len(index) + len(index.problems)} samples cannot be used, more than "
-            f"data.max_skipped = {settings.max_skipped:g} allows:{shown}"
+            f"{records.path}: {len(index.problems)} of {len(index) + len(index.problems)} samples cannot be used, more "
+            f"than data.max_skipped = {settings.max_skipped:g} allows:{shown}"
         )
     return index
+
+
+def open_settings_index(records: Records, processor: Processor, settings: DataConfig, measurers: Measurers) -> Index:
+    """The index of some records, made or read in the configuration's cache."""
+    folder = absolute(settings.cache) / "index"
+    return open_index(records, processor, settings.capacity, settings.too_long, folder, measurers)

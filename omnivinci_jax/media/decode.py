@@ -177,13 +177,13 @@ def read_waveform(path: PathLike, sampling_rate: int = 16_000) -> Float32[np.nda
         with _opened_sound(path) as sound_file:
             seconds, rate = sound_file.frames / sound_file.samplerate, sound_file.samplerate
             channels = sound_file.blocks(2**16, dtype="float32", always_2d=True)
-            blocks = list(_resampled((block.mean(axis=1) for block in channels), rate, sampling_rate))
+            blocks = list(resampled((block.mean(axis=1) for block in channels), rate, sampling_rate))
     else:
         with ffmpeg.opened(path) as container:
             sound, sound_end = ffmpeg.sound_stream(container, path), ffmpeg.SoundEnd()
             zero, rate = ffmpeg.clip_start(ffmpeg.first_video(container), sound), sound.sample_rate
             frames = ffmpeg.decoded(sound_end.follow(ffmpeg.packets(container, [sound], path)), path)
-            blocks = list(_resampled(ffmpeg.sound_in_time(frames, zero, rate, path), rate, sampling_rate))
+            blocks = list(resampled(ffmpeg.sound_in_time(frames, zero, rate, path), rate, sampling_rate))
             seconds = max(0.0, sound_end.seconds - zero)
     waveform = np.zeros(round(seconds * sampling_rate), np.float32)
     if not waveform.size:
@@ -274,9 +274,10 @@ def _opened_sound(path: PathLike) -> Iterator[soundfile.SoundFile]:
         raise MediaError(f"{path}: the sound cannot be decoded ({error.error_string.rstrip('.')})") from error
 
 
-def _resampled(
+def resampled(
     blocks: Iterable[Float32[np.ndarray, " t"]], native_rate: int, sampling_rate: int
 ) -> Iterator[Float32[np.ndarray, " t"]]:
+    """A sound in blocks at another rate (soxr HQ); how it is cut into blocks does not matter."""
     if native_rate == sampling_rate:
         yield from blocks
         return

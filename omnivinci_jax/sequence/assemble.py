@@ -13,13 +13,17 @@ from omnivinci_jax.sequence.row import Row
 
 
 class PackedRow(NamedTuple):
-    """A laid-out conversation, the row of the group that it stands in, its number there (from 1), and its media."""
+    """A laid-out conversation, the row of the group that it stands in, its number there (from 1), and its media.
+
+    source: number of the data set that it comes from.
+    """
 
     place: int
     segment: int
     row: Row
     tiles: UInt8[np.ndarray, "n P P 3"]
     windows: Float32[np.ndarray, "w F M"]
+    source: int = 0
 
 
 def pool_capacity(config: OmniVinciConfig, capacity: Capacity) -> tuple[int, ...]:
@@ -41,6 +45,7 @@ def empty_group(config: OmniVinciConfig, capacity: Capacity) -> Batch:
         segment_ids=np.zeros(rows, np.int32),
         targets=np.zeros(rows, np.int32),
         loss_weights=np.zeros(rows, np.float32),
+        sources=np.zeros(rows, np.int32),
         tiles=np.zeros((tiles, side, side, 3), np.uint8),
         s2_sources=np.zeros((tiles, sum(s * s for s in config.s2_sides) + 1), np.int32),
         s2_block=np.zeros((tiles, 4), np.int32),
@@ -81,6 +86,7 @@ def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacit
         group.slot_index[place, slots] = row.slot_index + starts[row.slot_kind]
         group.positions[place, slots] = np.arange(len(row))
         group.segment_ids[place, slots] = item.segment
+        group.sources[place, slots] = item.source
         predicted = slice(slots.start, slots.stop - 1)
         group.targets[place, predicted] = np.where(row.trained, row.tokens, 0)[1:]
         group.loss_weights[place, predicted] = row.trained[1:]

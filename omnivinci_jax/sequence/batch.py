@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     positions: RoPE position, restarting with each conversation.
     segment_ids: conversation number within the row, from 1; 0 is padding.
     targets: the next token; loss_weights: 0 where not trained.
+    sources: number of the data set that a slot's conversation comes from, for metrics.
     tiles: pixels as they are in the file's colours; normalised on the device.
     s2_sources: for each output tile the tiles its scales are cut from: for each scale but the largest its n x n tiles
         row by row, then the one tile of the largest scale (S = 1 + 4 + 1 at full size).
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
     segment_ids: Int32[Any, "G R T"]
     targets: Int32[Any, "G R T"]
     loss_weights: Float32[Any, "G R T"]
+    sources: Int32[Any, "G R T"]
     tiles: UInt8[Any, "G N P P 3"]
     s2_sources: Int32[Any, "G N S"]
     s2_block: Int32[Any, "G N 4"]
@@ -59,7 +61,7 @@ class Batch(NamedTuple):
     audio_angles: Float32[Any, "G A C"] | None = None
 
 
-SLOT_FIELDS = ("tokens", "slot_kind", "slot_index", "positions", "segment_ids", "targets", "loss_weights")
+SLOT_FIELDS = ("tokens", "slot_kind", "slot_index", "positions", "segment_ids", "targets", "loss_weights", "sources")
 
 
 class Capacity(NamedTuple):

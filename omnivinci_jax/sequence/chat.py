@@ -7,7 +7,7 @@ Two forms are read: the Hugging Face chat form (`messages` with content items) a
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from omnivinci_jax.errors import DataError
 
@@ -19,12 +19,23 @@ _LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant"
 _RESERVED = re.compile(r"<image>|<video>|<vila/video>|<sound>|<\|[a-z_]+\|>")
 
 
+class Stored(NamedTuple):
+    """A record of a shard that holds a media file."""
+
+    shard: str
+    number: int
+
+
 @dataclass(frozen=True)
 class Media:
-    """A media file in a conversation; `kind` says how it enters the model."""
+    """A media file in a conversation; `kind` says how it enters the model.
+
+    path: the file, or where it would be in the folder of shards that it is stored in.
+    """
 
     kind: Literal["image", "video", "sound"]
     path: str
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The tokenizer of a model directory: `tokenizer.json` in Qwen2's format with the media tokens."""
 
+import hashlib
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import tokenizers
+from etils import epath
 from jaxtyping import Bool, Int32
 
 from omnivinci_jax.errors import UserError
@@ -14,13 +15,13 @@ from omnivinci_jax.sequence.chat import PLACEHOLDERS, Conversation, render
 class Tokenizer:
     """Text to ids and back. Reads `tokenizer.json` alone, so loader workers start without transformers."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: epath.PathLike):
         """Raises UserError where `folder` has no usable tokenizer.json, or one without the tokens that are needed."""
-        self.path = Path(folder) / "tokenizer.json"
+        self.path = epath.Path(folder) / "tokenizer.json"
         if not self.path.is_file():
             raise UserError(f"{self.path}: there is no tokenizer; copy the model's tokenizer files there")
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.path))
+            self._tokenizer = tokenizers.Tokenizer.from_str(self.path.read_text())
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{self.path}: not a tokenizer file: {error}") from None
         self.eos_id = self._special("<|im_end|>")
@@ -30,13 +31,18 @@ class Tokenizer:
     def __getstate__(self):
         return self.path.parent
 
-    def __setstate__(self, folder: Path):
+    def __setstate__(self, folder: epath.Path):
         self.__init__(folder)
 
     @cached_property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special tokens written in it are recognised."""

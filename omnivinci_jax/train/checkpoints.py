@@ -1,21 +1,23 @@
 """Checkpoints of a run: state, place in the data and random key together, so that a killed run goes on exactly."""
 
+import math
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from omnivinci_jax.errors import UserError
+from omnivinci_jax.paths import is_remote
 from omnivinci_jax.train.state import TrainState
 
 
 class Checkpoints:
     """The newest two checkpoints of a run, written in the background and whole or not at all."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: epath.Path):
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -28,7 +30,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
         """Starts to save; `run` is what the loop knows beside the state (JSON). Raises UserError on a full disk."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._folder).free
+        free = math.inf if is_remote(self._folder) else shutil.disk_usage(self._folder).free
         if free < needed:
             raise self._unwritten(f"it takes up to {needed:,} bytes and the disk has {free:,}")
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))

@@ -4,10 +4,10 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from omnivinci_jax import model_dir
 from omnivinci_jax.data.index import Index, build_index
 from omnivinci_jax.data.loader import plan_all, read_batches
 from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import is_main
@@ -77,11 +78,11 @@ def evaluate(
     )
 
 
-def evaluate_file(folder: Path, data: Path, drop: str, rows: int) -> Evaluation:
+def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int) -> Evaluation:
     """Measures a model directory on a JSONL file, `rows` conversations at once, in rows as long as its longest."""
     model, params, processor = model_dir.load(folder)
     processor = dataclasses.replace(processor, drop=drop)
-    index = build_index(data, processor, _NO_LIMIT, "skip")
+    index = build_index(open_records(data), processor, _NO_LIMIT, "skip")
     if not len(index):
         raise DataError(f"{data}: no sample can be used:\n  " + "\n  ".join(index.problems[:20]))
     slots, tiles, windows, clips = (int(most) for most in index.sizes.max(axis=0))

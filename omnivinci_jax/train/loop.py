@@ -2,10 +2,10 @@
 
 import logging
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 
 import jax
+from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -13,20 +13,24 @@ from tqdm import tqdm
 from omnivinci_jax import model_dir
 from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.loader import Plan, read_batches
+from omnivinci_jax.data.mixture import Mixture
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.data.setup import make_processor, open_data
+from omnivinci_jax.data.setup import make_processor, open_data, open_mixture
 from omnivinci_jax.errors import DataError, Preempted, UserError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import RULES, check_batch, own_groups, put_batch
+from omnivinci_jax.paths import Mirrored
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
+from omnivinci_jax.train.claim import Claim
 from omnivinci_jax.train.evaluation import Evaluation, accuracy_table, evaluate
 from omnivinci_jax.train.metrics import Meter, MetricsLog
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.profile import Profile
 from omnivinci_jax.train.report import write_report
+from omnivinci_jax.train.source_metrics import SourceMeter
 from omnivinci_jax.train.state import TrainState, abstract_state, create_state, make_model
 from omnivinci_jax.train.step import Metrics, make_eval_step, make_train_step
 from omnivinci_jax.train.termination import Termination
@@ -40,19 +44,19 @@ class Progress:
     """What a run knows beside its TrainState; saved with every checkpoint.
 
     step: steps done, which is also the place in the data; nonfinite: updates left out among them.
-    read, skipped: samples of all processes.
+    read: samples of all processes; skipped: those that could not be read, by source.
     best: best validation accuracy so far, -1 before the first.
     """
 
     step: int = 0
     read: int = 0
-    skipped: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
     nonfinite: int = 0
     best: float = -1.0
     seconds: float = 0.0
 
 
-def train(config: TrainConfig, workdir: Path, profile_steps: range = range(0)) -> Evaluation | None:
+def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range(0)) -> Evaluation | None:
     """Trains, resuming what `workdir` holds; returns the held-out evaluation of the best model, where there is one.
 
     Args:
@@ -68,13 +72,13 @@ def train(config: TrainConfig, workdir: Path, profile_steps: range = range(0)) -
     mesh = make_mesh(config.mesh)
     check_batch(config.data, config.microbatches, mesh)
     processor = make_processor(config)
-    train_index = open_data(config.data.train, processor, config.data)
+    mixture = open_mixture(processor, config.data)
     val_index = open_data(config.data.val, processor, config.data) if config.data.val else None
-    for index in filter(None, (train_index, val_index)):
+    for index in filter(None, (mixture, val_index)):
         for problem in index.problems:
             log.warning("left out: %s", problem)
 
-    with claimed(workdir, config), jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with claimed(workdir, config) as claim, jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         model = make_model(config, mesh.devices.flat[0].platform)
         optimizer = make_optimizer(config.optimizer, config.steps)
         shapes, shardings = abstract_state(model, optimizer, config.frozen, mesh)
@@ -85,8 +89,10 @@ def train(config: TrainConfig, workdir: Path, profile_steps: range = range(0)) -
             state, saved = checkpoints.restore(shapes, shardings)
             progress = Progress(**saved)
             log.info("resumed at step %d", progress.step)
-        train_step = make_train_step(model, optimizer, config.align_weight, shardings, config.microbatches)
-        run = _Run(config, workdir, processor, model, mesh, checkpoints, progress, train_index, val_index)
+        train_step = make_train_step(
+            model, optimizer, config.align_weight, shardings, config.microbatches, len(mixture.sources)
+        )
+        run = _Run(config, workdir, processor, model, mesh, claim, checkpoints, progress, mixture, val_index)
         try:
             run.steps(state, train_step, profile_steps)
             return run.finish(shardings)
@@ -98,23 +104,28 @@ def train(config: TrainConfig, workdir: Path, profile_steps: range = range(0)) -
             raise Preempted(
                 f"another process was lost ({reason}); the last checkpoint is where to go on from"
             ) from None
+        finally:
+            run.files.sync()
 
 
 class _Run:
     """The loop's state on the host."""
 
-    def __init__(self, config, workdir, processor, model, mesh, checkpoints, progress, index, val_index):
+    def __init__(self, config, workdir, processor, model, mesh, claim, checkpoints, progress, mixture, val_index):
         self.config: TrainConfig = config
-        self.workdir: Path = workdir
+        self.workdir: epath.Path = workdir
+        self.files = Mirrored(workdir, ("metrics.jsonl", self._skipped_name))
         self.processor: Processor = processor
         self.mesh: Mesh = mesh
+        self.claim: Claim = claim
         self.checkpoints: Checkpoints = checkpoints
         self.progress: Progress = progress
-        self.index: Index = index
+        self.mixture: Mixture = mixture
         self.val_index: Index | None = val_index
-        self.plan = Plan(index, config.data.capacity, config.seed)
+        self.plan = Plan(mixture, config.data.capacity, config.seed)
+        self.sources = SourceMeter(mixture)
         self.eval_step = make_eval_step(model, mesh)
-        self.metrics = MetricsLog(workdir, progress.step) if is_main() else None
+        self.metrics = MetricsLog(self.files.local, progress.step) if is_main() else None
         self.started = time.monotonic() - progress.seconds
 
     def steps(self, state: TrainState, train_step, profile_steps: range) -> None:
@@ -122,7 +133,7 @@ class _Run:
         config, progress, groups = self.config, self.progress, self.config.data.groups
         own = own_groups(groups, self.mesh)
         batches = read_batches(
-            self.index, self.plan, self.processor, config.data, own, start=progress.step, stop=config.steps
+            self.mixture, self.plan, self.processor, config.data, own, start=progress.step, stop=config.steps
         )
         schedule = learning_rate(config.optimizer, config.steps)
         bar = tqdm(
@@ -130,7 +141,7 @@ class _Run:
             disable=not is_main(),
         )  # fmt: skip
         meter, pending = Meter(config, self.mesh), None
-        with bar, Termination() as termination, Profile(self.workdir / "profile", profile_steps) as profile:
+        with bar, Termination() as termination, Profile(self.files.local / "profile", profile_steps) as profile:
             for batch, skipped in meter.waited(batches):
                 self._note_skipped(skipped)
                 profile.before(progress.step + 1)
@@ -139,13 +150,15 @@ class _Run:
                 self._look(pending)  # one step late: the device works on while the host looks
                 pending = progress.step, metrics
                 profile.after(progress.step, metrics)
-                meter.add(self.index.sizes[self._samples(progress.step)])
+                meter.add(self.mixture.sizes[self._samples(progress.step)])
                 bar.update()
                 step = progress.step
                 if step % config.log_every == 0 or step == config.steps:
-                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                    self._look(pending)
+                    pending = None
+                    values = {name: float(value) for name, value in jax.device_get(metrics).items() if not value.ndim}
                     values["learning_rate"] = float(schedule(step - 1))
-                    values |= meter.rates()
+                    values |= meter.rates() | self.sources.values(progress.skipped)
                     self._write(step, values)
                     bar.set_postfix_str(
                         f"loss {values['loss']:.3f}, {values['step_seconds']:.2f} s/step, "
@@ -160,7 +173,9 @@ class _Run:
                     pending = None
                     progress.seconds = time.monotonic() - self.started
                     with meter.saving():
-                        self.checkpoints.save(step, state, dict(vars(progress)))
+                        self.claim.check()
+                        self.files.sync()
+                        self.checkpoints.save(step, state, asdict(progress))
                 if ending and step < config.steps:
                     break
         self.checkpoints.wait()
@@ -181,7 +196,7 @@ class _Run:
         self._close()
         if is_main():
             parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-            write_report(self.workdir, evaluation, time.monotonic() - self.started, parameters)
+            write_report(self.files.local, evaluation, time.monotonic() - self.started, parameters)
             if evaluation:
                 print(accuracy_table(evaluation))
             print(f"model: {self.workdir / 'model'}\nreport: {self.workdir / 'report.md'}")
@@ -218,27 +233,27 @@ class _Run:
         if pending is None:
             return
         step, metrics = pending
-        finite, read = jax.device_get((metrics["finite"], metrics["samples"]))
-        samples = self._samples(step)
-        self.progress.read += int(read)
-        self.progress.skipped += len(samples) - int(read)
-        if not finite:
+        metrics, samples, progress = jax.device_get(metrics), self._samples(step), self.progress
+        progress.read += int(metrics["samples"])
+        for source, count in self.sources.add(samples, metrics).items():
+            progress.skipped[source] = progress.skipped.get(source, 0) + count
+        if not metrics["finite"]:
             self._nonfinite(step, samples)
-        seen = self.progress.read + self.progress.skipped
+        skipped = sum(progress.skipped.values())
+        seen = progress.read + skipped
         # A share needs some samples to be one: below a hundred, a single bad file would end every run.
-        if self.progress.skipped > self.config.data.max_skipped * max(seen, 100):
-            file = self._skipped_file
+        if skipped > self.config.data.max_skipped * max(seen, 100):
+            file = self.files.local / self._skipped_name
             listed = sorted(set(file.read_text().splitlines())) if file.exists() else []
             raise DataError(
-                f"{self.progress.skipped} of {seen} samples could not be read, more than data.max_skipped = "
+                f"{skipped} of {seen} samples could not be read, more than data.max_skipped = "
                 f"{self.config.data.max_skipped:g} allows:\n  " + "\n  ".join(listed[:50])
             )
 
     def _nonfinite(self, step: int, samples: list[int]) -> None:
         """Counts an update that was left out, names its samples, and stops the run when there are too many."""
         self.progress.nonfinite += 1
-        lines = ", ".join(str(line) for line in sorted(self.index.lines[samples]))
-        where = f"step {step}, {self.index.path} lines {lines}"
+        where = f"step {step}, " + ", ".join(map(self.mixture.where, sorted(samples)))
         log.warning("update left out, the loss or a gradient is not finite: %s", where)
         if self.progress.nonfinite > self.config.max_nonfinite:
             raise UserError(
@@ -247,12 +262,12 @@ class _Run:
             )
 
     @property
-    def _skipped_file(self) -> Path:
-        return self.workdir / ("skipped.txt" if is_main() else f"skipped.{jax.process_index()}.txt")
+    def _skipped_name(self) -> str:
+        return "skipped.txt" if is_main() else f"skipped.{jax.process_index()}.txt"
 
     def _note_skipped(self, skipped: dict[int, str]) -> None:
         """Writes down what this process could not read."""
         for line in skipped.values():
             log.warning("skipped: %s", line)
-            with open(self._skipped_file, "a") as file:
+            with open(self.files.local / self._skipped_name, "a") as file:
                 file.write(line + "\n")

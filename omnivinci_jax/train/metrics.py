@@ -100,10 +100,10 @@ class MetricsLog:
     """Writes `metrics.jsonl` (one object a line, with its step) and TensorBoard events."""
 
     def __init__(self, folder: Path, start: int):
-        self._path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self._path) if line["step"] <= start]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self._path, "a")  # noqa: SIM115 - closed in close()
+        path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(path) if line["step"] <= start]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(path, "a")  # noqa: SIM115 - closed in close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train") -> None:

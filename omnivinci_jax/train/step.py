@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from omnivinci_jax.mesh.rules import replicated
 from omnivinci_jax.models.omni_align import ClipEmbeddings
@@ -29,12 +29,16 @@ def make_train_step(
     align_weight: float,
     shardings: TrainState,
     microbatches: int = 1,
+    num_sources: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One update of the trainable parameters; the old state's buffers are donated to the new one.
 
+    Metrics are numbers, but for three vectors over the `num_sources` data sets of the mixture: sums of losses and of
+    their weights, and samples.
+
     Where the loss or a gradient is not finite, only the step is counted, and the metric `finite` is 0.
     """
-    compute_gradient = make_gradient(model, align_weight, microbatches)
+    compute_gradient = make_gradient(model, align_weight, microbatches, num_sources)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradient, metrics = compute_gradient(state.trainable, state.frozen, batch)
@@ -48,13 +52,14 @@ def make_train_step(
             (state.trainable, state.opt_state),
         )
         metrics["tokens"] = jnp.sum(batch.segment_ids > 0)
-        metrics["samples"] = count_samples(batch.segment_ids)
+        metrics["source_samples"] = by_source(sample_starts(batch.segment_ids), batch.sources, num_sources)
+        metrics["samples"] = metrics["source_samples"].sum()
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
-def make_gradient(model: OmniVinci, align_weight: float, microbatches: int = 1) -> Gradient:
+def make_gradient(model: OmniVinci, align_weight: float, microbatches: int = 1, num_sources: int = 1) -> Gradient:
     """The gradient of both losses over the trainable parameters, and their metrics.
 
     With `microbatches` the groups of a batch are taken in so many turns, with the gradient of the whole batch: the
@@ -67,11 +72,17 @@ def make_gradient(model: OmniVinci, align_weight: float, microbatches: int = 1) 
         params = merge(trainable, frozen)
         output = model.apply({"params": params}, batch)
         losses, _ = score_slots(model, params, output.hidden, batch.targets)
-        language = jnp.sum(losses * batch.loss_weights) / weight
+        losses *= batch.loss_weights
+        language = jnp.sum(losses) / weight
+        metrics = {
+            "loss": language,
+            "source_losses": by_source(losses, batch.sources, num_sources),
+            "source_weights": by_source(batch.loss_weights, batch.sources, num_sources),
+        }
         if not align_weight:
-            return language, {"loss": language}
-        loss, metrics = align(output.clips)
-        return language + align_weight * loss, {"loss": language} | metrics
+            return language, metrics
+        loss, align_metrics = align(output.clips)
+        return language + align_weight * loss, metrics | align_metrics
 
     differentiate = jax.grad(loss_of, has_aux=True)
 
@@ -88,17 +99,17 @@ def make_gradient(model: OmniVinci, align_weight: float, microbatches: int = 1) 
             toward, align_metrics = jax.grad(align_loss, has_aux=True)(clips, parts)
             toward = toward._replace(scale=jnp.full(microbatches, toward.scale / microbatches))
 
-        def turn(total: dict, part_and_toward: tuple[Batch, ClipEmbeddings]) -> tuple[dict, Array]:
+        def turn(total: dict, part_and_toward: tuple[Batch, ClipEmbeddings]) -> tuple[dict, Metrics]:
             part, toward = part_and_toward
 
             def linear(clips: ClipEmbeddings) -> tuple[Array, Metrics]:
                 return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, clips, toward))), {}
 
             gradient, metrics = differentiate(trainable, frozen, part, trained_weight(batch), linear)
-            return jax.tree.map(jnp.add, total, gradient), metrics["loss"]
+            return jax.tree.map(jnp.add, total, gradient), metrics
 
-        gradient, losses = jax.lax.scan(turn, jax.tree.map(jnp.zeros_like, trainable), (parts, toward))
-        return gradient, {"loss": losses.sum()} | align_metrics
+        gradient, metrics = jax.lax.scan(turn, jax.tree.map(jnp.zeros_like, trainable), (parts, toward))
+        return gradient, jax.tree.map(partial(jnp.sum, axis=0), metrics) | align_metrics
 
     return at_once if microbatches == 1 else in_turns
 
@@ -115,10 +126,16 @@ def align_loss(clips: ClipEmbeddings, batch: Batch) -> tuple[Array, Metrics]:
     return loss, {"align_loss": loss} | recalls
 
 
-def count_samples(segment_ids: Int[Array, "G R T"]) -> Int[Array, ""]:
-    """How many conversations there are: a segment starts where the number of its slot is new and not 0."""
+def by_source(values: Num[Array, "G R T"], sources: Int[Array, "G R T"], num_sources: int) -> Num[Array, " sources"]:
+    """Sums of a slot's values over the data sets that the slots come from."""
+    # One reduction, which XLA fuses and shards; a scatter it would do neither with.
+    return jnp.sum(jnp.where(sources[..., None] == jnp.arange(num_sources), values[..., None], 0), axis=(0, 1, 2))
+
+
+def sample_starts(segment_ids: Int[Array, "G R T"]) -> Int[Array, "G R T"]:
+    """1 where a conversation starts: where the number of a slot's segment is new and not 0."""
     before = jnp.pad(segment_ids, ((0, 0), (0, 0), (1, 0)))[..., :-1]
-    return jnp.sum((segment_ids > 0) & (segment_ids != before))
+    return ((segment_ids > 0) & (segment_ids != before)).astype(jnp.int32)
 
 
 def _split_groups(x: Array, count: int) -> Array:

@@ -1,18 +1,22 @@
 """The work directory of a run: which configuration it holds, and that one run alone is at it."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+from etils import epath
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.processes import barrier, is_main
+from omnivinci_jax.paths import written_whole
 from omnivinci_jax.settings import TrainConfig, to_mapping
+from omnivinci_jax.train.claim import Claim, sole_run
+
+# What says how a machine does the work, and not what the work is: a run goes on with other values.
+_OF_THE_MACHINE = {"config.mesh", "config.data.workers", "config.data.cache"}
 
 
-def check_workdir(workdir: Path, config: TrainConfig) -> None:
+def check_workdir(workdir: epath.Path, config: TrainConfig) -> None:
     """Raises ConfigError for a folder that holds a run of another configuration, or something else."""
     path = workdir / "config.json"
     if path.exists():
@@ -27,10 +31,8 @@ def check_workdir(workdir: Path, config: TrainConfig) -> None:
 
 
 @contextmanager
-def claimed(workdir: Path, config: TrainConfig) -> Iterator[None]:
+def claimed(workdir: epath.Path, config: TrainConfig) -> Iterator[Claim]:
     """Holds the work directory, with the configuration noted in it, while the run lives.
-
-    The lock is the operating system's, so it ends with the process however that ends.
 
     Raises:
         ConfigError: another run holds it.
@@ -38,29 +40,19 @@ def claimed(workdir: Path, config: TrainConfig) -> Iterator[None]:
     barrier("checked")  # nobody writes before all have seen that the folder is theirs
     if not is_main():
         barrier("claimed")
-        yield
+        yield Claim()
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / "lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise ConfigError(
-                f"{workdir}: a run is at it ({lock.read().strip()}); wait for its end, stop it, or give another "
-                "--workdir"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        lock.flush()
-        part = workdir / "config.json.part"
-        part.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
-        part.rename(workdir / "config.json")
+    with sole_run(workdir) as claim:
+        with written_whole(workdir / "config.json") as part:
+            part.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
         barrier("claimed")
-        yield
+        yield claim
 
 
 def _first_difference(old: object, new: object, key: str) -> str:
+    if key in _OF_THE_MACHINE:
+        return ""
     if isinstance(old, dict) and isinstance(new, dict):
         differences = (_first_difference(old.get(name), new.get(name), f"{key}.{name}") for name in {**old, **new})
         return next(filter(None, differences), "")

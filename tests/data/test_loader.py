@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from omnivinci_jax.data.index import build_index, open_index
+from omnivinci_jax.data.index import Measurers, build_index, open_index
 from omnivinci_jax.data.loader import Groups, Loaded, Plan, plan_all, read_batches
+from omnivinci_jax.data.mixture import alone
 from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig
@@ -25,7 +27,7 @@ def processor() -> Processor:
 
 @pytest.fixture(scope="module")
 def index(av_world, processor):
-    return build_index(av_world / "train.jsonl", processor, CAPACITY, "skip", quiet=True)
+    return build_index(Jsonl(av_world / "train.jsonl"), processor, CAPACITY, "skip", quiet=True)
 
 
 def same(first, second) -> bool:
@@ -33,7 +35,7 @@ def same(first, second) -> bool:
 
 
 def test_every_sample_is_seen_once_an_epoch_and_epochs_differ(index):
-    plan = Plan(index, CAPACITY, seed=3)
+    plan = Plan(alone(index), CAPACITY, seed=3)
     first, number = [], 0
     while len(first) < len(index):
         first += [sample for row in plan[number] for sample in row]
@@ -44,10 +46,10 @@ def test_every_sample_is_seen_once_an_epoch_and_epochs_differ(index):
 
 
 def test_a_group_is_a_function_of_seed_and_number(index):
-    plan = Plan(index, CAPACITY, seed=3)
+    plan = Plan(alone(index), CAPACITY, seed=3)
     groups = [plan[number] for number in range(12)]
-    assert Plan(index, CAPACITY, seed=3)[11] == groups[11]
-    assert [Plan(index, CAPACITY, seed=4)[number] for number in range(12)] != groups
+    assert Plan(alone(index), CAPACITY, seed=3)[11] == groups[11]
+    assert [Plan(alone(index), CAPACITY, seed=4)[number] for number in range(12)] != groups
 
 
 def one_group(index, processor, rows, capacity=CAPACITY) -> Loaded:
@@ -56,7 +58,7 @@ def one_group(index, processor, rows, capacity=CAPACITY) -> Loaded:
 
 
 def test_a_resumed_loader_and_one_with_workers_give_the_same_batches(index, processor):
-    plan = Plan(index, CAPACITY, seed=0)
+    plan = Plan(alone(index), CAPACITY, seed=0)
     whole = list(read_batches(index, plan, processor, SETTINGS, [0, 1], start=0, stop=4))
     rest = list(read_batches(index, plan, processor, replace(SETTINGS, workers=1), [0, 1], start=2, stop=4))
     assert len(whole) == 4 and len(rest) == 2
@@ -65,7 +67,7 @@ def test_a_resumed_loader_and_one_with_workers_give_the_same_batches(index, proc
 
 
 def test_processes_load_their_own_groups_of_the_same_batches(index, processor):
-    plan = Plan(index, CAPACITY, seed=0)
+    plan = Plan(alone(index), CAPACITY, seed=0)
     whole = list(read_batches(index, plan, processor, SETTINGS, [0, 1], start=1, stop=3))
     for own in (0, 1):
         parts = list(read_batches(index, plan, processor, SETTINGS, [own], start=1, stop=3))
@@ -90,7 +92,7 @@ def test_cached_media_are_the_same_and_follow_the_file(av_world, processor, tmp_
     cached = replace(processor, cache=tmp_path / "cache")
     shutil.copytree(av_world / "clips", tmp_path / "clips")
     shutil.copy(av_world / "val.jsonl", tmp_path)
-    index = build_index(tmp_path / "val.jsonl", cached, CAPACITY, "skip", quiet=True)
+    index = build_index(Jsonl(tmp_path / "val.jsonl"), cached, CAPACITY, "skip", quiet=True)
     conversation = index.conversation(0)
     plain = processor.load(conversation)
     for _ in range(2):  # once written, once read
@@ -104,7 +106,7 @@ def test_cached_media_are_the_same_and_follow_the_file(av_world, processor, tmp_
 def test_a_file_that_cannot_be_read_is_padding_and_a_line(av_world, processor, tmp_path):
     shutil.copytree(av_world / "clips", tmp_path / "clips")
     shutil.copy(av_world / "held_out.jsonl", tmp_path)
-    index = build_index(tmp_path / "held_out.jsonl", processor, CAPACITY, "skip", quiet=True)
+    index = build_index(Jsonl(tmp_path / "held_out.jsonl"), processor, CAPACITY, "skip", quiet=True)
     gone = index.conversation(0).media[0].path
     with open(gone, "r+b") as file:
         file.truncate(1000)
@@ -118,7 +120,7 @@ def test_a_file_that_cannot_be_read_is_padding_and_a_line(av_world, processor, t
 def test_a_file_changed_since_indexing_is_named(av_world, processor, tmp_path):
     shutil.copytree(av_world / "clips", tmp_path / "clips")
     shutil.copy(av_world / "held_out.jsonl", tmp_path)
-    index = build_index(tmp_path / "held_out.jsonl", processor, CAPACITY, "skip", quiet=True)
+    index = build_index(Jsonl(tmp_path / "held_out.jsonl"), processor, CAPACITY, "skip", quiet=True)
     first, last = index.conversation(0).media[0].path, index.conversation(len(index) - 1).media[0].path
     shutil.copy(last, first)
     loaded = one_group(index, processor, [[0], []])
@@ -127,9 +129,9 @@ def test_a_file_changed_since_indexing_is_named(av_world, processor, tmp_path):
 
 def test_samples_that_do_not_fit_are_named_or_thinned(av_world, processor):
     small = CAPACITY._replace(tiles=10)
-    skipped = build_index(av_world / "val.jsonl", processor, small, "skip", quiet=True)
+    skipped = build_index(Jsonl(av_world / "val.jsonl"), processor, small, "skip", quiet=True)
     assert len(skipped) == 0 and "tiles where data.capacity.tiles is 10" in skipped.problems[0]
-    thinned = build_index(av_world / "val.jsonl", processor, small, "thin", quiet=True)
+    thinned = build_index(Jsonl(av_world / "val.jsonl"), processor, small, "thin", quiet=True)
     assert not thinned.problems and (thinned.sizes[:, 1] <= 10).all() and (thinned.max_frames > 0).all()
     loaded = one_group(thinned, processor, [[0], []], small)
     assert loaded.batch.segment_ids[0].any() and not loaded.skipped
@@ -141,7 +143,7 @@ def test_an_index_is_kept_until_the_file_or_the_settings_change(av_world, proces
     data.write_text(json.dumps(line) + "\n")
 
     def sizes(capacity=CAPACITY):
-        index = open_index(data, processor, capacity, "skip", tmp_path / "index")
+        index = open_index(Jsonl(data), processor, capacity, "skip", tmp_path / "index", Measurers(1))
         return index.sizes.tolist(), len(list((tmp_path / "index").iterdir()))
 
     first = sizes()
@@ -155,13 +157,13 @@ def test_a_line_that_is_no_conversation_stops_with_its_place(processor, tmp_path
     data = tmp_path / "bad.jsonl"
     data.write_text('\n{"messages": [}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2: not JSON"):
-        build_index(data, processor, CAPACITY, "skip", quiet=True)
+        build_index(Jsonl(data), processor, CAPACITY, "skip", quiet=True)
 
 
 @pytest.mark.parametrize("drop, tiles, windows", [("sound", True, False), ("vision", False, True)])
 def test_dropping_a_stream_leaves_the_other(av_world, drop, tiles, windows):
     blind = Processor(tiny_config(), tiny_tokenizer(), drop=drop)
-    index = build_index(av_world / "held_out.jsonl", blind, CAPACITY, "skip", quiet=True)
+    index = build_index(Jsonl(av_world / "held_out.jsonl"), blind, CAPACITY, "skip", quiet=True)
     assert (index.sizes[:, 1] > 0).all() == tiles and (index.sizes[:, 2] > 0).all() == windows
     assert len(index) == 10
     loaded = one_group(index, blind, [[0], []])

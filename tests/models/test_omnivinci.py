@@ -50,6 +50,7 @@ def make_batch(groups=2, tiles=4, windows=2, seed=0):
         segment_ids=same([[1] * (slots[-1] - 2) + [0] * 2]),
         targets=np.zeros(slots, np.int32),
         loss_weights=np.zeros(slots, np.float32),
+        sources=np.zeros(slots, np.int32),
         tiles=rng.integers(0, 256, (groups, tiles, 8, 8, 3), np.uint8),
         s2_sources=same(np.repeat(np.arange(tiles)[:, None], 2, axis=1)),
         s2_block=same(np.zeros((tiles, 4))),

@@ -16,7 +16,9 @@ from flax import traverse_util
 from omnivinci_jax.config import OmniAlignConfig, Qwen2Config
 from omnivinci_jax.data.index import build_index
 from omnivinci_jax.data.loader import Plan, read_batches
+from omnivinci_jax.data.mixture import alone
 from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import RULES, own_groups, put_batch, replicated
@@ -38,7 +40,7 @@ CONFIG = tiny_config(
 def main(train: str, out: str, *meshes: str) -> None:
     flags.FLAGS.mark_as_parsed()
     processor = Processor(CONFIG, tiny_tokenizer())
-    index = build_index(Path(train), processor, DATA.capacity, "skip", quiet=True)
+    index = build_index(Jsonl(Path(train)), processor, DATA.capacity, "skip", quiet=True)
     model, optimizer = OmniVinci(CONFIG, tower_remat="dots", decoder_remat="full"), make_optimizer(OptimizerConfig(), 9)
     results = {}
     for name in meshes:
@@ -48,7 +50,7 @@ def main(train: str, out: str, *meshes: str) -> None:
             _, shardings = abstract_state(model, optimizer, tiny_settings().frozen, mesh)
             state = create_state(model, optimizer, tiny_settings().frozen, 0, shardings)
             own = own_groups(DATA.groups, mesh)
-            (loaded,) = read_batches(index, Plan(index, DATA.capacity, 0), processor, DATA, own, start=0, stop=1)
+            (loaded,) = read_batches(index, Plan(alone(index), DATA.capacity, 0), processor, DATA, own, start=0, stop=1)
             gradient = jax.jit(make_gradient(model, 0.5, int(microbatches or 1)), out_shardings=replicated(mesh))
             gradients, metrics = gradient(state.trainable, state.frozen, put_batch(loaded.batch, DATA.groups, mesh))
             found = traverse_util.flatten_dict(jax.device_get(gradients), sep=".")

@@ -1,0 +1,39 @@
+"""The paper's data mixture (Figure 5 and Appendix C.4): image 36 %, sound 21 %, speech 17 %, omni 15 %, video 11 %.
+
+omnivinci train --config configs/mixture.py:FOLDER --workdir runs/omni --config.tokenizer=DIR
+
+FOLDER holds a folder of shards for each source, made by `omnivinci shard` (or name JSONL files in `path`). A source is
+reached by its name: --config.data.sources.video_qa.weight=0 leaves one out. More data sets are more sources; the
+weights of those of one kind then add up to that kind's share.
+"""
+
+from pathlib import Path
+
+from configs.omnivinci_9b import get_config as published
+from omnivinci_jax.settings import DataConfig, Source, to_config_dict
+
+# Shares of the samples in per cent. The paper names the larger parts of each kind; what it leaves of one is "other".
+SHARES = {
+    "image": {"image_general": 19, "image_knowledge": 8, "image_documents": 7, "image_other": 2},
+    "sound": {"sound_qa": 20, "sound_other": 1},
+    "speech": {"speech_recognition": 10, "speech_qa": 4, "speech_translation": 2, "speech_other": 1},
+    # Explicit learning: what the data engine writes about sight and sound together (Section 3.2).
+    "omni": {"explicit_omni_qa": 12, "explicit_omni_captions": 3},
+    # Implicit learning: questions about videos whose sound is left in, so that it helps to answer them (Section 3.2).
+    "video": {"implicit_video_qa": 11},
+}
+
+
+def sources(folder: str) -> tuple[Source, ...]:
+    """The mixture of the data sets in a folder."""
+    return tuple(
+        Source(name, str(Path(folder) / name), modality, float(weight))
+        for modality, parts in SHARES.items()
+        for name, weight in parts.items()
+    )
+
+
+def get_config(folder: str = "data"):
+    config = published()
+    config.data.sources = to_config_dict(DataConfig(sources=sources(folder))).sources
+    return config

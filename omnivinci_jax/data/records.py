@@ -1,0 +1,85 @@
+"""Conversations as they are stored: lines of a JSONL file, or records of a folder of shards; both are read alike."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from omnivinci_jax.errors import DataError
+from omnivinci_jax.sequence.chat import Conversation, parse_conversation
+
+
+class Entry(NamedTuple):
+    """One stored conversation: where to find it again, its line in the JSONL file (from 1), and its bytes."""
+
+    place: int
+    line: int
+    data: bytes
+
+
+class Records(Protocol):
+    """Random access to stored conversations."""
+
+    path: Path
+
+    def identity(self) -> tuple:
+        """Changes when the content does."""
+
+    def entries(self) -> list[Entry]:
+        """All of them; raises DataError where there are none."""
+
+    def read(self, place: int) -> bytes:
+        """The bytes of one."""
+
+    def record(self, entry: Entry) -> dict:
+        """The JSON object as the user wrote it; raises DataError that starts with file:line."""
+
+    def conversation(self, entry: Entry) -> Conversation:
+        """The conversation; raises DataError that starts with file:line."""
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """A JSONL file, one conversation a line; an entry's place is its offset in bytes."""
+
+    path: Path
+
+    def identity(self) -> tuple:
+        """See `Records`."""
+        if not self.path.is_file():
+            raise DataError(
+                f"{self.path}: no such file; data are a JSONL file, one conversation a line, or a folder of shards"
+            )
+        stat = self.path.stat()
+        return str(self.path.resolve()), stat.st_size, stat.st_mtime_ns
+
+    def entries(self) -> list[Entry]:
+        """See `Records`; blank lines are none."""
+        self.identity()
+        entries, offset = [], 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    entries.append(Entry(offset, number, line))
+                offset += len(line)
+        if not entries:
+            raise DataError(f"{self.path}: the file has no conversations")
+        return entries
+
+    def read(self, place: int) -> bytes:
+        """See `Records`."""
+        with open(self.path, "rb") as file:
+            file.seek(place)
+            return file.readline()
+
+    def record(self, entry: Entry) -> dict:
+        """See `Records`."""
+        try:
+            return json.loads(entry.data)
+        except ValueError as error:
+            raise DataError(f"{self.path}:{entry.line}: not JSON: {error}") from None
+
+    def conversation(self, entry: Entry, folder: Path | None = None) -> Conversation:
+        """See `Records`; media paths are relative to `folder`, which is the file's unless another is given."""
+        folder = self.path.parent if folder is None else folder
+        return parse_conversation(self.record(entry), f"{self.path}:{entry.line}", folder)

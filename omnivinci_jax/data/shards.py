@@ -1,0 +1,137 @@
+"""Conversations and their media in ArrayRecord shards, as `omnivinci shard` writes them (data/write_shards.py).
+
+A folder holds shards.json and, for each shard, two files: conversations (JSON, with the numbers of their media) and
+media (a line of JSON, then the bytes of a file). A shard needs no other: what several conversations of it show is there
+once.
+"""
+
+import json
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordReader
+from etils import epath
+
+from omnivinci_jax.data.records import Entry
+from omnivinci_jax.errors import DataError, MediaError
+from omnivinci_jax.paths import local_copy
+from omnivinci_jax.sequence.chat import Conversation, Media, Message, Stored, parse_conversation
+
+MANIFEST = "shards.json"
+
+
+def shard_bounds(conversations: int, shards: int) -> list[int]:
+    """Number of the first conversation of each shard, and of all."""
+    return [conversations * shard // shards for shard in range(shards + 1)]
+
+
+def shard_name(kind: str, number: int, count: int) -> str:
+    """File name of a shard of conversations or media."""
+    return f"{kind}-{number:05}-of-{count:05}.array_record"
+
+
+def media_key(item: Media) -> str:
+    """What a media file is found by in its shard: a sound is stored decoded, everything else as its file is."""
+    return f"{'sound' if item.kind == 'sound' else 'file'}:{item.path}"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A folder of shards as `Records`; an entry's place is the number of its conversation."""
+
+    path: epath.Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What shards.json says; raises DataError where shards are missing."""
+        if not (self.path / MANIFEST).exists():
+            raise DataError(f"{self.path}: there is no {MANIFEST}; in a bucket, data are what `omnivinci shard` writes")
+        manifest = json.loads((self.path / MANIFEST).read_text())
+        if len(manifest["bytes"]) < manifest["shards"]:
+            raise DataError(
+                f"{self.path}: {manifest['shards'] - len(manifest['bytes'])} of {manifest['shards']} shards are "
+                "missing; start the same `omnivinci shard` again"
+            )
+        return manifest
+
+    def identity(self) -> tuple:
+        """See `Records`."""
+        return str(self.path), json.dumps(self.manifest)
+
+    def entries(self) -> list[Entry]:
+        """See `Records`."""
+        records = [record for shard in range(self.manifest["shards"]) for record in self._shard(shard).read_all()]
+        return [Entry(place, json.loads(data)["line"], data) for place, data in enumerate(records)]
+
+    def read(self, place: int) -> bytes:
+        """See `Records`."""
+        shard = self._shard_of(place)
+        return self._shard(shard).read([place - self._bounds[shard]])[0]
+
+    def record(self, entry: Entry) -> dict:
+        """See `Records`."""
+        return json.loads(entry.data)["record"]
+
+    def conversation(self, entry: Entry) -> Conversation:
+        """See `Records`; its media are in the shards."""
+        stored = json.loads(entry.data)
+        conversation = parse_conversation(stored["record"], f"{self.path}:{entry.line}", epath.Path())
+        shard = str(self.path / shard_name("media", self._shard_of(entry.place), self.manifest["shards"]))
+
+        def placed(item: str | Media) -> str | Media:
+            if isinstance(item, str):
+                return item
+            return Media(item.kind, str(self.path / item.path), Stored(shard, stored["media"][media_key(item)]))
+
+        messages = (Message(message.role, tuple(map(placed, message.content))) for message in conversation.messages)
+        return replace(conversation, messages=tuple(messages))
+
+    @cached_property
+    def _bounds(self) -> list[int]:
+        return shard_bounds(self.manifest["conversations"], self.manifest["shards"])
+
+    def _shard_of(self, place: int) -> int:
+        return bisect_right(self._bounds, place) - 1
+
+    def _shard(self, number: int) -> ArrayRecordReader:
+        return _reader(str(self.path / shard_name("conversations", number, self.manifest["shards"])))
+
+
+@contextmanager
+def on_disk(item: Media) -> Iterator[Media]:
+    """The item as a file of this machine: itself, or a copy of what a shard holds. MediaErrors name the item's path."""
+    if item.stored is None:
+        yield item
+        return
+    file = _copied(item.stored)
+    try:
+        yield replace(item, path=file.name, stored=None)
+    except MediaError as error:
+        raise MediaError(str(error).replace(file.name, item.path)) from None
+
+
+# The last few, since several conversations about one file follow each other; each goes when the next ones come.
+@lru_cache(maxsize=4)
+def _copied(stored: Stored) -> tempfile._TemporaryFileWrapper:
+    header, _, content = _reader(stored.shard).read([stored.number])[0].partition(b"\n")
+    header = json.loads(header)
+    if "problem" in header:
+        raise MediaError(header["problem"])
+    file = tempfile.NamedTemporaryFile(suffix=header["suffix"])  # noqa: SIM115 - deleted with the object
+    file.write(content)
+    file.flush()
+    return file
+
+
+# As many as a worker can keep open without a thought for the limit on open files.
+@lru_cache(maxsize=128)
+def _reader(path: str) -> ArrayRecordReader:
+    reader = ArrayRecordReader(str(local_copy(path)), "readahead_buffer_size:0,max_parallelism:0")
+    if not reader.ok():
+        raise DataError(f"{path}: not an ArrayRecord file; delete the folder and write the shards again")
+    return reader

@@ -1,0 +1,66 @@
+"""Speech-prompted samples: for a share of a source's samples, what the user writes is said (paper, Figure 14)."""
+
+import zlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from etils import epath
+
+from omnivinci_jax.data.records import Entry, Records
+from omnivinci_jax.sequence.chat import Conversation, Media, Message
+from omnivinci_jax.speech import Voice, VoiceConfig, make_voice, spoken_file
+
+
+@dataclass(frozen=True)
+class SpokenPrompts:
+    """Records of which a share have every text of the user as a sound in its place.
+
+    Which they are depends on text and line alone; with a larger share, those of a smaller one are among them.
+    """
+
+    records: Records
+    share: float
+    voice: VoiceConfig
+    folder: epath.Path
+
+    @property
+    def path(self) -> Path:
+        """See `Records`."""
+        return self.records.path
+
+    def identity(self) -> tuple:
+        """See `Records`."""
+        return *self.records.identity(), self.share, self.voice
+
+    def entries(self) -> list[Entry]:
+        """See `Records`."""
+        return self.records.entries()
+
+    def read(self, place: int) -> bytes:
+        """See `Records`."""
+        return self.records.read(place)
+
+    def record(self, entry: Entry) -> dict:
+        """See `Records`."""
+        return self.records.record(entry)
+
+    def conversation(self, entry: Entry) -> Conversation:
+        """See `Records`; raises UserError where the voice fails."""
+        conversation = self.records.conversation(entry)
+        texts = [item for message in conversation.messages for item in message.content if isinstance(item, str)]
+        if zlib.crc32(f"{entry.line} {texts}".encode()) >= self.share * 2**32:
+            return conversation
+        messages = (self._spoken(message) if message.role == "user" else message for message in conversation.messages)
+        return replace(conversation, messages=tuple(messages))
+
+    def _spoken(self, message: Message) -> Message:
+        content = (self._say(item) if isinstance(item, str) and item.strip() else item for item in message.content)
+        return replace(message, content=tuple(content))
+
+    def _say(self, text: str) -> Media:
+        return Media("sound", str(spoken_file(self._voice, text.strip(), self.folder)))
+
+    @cached_property
+    def _voice(self) -> Voice:
+        return make_voice(self.voice)

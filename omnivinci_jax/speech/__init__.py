@@ -1,0 +1,6 @@
+"""Text to speech: `make_voice` gives a back end, `speak` says a text that is still being written."""
+
+from omnivinci_jax.speech.spoken import spoken_file
+from omnivinci_jax.speech.voice import Sound, Voice, VoiceConfig, make_voice, speak
+
+__all__ = ["Sound", "Voice", "VoiceConfig", "make_voice", "speak", "spoken_file"]

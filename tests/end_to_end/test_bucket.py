@@ -1,0 +1,104 @@
+"""Everything on gs://, through the real command, gcsfs and TensorStore, against a server that answers as GCS does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.end_to_end.commands import command, losses, run, train_command
+from tests.tiny import REPOSITORY
+
+pytest.importorskip("gcsfs")
+pytest.importorskip("gcp_storage_emulator")
+
+SERVER = """
+import sys, threading
+from gcp_storage_emulator.server import create_server
+create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
+"""
+
+
+@pytest.fixture(scope="module")
+def bucket(environment) -> Iterator[dict[str, str]]:
+    """The environment of a program that takes a local server for GCS, where gs://bucket is."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], **quiet)
+    while socket.socket().connect_ex(("localhost", port)):
+        assert server.poll() is None
+        time.sleep(0.1)
+    address = f"http://localhost:{port}"
+    yield environment | {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+        "GOOGLE_CLOUD_PROJECT": "none",
+    }
+    server.kill()
+
+
+def in_bucket(environment: dict[str, str], program: str) -> object:
+    """What an expression about `root`, gs://bucket, gives as JSON."""
+    program = f"import json; from etils import epath; root = epath.Path('gs://bucket'); print(json.dumps({program}))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, environment, av_world, tmp_path):
+    """Shards, cache and work directory; killed, taken over, refused while it lives, resumed, and its model used."""
+    short = ("--config.steps=6", "--config.data.held_out=")
+    on_disk = run(train_command(av_world, tmp_path / "run", *short), environment)
+    assert on_disk.returncode == 0, on_disk.stderr[-3000:]
+
+    data = "gs://bucket/data/train"
+    done = run(command("shard", av_world / "train.jsonl", "--out", data, "--per_shard=20", "--workers=1"), bucket)
+    assert done.returncode == 0, done.stderr[-3000:]
+    remote = (f"--config.data.train={data}", "--config.data.cache=gs://bucket/cache", *short)
+    arguments = train_command(av_world, "gs://bucket/runs/a", *remote)
+    process = subprocess.Popen(
+        arguments, env=bucket, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    while not in_bucket(bucket, "[path.name for path in (root / 'runs/a/checkpoints').glob('3/commit_success.txt')]"):
+        assert process.poll() is None
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    process = subprocess.Popen(arguments, env=bucket, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    while str(process.pid) not in in_bucket(bucket, "(root / 'runs/a/lock').read_text()"):
+        assert process.poll() is None
+        time.sleep(0.5)
+    refused = run(arguments, bucket)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0 and "resumed at step 3" in errors, errors[-3000:]
+    assert refused.returncode == 2 and f"a run is at it (process {process.pid} on " in refused.stderr
+    files = in_bucket(bucket, "sorted(path.name for path in (root / 'runs/a').iterdir())")
+    assert {"checkpoints", "config.json", "loss.png", "metrics.jsonl", "model", "report.md", "tensorboard"} <= {*files}
+    assert "lock" not in files
+    (tmp_path / "metrics.jsonl").write_text(in_bucket(bucket, "(root / 'runs/a/metrics.jsonl').read_text()"))
+    assert losses(tmp_path) == losses(tmp_path / "run")
+
+    results = []
+    for model in (tmp_path / "run" / "model", "gs://bucket/runs/a/model"):
+        out = tmp_path / "results.json"
+        done = run(command("evaluate", "--model", model, "--data", av_world / "val.jsonl", "--out", out), bucket)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(json.loads(out.read_text()) | {"seconds": 0})
+    assert results[0] == results[1]
+
+
+def test_what_is_not_in_the_bucket_is_one_line(bucket, av_world, tmp_path):
+    missing = train_command(av_world, tmp_path / "run", "--config.data.train=gs://bucket/nothing")
+    done = run(missing, bucket)
+    assert done.returncode == 2 and "gs://bucket/nothing: there is no shards.json" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,79 @@
+"""Four real processes with two devices each: one run, equal to that of one process, and resumed on another mesh."""
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.commands import losses, run, train_command
+from tests.tiny import REPOSITORY
+
+STEPS = 4
+SMALL = (
+    "--config.model.text.num_hidden_layers=1",
+    "--config.model.vision.num_hidden_layers=2",
+    "--config.model.audio.encoder_layers=1",
+    "--config.model.omni_align.num_layers=1",
+    "--config.tower_remat=none",
+    "--config.decoder_remat=none",
+    "--config.data.capacity.windows=8",
+    "--config.data.workers=0",
+    "--config.data.val=",
+    "--config.data.held_out=",
+    "--config.checkpoint_every=2",
+    f"--config.steps={STEPS}",
+)
+
+
+def run_as(count: int, mesh: dict[str, int], av_world: Path, workdir: Path, environment: dict[str, str]) -> None:
+    """The command as so many processes of two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    overrides = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    arguments = [*train_command(av_world, workdir, *SMALL, *overrides), "--distributed"]
+    processes = [
+        subprocess.Popen(
+            arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env=environment | {
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(number),
+            },
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=900)
+        assert process.returncode == 0, errors[-3000:]
+
+
+@pytest.fixture(scope="module")
+def alone(av_world, environment, tmp_path_factory) -> list[tuple[int, str, float]]:
+    """Losses of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    done = run(train_command(av_world, workdir, *SMALL), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return losses(workdir)
+
+
+def assert_close(workdir: Path, expected: list[tuple[int, str, float]]) -> None:
+    found = losses(workdir)
+    assert [line[:2] for line in found] == [line[:2] for line in expected] and len(found) == STEPS
+    assert [line[2] for line in found] == pytest.approx([line[2] for line in expected], rel=1e-5)
+
+
+def test_four_processes_are_as_one_and_two_go_on_from_them_on_another_mesh(alone, av_world, environment, tmp_path):
+    """First `data` and `context` cross processes; then, from the middle on, `tensor` does."""
+    four = tmp_path / "four"
+    run_as(4, {"data": 2, "fsdp": 1, "context": 2, "tensor": 2}, av_world, four, environment)
+    assert_close(four, alone)
+    resumed = tmp_path / "resumed"
+    shutil.copytree(four, resumed, ignore=shutil.ignore_patterns("model", "lock"))
+    shutil.rmtree(resumed / "checkpoints" / str(STEPS))
+    run_as(2, {"data": 1, "fsdp": 1, "context": 1, "tensor": 4}, av_world, resumed, environment)
+    assert losses(resumed)[: STEPS // 2] == losses(four)[: STEPS // 2]
+    assert_close(resumed, alone)

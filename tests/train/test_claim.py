@@ -1,0 +1,37 @@
+"""Who holds a work directory, where there are no locks: an object that its owner writes again and again."""
+
+import pytest
+from etils import epath
+
+from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.train import claim
+
+
+@pytest.fixture
+def lock(tmp_path, monkeypatch) -> epath.Path:
+    """A file stands for the object: the lease asks no more of it."""
+    monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(claim, "WATCH_SECONDS", 0.5)
+    return epath.Path(tmp_path / "lock")
+
+
+def test_a_live_owner_is_refused_and_a_dead_one_replaced(lock):
+    with claim._lease(lock) as first:
+        with pytest.raises(ConfigError, match="a run is at it"), claim._lease(lock):
+            pass
+        first.check()
+    assert not lock.exists()
+    lock.write_text("process 1 on a host that was lost\n")
+    with claim._lease(lock) as second:
+        second.check()
+
+
+def test_who_was_cut_off_finds_out_before_it_writes(lock):
+    with claim._lease(lock) as first:
+        first._ended.set()  # no more signs of life
+        first._thread.join()
+        with claim._lease(lock) as second:
+            second.check()
+            with pytest.raises(UserError, match="another run has taken it over"):
+                first.check()
+        assert not lock.exists()
