@@ -72,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="leave a stream out")
     command.add_argument("--rows", type=int, default=8, help="conversations measured at once")
 
+    command = _command(commands, "export", _export, "merge a run's adapters into a model directory of its own")
+    command.add_argument("--run", dest="workdir", type=Path, required=True, help="directory of a run with adapters")
+    command.add_argument("--out", type=Path, required=True, help="model directory to make")
+
     command = _command(commands, "generate", _generate, "answer a question about any mix of media, in their order")
     command.add_argument("--model", type=Path, required=True, help="model directory")
     for flag, kind in _MEDIA_FLAGS.items():
@@ -162,6 +166,14 @@ def _evaluate(arguments) -> int:
     evaluation = evaluate_file(arguments.model, arguments.data, arguments.drop, arguments.rows)
     write_results(arguments.out, evaluation, time.monotonic() - started)
     print(accuracy_table(evaluation))
+    return 0
+
+
+def _export(arguments) -> int:
+    from omnivinci_jax.train.export import export
+
+    export(arguments.workdir, arguments.out)
+    print(f"model: {arguments.out}")
     return 0
 
 

@@ -1,6 +1,8 @@
 """Model directories: config.json, the tokenizer's files, params/ (Orbax)."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import AbstractMesh
 
 from omnivinci_jax.config import OmniVinciConfig
@@ -58,14 +61,18 @@ def load_model(folder: Path, dtype: jnp.dtype = jnp.float32) -> tuple[OmniVinci,
 
 
 def load_params(folder: Path, shardings: dict) -> dict:
-    """A model directory's parameters, in the types that they are stored in."""
-    shapes = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        stored_params(folder),
-        shardings,
+    """Those of a model directory's parameters that `shardings` has, in the types that they are stored in."""
+    stored = traverse_util.flatten_dict(stored_params(folder))
+    shapes = {
+        path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype, sharding=sharding)
+        for path, sharding in traverse_util.flatten_dict(shardings).items()
+    }
+    shapes = traverse_util.unflatten_dict(shapes)
+    restore = ocp.args.PyTreeRestore(
+        shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
     )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore((folder / "params").absolute(), shapes)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore((folder / "params").absolute(), restore)
 
 
 def stored_params(folder: Path) -> dict:
@@ -78,7 +85,7 @@ def stored_params(folder: Path) -> dict:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
 
 
-def check_shapes(stored: dict, expected: dict, where: Path) -> None:
+def check_shapes(stored: dict, expected: dict, where: Path, asking: str = "config.json") -> None:
     """Raises UserError, naming the parameter, unless both trees have the same leaves of the same shapes."""
     stored, expected = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
@@ -87,34 +94,47 @@ def check_shapes(stored: dict, expected: dict, where: Path) -> None:
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
             raise UserError(
-                f"{where}: {name} has the shape {stored.get(name, 'none (it is missing)')}, and config.json asks for "
+                f"{where}: {name} has the shape {stored.get(name, 'none (it is missing)')}, and {asking} asks for "
                 f"{expected.get(name, 'none')}"
             )
 
 
 def save(folder: str | Path, config: OmniVinciConfig, params: dict, tokenizer: Tokenizer) -> None:
-    """Writes a model directory under a temporary name and moves it when whole; replaces one that is there."""
-    folder = Path(folder).absolute()
+    """Writes a model directory; replaces one that is there when the new one is whole."""
+    with replaced(Path(folder)) as part:
+        if is_main():
+            write_config(config, part / "config.json")
+            for file in tokenizer.path.parent.iterdir():
+                if file.is_file() and file.name != "config.json":
+                    shutil.copy(file, part)
+        save_params(part, params)
+
+
+def save_params(folder: Path, params: dict) -> None:
+    """Writes parameters into a directory that `replaced` gave."""
+    # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "params", params, save_args=chunks)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A directory under a temporary name, which takes the place of `folder` when all went well; for all processes."""
+    folder = folder.absolute()
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
     if is_main():
         for leftover in (part, old):
             shutil.rmtree(leftover, ignore_errors=True)
         part.mkdir(parents=True)
-        write_config(config, part / "config.json")
-        for file in tokenizer.path.parent.iterdir():
-            if file.is_file() and file.name != "config.json":
-                shutil.copy(file, part)
-    barrier("model directory begun")
-    # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
-    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), params)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(part / "params", params, save_args=chunks)
+    barrier("directory begun")
+    yield part
     if is_main():
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    barrier("model directory whole")
+    barrier("directory whole")
 
 
 def init_batch(config: OmniVinciConfig) -> object:

@@ -15,6 +15,8 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import Capacity
 
+NO_ADAPTER = r".*/(?!lora_[ab]$)[^/]+"
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -47,7 +49,7 @@ class OptimizerConfig:
     """AdamW, or Muon for kernels with AdamW for the rest; linear warm-up, then cosine to zero.
 
     adam_learning_rate: of what Muon leaves to AdamW; None for the same rate.
-    warmup: share of the steps (Appendix C.3: 3 %); clip_norm: of the global gradient norm.
+    warmup: share of the steps (Appendix C.3: 3 %); clip_norm: of the global gradient norm, None for no clipping.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -55,10 +57,27 @@ class OptimizerConfig:
     warmup: float = 0.03
     weight_decay: float = 0.0
     adam_learning_rate: float | None = None
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: kernels stay as they are, and x @ a @ b * (alpha / rank) is added to their products.
+
+    rank: 0 trains without adapters; with them, nothing else trains.
+    targets: regular expressions over paths of dense kernels ("llm/layers/self_attn/q_proj/kernel").
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("llm/layers/.*",)
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ConfigError(f"config.lora.rank is {self.rank}: it is 1 or more, or 0 for no adapters")
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,8 @@ class MeshConfig:
 class TrainConfig:
     """One training run.
 
+    start_from: a model directory, or that of a run, whose parameters are the first; "" for random ones. It must stay
+        while the run lives: what does not train is read from it again.
     tokenizer: folder with tokenizer.json.
     align_weight: weight of the OmniAlignNet loss beside the language loss.
     frozen: regular expressions over parameter paths ("llm/layers/..."); what one matches in full is not trained.
@@ -87,9 +108,11 @@ class TrainConfig:
     """
 
     model: OmniVinciConfig = field(default_factory=OmniVinciConfig)
+    start_from: str = ""
     tokenizer: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     steps: int = 1000
     seed: int = 0
@@ -109,6 +132,11 @@ class TrainConfig:
     eval_every: int = 500
     checkpoint_every: int = 500
     log_every: int = 10
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Regular expressions over paths of what does not train: `frozen`, or everything but adapters."""
+        return (NO_ADAPTER,) if self.lora.rank else self.frozen
 
 
 def to_config_dict(settings: Any) -> ConfigDict:

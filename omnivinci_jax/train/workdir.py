@@ -7,14 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.mesh.processes import barrier, is_main
-from omnivinci_jax.settings import TrainConfig, to_mapping
+from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
+
+CONFIG = "config.json"
+
+
+def read_workdir(workdir: Path) -> TrainConfig:
+    """The configuration of the run that a work directory holds.
+
+    Raises:
+        UserError: no run is there.
+    """
+    if not (workdir / "checkpoints").is_dir() or not (workdir / CONFIG).is_file():
+        raise UserError(f"{workdir}: no run is there (a folder with {CONFIG} and checkpoints)")
+    return from_mapping(TrainConfig, json.loads((workdir / CONFIG).read_text()))
 
 
 def check_workdir(workdir: Path, config: TrainConfig) -> None:
     """Raises ConfigError for a folder that holds a run of another configuration, or something else."""
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if path.exists():
         key = _first_difference(json.loads(path.read_text()), to_mapping(config), "config")
         if key:
@@ -53,9 +66,9 @@ def claimed(workdir: Path, config: TrainConfig) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         lock.flush()
-        part = workdir / "config.json.part"
+        part = workdir / f"{CONFIG}.part"
         part.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
-        part.rename(workdir / "config.json")
+        part.rename(workdir / CONFIG)
         barrier("claimed")
         yield
 

@@ -45,8 +45,8 @@ def main(train: str, out: str, *meshes: str) -> None:
         axes, _, microbatches = name.partition("/")
         mesh = make_mesh(MeshConfig(*map(int, axes.split(","))))
         with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-            _, shardings = abstract_state(model, optimizer, tiny_settings().frozen, mesh)
-            state = create_state(model, optimizer, tiny_settings().frozen, 0, shardings)
+            _, shardings = abstract_state(model, optimizer, tiny_settings(), mesh)
+            state = create_state(model, optimizer, tiny_settings(), shardings)
             own = own_groups(DATA.groups, mesh)
             (loaded,) = read_batches(index, Plan(index, DATA.capacity, 0), processor, DATA, own, start=0, stop=1)
             gradient = jax.jit(make_gradient(model, 0.5, int(microbatches or 1)), out_shardings=replicated(mesh))
