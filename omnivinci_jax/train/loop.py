@@ -116,7 +116,7 @@ class _Run:
         self.index: Index = index
         self.val_index: Index | None = val_index
         self.plan = Plan(index, config.data.capacity, config.seed)
-        self.eval_step = make_eval_step(model, mesh)
+        self.eval_step = make_eval_step(model, mesh, align=config.align_weight > 0)
         self.metrics = MetricsLog(workdir, progress.step) if is_main() else None
         self.started = time.monotonic() - progress.seconds
 
@@ -199,8 +199,7 @@ class _Run:
     def _measure(self, state: TrainState) -> None:
         """Validates and keeps the model if it is the best so far."""
         result = evaluate(self.eval_step, state.params, self.val_index, self.processor, self.config.data, self.mesh)
-        values = {"accuracy": result.overall, "loss": result.loss, **result.by_kind}
-        self._write(self.progress.step, values, "val")
+        self._write(self.progress.step, result.metrics, "val")
         if result.overall > self.progress.best:
             self.progress.best = result.overall
             self._export(state)
