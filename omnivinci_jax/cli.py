@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--train_clips", type=int, default=1100)
     command.add_argument("--val_clips", type=int, default=60)
     command.add_argument("--held_out_clips", type=int, default=220)
+    command.add_argument(
+        "--asking", choices=("all", "rank"), default="all", help="rank: kinds of questions that all leaves out"
+    )
     command.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     return parser
 
@@ -207,7 +210,7 @@ def _av_world(arguments) -> int:
     from omnivinci_jax.data.av_world.generate import generate
 
     clips = {name: getattr(arguments, name) for name in ("train_clips", "val_clips", "held_out_clips")}
-    generate(arguments.out, arguments.seed, workers=arguments.workers, **clips)
+    generate(arguments.out, arguments.seed, workers=arguments.workers, asking=arguments.asking, **clips)
     return 0
 
 

@@ -135,8 +135,8 @@ def create_frozen(
 ) -> dict:
     """What does not train of the state that `create_state` makes of the same arguments."""
     init = _initializer(model, optimizer, config)
-    init = jax.jit(lambda key, given: init(key, given).frozen, out_shardings=shardings.frozen)
-    return init(jax.random.PRNGKey(config.seed), _read(start, shardings.frozen))
+    frozen = jax.jit(lambda key, given: init(key, given).frozen, out_shardings=shardings.frozen)
+    return frozen(jax.random.PRNGKey(config.seed), _read(start, shardings.frozen))
 
 
 def _read(start: Path | None, shardings: dict) -> dict:

@@ -86,7 +86,11 @@ def test_an_export_measures_as_the_adapters_do(adapted, av_world, environment, t
         ("PyTorch", (), "these are PyTorch files; convert them first: python -m conversion.from_torch"),
         ("empty", (), "neither a model directory nor the directory of a run with a model"),
         ("adapters", (), "the run has adapters alone; merge them first: omnivinci export --run"),
-        ("base", ("--config.model.text.hidden_size=64",), "has the shape (64,), and config.model asks for (32,)"),
+        (
+            "base",
+            ("--config.model.text.hidden_size=64",),
+            "embedding has the shape (512, 128), and config.model asks for (512, 64)",
+        ),
         ("base", ("--config.lora.rank=2", "--config.lora.targets=('llm/layer/.*',)"), "matches no dense kernel"),
         ("", ("--config.lora.rank=2",), "adapters need config.start_from, a model to adapt"),
     ],
