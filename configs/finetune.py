@@ -8,23 +8,26 @@ projectors and decoder train. With --config.lora.rank=16 adapters train instead.
 
 from pathlib import Path
 
+from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, to_config_dict
 from omnivinci_jax.train.start import model_folder
 
 
+def finetune(model: OmniVinciConfig) -> TrainConfig:
+    """The settings for a model of this shape."""
+    slots = min(4096, model.text.max_position_embeddings)
+    return TrainConfig(
+        model=model,
+        data=DataConfig(groups=8, capacity=Capacity(rows=1, slots=slots, tiles=64, windows=8, clips=8)),
+        optimizer=OptimizerConfig(learning_rate=2e-5),
+        frozen=(*TrainConfig().frozen, "vision_tower/.*", "sound_tower/.*", "omni_align/.*"),
+    )
+
+
 def get_config(start: str):
     folder = model_folder(Path(start).expanduser())
-    model = read_config(folder / "config.json")
-    slots = min(8192, model.text.max_position_embeddings)
-    return to_config_dict(
-        TrainConfig(
-            model=model,
-            start_from=start,
-            tokenizer=str(folder),
-            data=DataConfig(groups=8, capacity=Capacity(rows=1, slots=slots, tiles=128, windows=16, clips=8)),
-            optimizer=OptimizerConfig(learning_rate=2e-5),
-            frozen=(*TrainConfig().frozen, "vision_tower/.*", "sound_tower/.*", "omni_align/.*"),
-        )
-    )
+    values = to_config_dict(finetune(read_config(folder / "config.json")))
+    values.start_from, values.tokenizer = start, str(folder)
+    return values
