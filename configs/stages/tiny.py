@@ -1,8 +1,9 @@
 """The paper's stages at the tiny size, with rates of their own. What trains in each: omnivinci_jax/train/stages.py.
 
-Stage 0 gives them the language model and image encoder that the paper starts from: it trains both on captions of
-images, through a projector that stays as it was drawn.
+Stage 0 gives them the language model and image encoder that the paper starts from: it trains both on text and
+questions about images, through a projector that stays as it was drawn.
 
+    python -m omnivinci_jax.data.av_world.curriculum runs/curriculum
     launch/curriculum.sh configs/stages/tiny.py runs/stages          # all nine, or one of them:
     omnivinci train --config configs/stages/tiny.py:vision_1 --workdir runs/stages/vision_1
 """
@@ -16,7 +17,7 @@ from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
 
 
 class Stage(NamedTuple):
-    """The numbers of a stage; `data` are the modalities of its questions, `group` what one group of its batch holds."""
+    """The numbers of a stage; `data` is the name of its file, `group` what one group of its batch holds."""
 
     data: str
     learning_rate: float
@@ -24,7 +25,7 @@ class Stage(NamedTuple):
     group: Capacity
 
 
-IMAGES = Capacity(rows=4, slots=304, tiles=64, windows=1, clips=32)
+IMAGES = Capacity(rows=4, slots=304, tiles=128, windows=1, clips=32)
 VIDEOS = Capacity(rows=4, slots=304, tiles=128, windows=1, clips=14)
 SOUNDS = Capacity(rows=4, slots=304, tiles=1, windows=32, clips=32)
 OMNI = Capacity(rows=4, slots=304, tiles=128, windows=14, clips=14)
@@ -48,7 +49,6 @@ def get_config(name: str):
     data = DataConfig(
         train=f"runs/curriculum/{stage.data}.jsonl",
         val=f"runs/curriculum/{stage.data}_val.jsonl",
-        held_out="runs/curriculum/held_out.jsonl",
         groups=3,
         capacity=stage.group,
         workers=1,

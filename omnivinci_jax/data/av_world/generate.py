@@ -56,11 +56,11 @@ def generate(
         )
     arguments = {"version": VERSION, "seed": seed, "clips": counts} | ({} if asking == "all" else {"asking": asking})
     try:
-        if _is_finished(out, arguments):
+        if is_finished(out, arguments, "av_world.json"):
             return
         for folder in ("clips", "images", "sounds"):
             (out / folder).mkdir(parents=True, exist_ok=True)
-        _write(out / "av_world.json", [arguments | {"finished": False}])
+        write_rows(out / "av_world.json", [arguments | {"finished": False}])
         clips = {split: draw_clips(seed, split, count) for split, count in counts.items()}
         if asking == "rank":
             clips["train"] = [clip for clip in clips["train"] if clip.is_full]
@@ -76,12 +76,12 @@ def generate(
             for row in pool.map(partial(write_extra, out, seed), range(extras), chunksize=8):
                 extra_rows.append(row)
                 progress.update()
-        _write(out / "timelines.jsonl", ({"file": f"clips/{clip.name}"} | asdict(clip) for clip in everything))
+        write_rows(out / "timelines.jsonl", ({"file": f"clips/{clip.name}"} | asdict(clip) for clip in everything))
         rows = (row for clip in clips["train"] for row in training_rows(clip, asking))
-        _write(out / "train.jsonl", [*rows, *extra_rows])
+        write_rows(out / "train.jsonl", [*rows, *extra_rows])
         for split in ("val", "held_out"):
-            _write(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip, asking)))
-        _write(out / "av_world.json", [arguments | {"finished": True}])
+            write_rows(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip, asking)))
+        write_rows(out / "av_world.json", [arguments | {"finished": True}])
     except OSError as error:
         raise DataError(f"{out}: the data set cannot be written: {error}") from error
 
@@ -120,8 +120,13 @@ def question_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
     ]
 
 
-def _is_finished(out: Path, arguments: dict[str, Any]) -> bool:
-    path = out / "av_world.json"
+def is_finished(out: Path, arguments: dict[str, Any], note: str) -> bool:
+    """Whether the file `note` in `out` says that the data set of these arguments is whole.
+
+    Raises:
+        DataError: `out` holds something else.
+    """
+    path = out / note
     if not path.exists():
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out}: not empty and not an av_world data set; name a new or an empty folder")
@@ -133,7 +138,8 @@ def _is_finished(out: Path, arguments: dict[str, Any]) -> bool:
     return finished
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON lines to a file that appears when it is whole."""
     part = path.with_name(path.name + ".part")
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     part.replace(path)

@@ -42,6 +42,7 @@ NOTHING = "none"
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 IMAGE = "Which colour, {options}, is the shape?"
 SOUND = "Which sound, {options}, is it?"
+SPEECH = "Which number, {options}, was said?"
 SUBTRACT = "How many seconds from {start} to {end}?"
 RANK_SEEN = "Which colour, {options}, was seen {asked}?"
 RANK_HEARD = "Which sound, {options}, was heard {asked}?"
