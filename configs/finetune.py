@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config
+from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, to_config_dict
 from omnivinci_jax.train.start import model_folder
@@ -26,7 +27,9 @@ def finetune(model: OmniVinciConfig) -> TrainConfig:
     )
 
 
-def get_config(start: str):
+def get_config(start: str = ""):
+    if not start:
+        raise ConfigError("give the model to start from: --config configs/finetune.py:MODEL")
     folder = model_folder(Path(start).expanduser())
     values = to_config_dict(finetune(read_config(folder / "config.json")))
     values.start_from, values.tokenizer = start, str(folder)

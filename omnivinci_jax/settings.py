@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.sequence.batch import Capacity
 
 NO_ADAPTER = r".*/(?!lora_[ab]$)[^/]+"
@@ -175,12 +175,16 @@ def load_config(arguments: list[str]) -> TrainConfig:
 
     Raises:
         ConfigError: a file that cannot be read, a key that does not exist, a value of another type, a stray argument.
+        UserError: what the file itself raises.
     """
     try:
         values, rest = _parse(arguments[:1] if arguments[:1] and "=" in arguments[0] else arguments[:2])
         _check_keys(values, arguments)
         values, rest = _parse(arguments)
     except flags.Error as error:
+        raised = _first_cause(error)  # of a configuration file ml_collections tells with its traceback
+        if isinstance(raised, UserError):
+            raise raised from None
         raise ConfigError(str(error).replace("\n", " ")) from None
     except (OSError, ImportError, SyntaxError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
@@ -205,6 +209,12 @@ def _parse(arguments: list[str]) -> tuple[ConfigDict, list[str]]:
         raise ConfigError("give a configuration: --config configs/tiny.py")
     list(values.config)  # a file that could not be loaded raises OSError at the first use
     return values.config, rest
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
 
 
 def _check_keys(values: ConfigDict, arguments: list[str]) -> None:

@@ -46,7 +46,7 @@ STAGES = {
 }
 
 
-def get_config(name: str):
+def get_config(name: str = ""):
     check_stage(name, STAGES)
     stage = STAGES[name]
     return to_config_dict(

@@ -43,7 +43,7 @@ STAGES = {
 }
 
 
-def get_config(name: str):
+def get_config(name: str = ""):
     check_stage(name, STAGES)
     stage = STAGES[name]
     data = DataConfig(

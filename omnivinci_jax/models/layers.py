@@ -114,7 +114,7 @@ class Dense(nn.Module):
             return product
         a, b, scale = (self.get_variable("params", f"lora_{name}") for name in ("a", "b", "scale"))
         low_rank = _product(x, a, (self.axes[0], None), self.dtype)
-        return product + scale.astype(out_dtype) * _product(low_rank, b, (None, self.axes[1]), out_dtype)
+        return product + _product(low_rank, scale * b, (None, self.axes[1]), out_dtype)
 
 
 class Embedding(nn.Module):

@@ -154,7 +154,7 @@ def test_each_stage_starts_from_the_one_before():
         assert Path(stage_config(size, stage).start_from).name == stage_before(stage)
 
 
-@pytest.mark.parametrize(("size", "stage"), [("tiny", "vison_1"), ("omnivinci_9b", "stage_0")])
+@pytest.mark.parametrize(("size", "stage"), [("tiny", "vison_1"), ("omnivinci_9b", "stage_0"), ("tiny", "")])
 def test_a_stage_that_is_not_there_is_one_line(size, stage):
-    with pytest.raises(ConfigError, match=f"'{stage}': no such stage; "):
+    with pytest.raises(ConfigError, match=f"^'{stage}': no such stage; "):
         stage_config(size, stage)
