@@ -50,8 +50,8 @@ class JaxSide:
         contexts.enter_context(nn.logical_axis_rules(RULES))
         self.model = make_model(config, self.device.platform)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
-        _, shardings = abstract_state(self.model, self.optimizer, config.frozen, mesh)
-        state = create_state(self.model, self.optimizer, config.frozen, config.seed, shardings)
+        _, shardings = abstract_state(self.model, self.optimizer, config, mesh)
+        state = create_state(self.model, self.optimizer, config, shardings)
         if (weights := folder / "weights.safetensors").exists():
             theirs = flat(params_from_torch(load_file(weights), config.model))
             trainable, frozen = (

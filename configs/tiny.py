@@ -19,9 +19,10 @@ from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, to_
 TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 
-def get_config():
+def model_config() -> OmniVinciConfig:
+    """The model: 1.5 million parameters."""
     time = TimeEmbeddingConfig(scheme="crte", max_time=6.0, trope_dim=64)  # 32 of 128 channels turn, in 6 to 30 s
-    model = OmniVinciConfig(
+    return OmniVinciConfig(
         text=Qwen2Config(
             vocab_size=512,
             hidden_size=128,
@@ -59,6 +60,9 @@ def get_config():
         sound_time=time,
         omni_align=OmniAlignConfig(num_heads=4),
     )
+
+
+def get_config():
     data = DataConfig(
         train="runs/av_world/train.jsonl",
         val="runs/av_world/val.jsonl",
@@ -70,7 +74,7 @@ def get_config():
     )
     return to_config_dict(
         TrainConfig(
-            model=model,
+            model=model_config(),
             tokenizer=str(TOKENIZER),
             data=data,
             optimizer=OptimizerConfig(name="muon", learning_rate=5e-3),

@@ -84,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="leave a stream out")
     command.add_argument("--rows", type=int, default=8, help="conversations measured at once")
 
+    command = _command(commands, "export", _export, "merge a run's adapters into a model directory of its own")
+    command.add_argument("--run", dest="workdir", type=Path, required=True, help="directory of a run with adapters")
+    command.add_argument("--out", type=Path, required=True, help="model directory to make")
+
     command = _command(commands, "generate", _generate, "answer a question about any mix of media, in their order")
     command.add_argument("--model", type=_folder, required=True, help="model directory")
     for flag, kind in _MEDIA_FLAGS.items():
@@ -102,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--train_clips", type=int, default=1100)
     command.add_argument("--val_clips", type=int, default=60)
     command.add_argument("--held_out_clips", type=int, default=220)
+    command.add_argument(
+        "--asking", choices=("all", "rank"), default="all", help="rank: kinds of questions that all leaves out"
+    )
     command.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     return parser
 
@@ -196,6 +203,14 @@ def _evaluate(arguments) -> int:
     return 0
 
 
+def _export(arguments) -> int:
+    from omnivinci_jax.train.export import export
+
+    export(arguments.workdir, arguments.out)
+    print(f"model: {arguments.out}")
+    return 0
+
+
 def _generate(arguments) -> int:
     from omnivinci_jax import model_dir
     from omnivinci_jax.generate.engine import answer
@@ -226,7 +241,7 @@ def _av_world(arguments) -> int:
     from omnivinci_jax.data.av_world.generate import generate
 
     clips = {name: getattr(arguments, name) for name in ("train_clips", "val_clips", "held_out_clips")}
-    generate(arguments.out, arguments.seed, workers=arguments.workers, **clips)
+    generate(arguments.out, arguments.seed, workers=arguments.workers, asking=arguments.asking, **clips)
     return 0
 
 

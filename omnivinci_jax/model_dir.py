@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import AbstractMesh
 
 from omnivinci_jax.config import OmniVinciConfig
@@ -60,14 +61,18 @@ def load_model(folder: epath.Path, dtype: jnp.dtype = jnp.float32) -> tuple[Omni
 
 
 def load_params(folder: epath.Path, shardings: dict) -> dict:
-    """A model directory's parameters, in the types that they are stored in."""
-    shapes = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        stored_params(folder),
-        shardings,
+    """Those of a model directory's parameters that `shardings` has, in the types that they are stored in."""
+    stored = traverse_util.flatten_dict(stored_params(folder))
+    shapes = {
+        path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype, sharding=sharding)
+        for path, sharding in traverse_util.flatten_dict(shardings).items()
+    }
+    shapes = traverse_util.unflatten_dict(shapes)
+    restore = ocp.args.PyTreeRestore(
+        shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
     )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore((folder / "params").absolute(), shapes)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore((folder / "params").absolute(), restore)
 
 
 def stored_params(folder: epath.Path) -> dict:
@@ -80,7 +85,7 @@ def stored_params(folder: epath.Path) -> dict:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
 
 
-def check_shapes(stored: dict, expected: dict, where: epath.Path) -> None:
+def check_shapes(stored: dict, expected: dict, where: epath.Path, asking: str = "config.json") -> None:
     """Raises UserError, naming the parameter, unless both trees have the same leaves of the same shapes."""
     stored, expected = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
@@ -89,7 +94,7 @@ def check_shapes(stored: dict, expected: dict, where: epath.Path) -> None:
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
             raise UserError(
-                f"{where}: {name} has the shape {stored.get(name, 'none (it is missing)')}, and config.json asks for "
+                f"{where}: {name} has the shape {stored.get(name, 'none (it is missing)')}, and {asking} asks for "
                 f"{expected.get(name, 'none')}"
             )
 

@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.speech.voice import VoiceConfig
 
@@ -33,6 +33,9 @@ class Source:
     modality: Literal["text", "image", "sound", "speech", "video", "omni"]
     weight: float = 1.0
     speech_share: float = 0.0
+
+
+NO_ADAPTER = r".*/(?!lora_[ab]$)[^/]+"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class OptimizerConfig:
     """AdamW, or Muon for kernels with AdamW for the rest; linear warm-up, then cosine to zero.
 
     adam_learning_rate: of what Muon leaves to AdamW; None for the same rate.
-    warmup: share of the steps (Appendix C.3: 3 %); clip_norm: of the global gradient norm.
+    warmup: share of the steps (Appendix C.3: 3 %); clip_norm: of the global gradient norm, None for no clipping.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -78,10 +81,27 @@ class OptimizerConfig:
     warmup: float = 0.03
     weight_decay: float = 0.0
     adam_learning_rate: float | None = None
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: kernels stay as they are, and x @ a @ b * (alpha / rank) is added to their products.
+
+    rank: 0 trains without adapters; with them, nothing else trains.
+    targets: regular expressions over paths of dense kernels ("llm/layers/self_attn/q_proj/kernel").
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("llm/layers/.*",)
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ConfigError(f"config.lora.rank is {self.rank}: it is 1 or more, or 0 for no adapters")
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,8 @@ class MeshConfig:
 class TrainConfig:
     """One training run.
 
+    start_from: a model directory, or that of a run, whose parameters are the first; "" for random ones. It must stay
+        while the run lives: what does not train is read from it again.
     tokenizer: folder with tokenizer.json.
     align_weight: weight of the OmniAlignNet loss beside the language loss.
     frozen: regular expressions over parameter paths ("llm/layers/..."); what one matches in full is not trained.
@@ -110,9 +132,11 @@ class TrainConfig:
     """
 
     model: OmniVinciConfig = field(default_factory=OmniVinciConfig)
+    start_from: str = ""
     tokenizer: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     steps: int = 1000
     seed: int = 0
@@ -132,6 +156,11 @@ class TrainConfig:
     eval_every: int = 500
     checkpoint_every: int = 500
     log_every: int = 10
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Regular expressions over paths of what does not train: `frozen`, or everything but adapters."""
+        return (NO_ADAPTER,) if self.lora.rank else self.frozen
 
 
 def to_config_dict(settings: Any) -> ConfigDict:
@@ -180,6 +209,7 @@ def load_config(arguments: list[str]) -> TrainConfig:
 
     Raises:
         ConfigError: a file that cannot be read, a key that does not exist, a value of another type, a stray argument.
+        UserError: what the file itself raises.
     """
     if (
         "" not in sys.path
@@ -190,9 +220,10 @@ def load_config(arguments: list[str]) -> TrainConfig:
         _check_keys(values, arguments)
         values, rest = _parse(arguments)
     except flags.Error as error:
-        # What a configuration file raised comes as the text of its traceback, whose last line says what it was.
-        reason = str(error).strip().splitlines()[-1 if "Traceback" in str(error) else 0]
-        raise ConfigError(reason.removeprefix("omnivinci_jax.errors.ConfigError: ")) from None
+        raised = _first_cause(error)  # of a configuration file ml_collections tells with its traceback
+        if isinstance(raised, UserError):
+            raise raised from None
+        raise ConfigError(str(error).replace("\n", " ")) from None
     except (OSError, ImportError, SyntaxError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"the configuration file cannot be read: {reason}") from None
@@ -216,6 +247,12 @@ def _parse(arguments: list[str]) -> tuple[ConfigDict, list[str]]:
         raise ConfigError("give a configuration: --config configs/tiny.py")
     list(values.config)  # a file that could not be loaded raises OSError at the first use
     return values.config, rest
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
 
 
 def _check_keys(values: ConfigDict, arguments: list[str]) -> None:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from omnivinci_jax.config_json import read_config, write_config
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.settings import TrainConfig, from_mapping, load_config, to_mapping
 from tests.tiny import CONFIG, tiny_config, tiny_settings
 
@@ -53,6 +53,15 @@ def test_what_is_wrong_with_a_value_is_one_line(override, message):
     with pytest.raises(ConfigError) as error:
         load_config([f"--config={CONFIG}", override])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"), [("", "give the model to start from"), (":nowhere", "nowhere: no such directory")]
+)
+def test_what_a_configuration_file_raises_is_one_line(argument, message):
+    with pytest.raises(UserError) as error:
+        load_config([f"--config={CONFIG.parent / 'finetune.py'}{argument}"])
+    assert message in str(error.value) and "Traceback" not in str(error.value)
 
 
 def test_a_configuration_that_is_not_there():

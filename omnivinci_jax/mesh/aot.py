@@ -147,7 +147,7 @@ def _compile(config: TrainConfig, mesh: Mesh, topology: Topology) -> tuple[Train
     """The state's shapes with their shardings, and the step compiled for them."""
     model, optimizer = make_model(config, topology.devices[0].platform), make_optimizer(config.optimizer, config.steps)
     # Outside the mesh: what it computes of constants, it computes on this machine.
-    shapes, shardings = abstract_state(model, optimizer, config.frozen, mesh)
+    shapes, shardings = abstract_state(model, optimizer, config, mesh)
     state = jax.tree.map(_sharded, shapes, shardings)
     step = make_train_step(model, optimizer, config.align_weight, shardings, config.microbatches)
     started = time.monotonic()

@@ -94,7 +94,8 @@ _product.defvjp(_product_forward, _product_backward)
 class Dense(nn.Module):
     """x @ kernel + bias on the last axis; owns every weight product, so adapters and quantized weights enter here.
 
-    kernel: [in, features] with logical names `axes`; bias: [features], unless `use_bias` is false.
+    kernel: [in, features] with logical names `axes`; bias: [features], unless `use_bias` is false. Where the parameters
+    have an adapter (models/lora.py), lora_a [in, rank] and lora_b [rank, features], its product is added.
     out_dtype: type the product is accumulated and returned in, where it is not `dtype` (logits: float32).
     """
 
@@ -110,11 +111,20 @@ class Dense(nn.Module):
         """Multiplies by the kernel in `dtype`."""
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        x = checkpoint_name(_product(x.astype(self.dtype), kernel, self.axes, self.out_dtype or self.dtype), "product")
+        x = checkpoint_name(self._multiply(x.astype(self.dtype), kernel), "product")
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             x = x + self.param("bias", init, (self.features,)).astype(x.dtype)
         return x
+
+    def _multiply(self, x: Float[Array, "*batch in"], kernel: Float[Array, "in out"]) -> Float[Array, "*batch out"]:
+        out_dtype = self.out_dtype or self.dtype
+        product = _product(x, kernel, self.axes, out_dtype)
+        if not self.has_variable("params", "lora_a"):
+            return product
+        a, b, scale = (self.get_variable("params", f"lora_{name}") for name in ("a", "b", "scale"))
+        low_rank = _product(x, a, (self.axes[0], None), self.dtype)
+        return product + _product(low_rank, scale * b, (None, self.axes[1]), out_dtype)
 
 
 class Embedding(nn.Module):

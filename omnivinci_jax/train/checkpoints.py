@@ -1,4 +1,4 @@
-"""Checkpoints of a run: state, place in the data and random key together, so that a killed run goes on exactly."""
+"""Checkpoints of a run: what changes of its state, and its place in the data, so that a killed run goes on exactly."""
 
 import math
 import shutil
@@ -29,21 +29,24 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
         """Starts to save; `run` is what the loop knows beside the state (JSON). Raises UserError on a full disk."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        changing = _changing(state)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(changing))
         free = math.inf if is_remote(self._folder) else shutil.disk_usage(self._folder).free
         if free < needed:
             raise self._unwritten(f"it takes up to {needed:,} bytes and the disk has {free:,}")
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(changing), run=ocp.args.JsonSave(run))
         self._guard(lambda: self._manager.save(step, args=items))
 
-    def restore(self, shapes: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint, laid out as `shardings`."""
+    def restore(self, shapes: TrainState, shardings: TrainState, frozen: dict) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint, laid out as `shardings`, with what does not train (`create_frozen`)."""
         shapes = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            _changing(shapes),
+            _changing(shardings),
         )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore())
         restored = self._manager.restore(self.latest_step, args=items)
-        return restored.state, restored.run
+        return TrainState(**restored.state, frozen=frozen), restored.run
 
     def wait(self) -> None:
         """Until what was started is on disk; raises UserError when it could not be written."""
@@ -62,3 +65,8 @@ class Checkpoints:
             f"{self._folder}: the checkpoint could not be written ({reason}); {kept}; "
             "make room and start the same command again"
         )
+
+
+def _changing(state: TrainState) -> dict[str, Any]:
+    """What a step changes, by field: all but the frozen parameters."""
+    return {name: value for name, value in vars(state).items() if name != "frozen"}

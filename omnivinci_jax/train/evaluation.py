@@ -1,9 +1,9 @@
-"""Exact-match accuracy of a model on a JSONL file, overall and by the `kind` that its lines name."""
+"""Exact-match accuracy of a model on a JSONL file, overall and by the `kind` that its lines name, and retrieval."""
 
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import RULES, own_groups, put_batch, replicated
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, MeshConfig
+from omnivinci_jax.train.losses import contrastive_loss
 from omnivinci_jax.train.step import make_eval_step
 
 _NO_LIMIT = Capacity(*[2**31] * 5)
@@ -33,6 +34,8 @@ class Evaluation:
     """Accuracy: the share of samples whose every trained token greedy decoding would have said.
 
     loss: mean over trained tokens; counts: samples of each kind; skipped: a line for each sample that was not measured.
+    retrieval: OmniAlignNet's accuracies (`contrastive_loss`) over all videos with sound, and their number `clips`;
+        empty where there is none, or nobody asked.
     """
 
     overall: float
@@ -40,6 +43,12 @@ class Evaluation:
     counts: dict[str, int]
     loss: float
     skipped: tuple[str, ...]
+    retrieval: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Everything by one name each."""
+        return {"accuracy": self.overall, "loss": self.loss, **self.by_kind, **self.retrieval}
 
 
 def evaluate(
@@ -48,13 +57,17 @@ def evaluate(
     """Measures every sample of a file once; every process gets the whole result."""
     plan, own = plan_all(index, settings), own_groups(settings.groups, mesh)
     batches = read_batches(index, plan, processor, settings, own, start=0, stop=len(plan) // settings.groups)
-    kinds, right, skipped, losses, weights = [], [], [], 0.0, 0.0
+    kinds, right, skipped, losses, weights, clips = [], [], [], 0.0, 0.0, {}
     name = f"evaluate {index.path.name}"
     bar = tqdm(total=len(index), desc=name, unit=" samples", leave=False, mininterval=0.5, disable=not is_main())
     for step, (batch, reasons) in enumerate(batches):
         scores = jax.device_get(eval_step(params, put_batch(batch, settings.groups, mesh)))
         losses += float(scores.losses.sum())
         weights += float(scores.weights.sum())
+        if scores.clips:
+            there = scores.clip_source > 0
+            pairs = zip(scores.clips.vision[there], scores.clips.audio[there], strict=True)
+            clips |= dict(zip(scores.clip_source[there].tolist(), pairs, strict=True))  # each file once
         for group, rows in enumerate(plan[step * settings.groups :][: settings.groups]):
             for row, samples in enumerate(rows):
                 for segment, sample in enumerate(samples, start=1):
@@ -75,7 +88,17 @@ def evaluate(
         counts={kind: len(answers) for kind, answers in sorted(by_kind.items())},
         loss=losses / max(weights, 1.0),
         skipped=(*index.problems, *skipped),
+        retrieval=_retrieval(clips),
     )
+
+
+def _retrieval(clips: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Of the two embeddings of each file, by its number."""
+    if not clips:
+        return {}
+    vision, audio = (np.stack(stream) for stream in zip(*clips.values(), strict=True))
+    _, metrics = contrastive_loss(vision, audio, np.array(list(clips)))
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int) -> Evaluation:
@@ -92,6 +115,15 @@ def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int) ->
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         params = jax.device_put(params, replicated(mesh))
         return evaluate(make_eval_step(model, mesh), params, index, processor, settings, mesh)
+
+
+def retrieval_table(evaluation: Evaluation) -> str:
+    """A Markdown table: R@1 and R@5 in both directions."""
+    rows = [
+        f"| {label} | {evaluation.retrieval[f'{name}_r1']:.1%} | {evaluation.retrieval[f'{name}_r5']:.1%} |"
+        for label, name in (("vision → audio", "vision_to_audio"), ("audio → vision", "audio_to_vision"))
+    ]
+    return "\n".join([f"| among {evaluation.retrieval['clips']:.0f} clips | R@1 | R@5 |", "|---|---|---|", *rows])
 
 
 def accuracy_table(evaluation: Evaluation) -> str:

@@ -15,14 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
+from flax import linen as nn
 from flax import traverse_util
 
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.model_dir import abstract_params
 from omnivinci_jax.models.layers import Remat
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import DataConfig, TrainConfig
-from omnivinci_jax.train.state import split
+from omnivinci_jax.train.state import initial_params, split
 
 
 class Work(NamedTuple):
@@ -103,11 +104,14 @@ class FlopCounter:
     """
 
     def __init__(self, config: TrainConfig):
-        trees = split(abstract_params(OmniVinci(config.model)), config.frozen)
+        model = OmniVinci(config.model)
+        params = jax.eval_shape(lambda key: nn.meta.unbox(initial_params(model, config, key)), jax.random.key(0))
+        trees = split(params, config.untrained)
         trained, frozen = (traverse_util.flatten_dict(tree, sep="/") for tree in trees)
 
         def matrices(part: _Part, leaves: dict) -> int:
-            return sum(leaves[path].size for path in leaves if _under(path, part.path) and path.endswith(part.leaf))
+            names = (part.leaf, "lora_a", "lora_b")
+            return sum(leaves[path].size for path in leaves if _under(path, part.path) and path.endswith(names))
 
         self._counted = [
             _Counted(

@@ -31,7 +31,8 @@ from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.profile import Profile
 from omnivinci_jax.train.report import write_report
 from omnivinci_jax.train.source_metrics import SourceMeter
-from omnivinci_jax.train.state import TrainState, abstract_state, create_state, make_model
+from omnivinci_jax.train.start import find_start
+from omnivinci_jax.train.state import TrainState, abstract_state, create_frozen, create_state, make_model, merge
 from omnivinci_jax.train.step import Metrics, make_eval_step, make_train_step
 from omnivinci_jax.train.termination import Termination
 from omnivinci_jax.train.workdir import check_workdir, claimed
@@ -71,6 +72,10 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
     check_capacity(config.data.capacity, config.model)
     mesh = make_mesh(config.mesh)
     check_batch(config.data, config.microbatches, mesh)
+    model = make_model(config, mesh.devices.flat[0].platform)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    start = find_start(config, model)
+    shapes, shardings = abstract_state(model, optimizer, config, mesh)
     processor = make_processor(config)
     mixture = open_mixture(processor, config.data)
     val_index = open_data(config.data.val, processor, config.data) if config.data.val else None
@@ -79,14 +84,12 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
             log.warning("left out: %s", problem)
 
     with claimed(workdir, config) as claim, jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        model = make_model(config, mesh.devices.flat[0].platform)
-        optimizer = make_optimizer(config.optimizer, config.steps)
-        shapes, shardings = abstract_state(model, optimizer, config.frozen, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints")
         if checkpoints.latest_step is None:
-            state, progress = create_state(model, optimizer, config.frozen, config.seed, shardings), Progress()
+            state, progress = create_state(model, optimizer, config, shardings, start), Progress()
         else:
-            state, saved = checkpoints.restore(shapes, shardings)
+            frozen = create_frozen(model, optimizer, config, shardings, start)
+            state, saved = checkpoints.restore(shapes, shardings, frozen)
             progress = Progress(**saved)
             log.info("resumed at step %d", progress.step)
         train_step = make_train_step(
@@ -94,8 +97,8 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
         )
         run = _Run(config, workdir, processor, model, mesh, claim, checkpoints, progress, mixture, val_index)
         try:
-            run.steps(state, train_step, profile_steps)
-            return run.finish(shardings)
+            frozen = run.steps(state, train_step, profile_steps)
+            return run.finish(shardings, frozen)
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
                 raise
@@ -124,12 +127,12 @@ class _Run:
         self.val_index: Index | None = val_index
         self.plan = Plan(mixture, config.data.capacity, config.seed)
         self.sources = SourceMeter(mixture)
-        self.eval_step = make_eval_step(model, mesh)
+        self.eval_step = make_eval_step(model, mesh, align=config.align_weight > 0)
         self.metrics = MetricsLog(self.files.local, progress.step) if is_main() else None
         self.started = time.monotonic() - progress.seconds
 
-    def steps(self, state: TrainState, train_step, profile_steps: range) -> None:
-        """All steps from where the run stands."""
+    def steps(self, state: TrainState, train_step, profile_steps: range) -> dict:
+        """All steps from where the run stands; returns the frozen parameters."""
         config, progress, groups = self.config, self.progress, self.config.data.groups
         own = own_groups(groups, self.mesh)
         batches = read_batches(
@@ -166,7 +169,7 @@ class _Run:
                     )
                 if self.val_index and (step % config.eval_every == 0 or step == config.steps):
                     with meter.paused():
-                        self._measure(state.params)
+                        self._measure(state)
                 ending = termination.requested(step)
                 if step % config.checkpoint_every == 0 or step == config.steps or ending:
                     self._look(pending)
@@ -182,13 +185,14 @@ class _Run:
         if progress.step < config.steps:
             self._close()
             raise Preempted(f"SIGTERM: saved at step {progress.step}; the same command goes on from there")
-        if not self.val_index and not (self.workdir / "model").exists():
-            self._export(state.params)
+        if not self.val_index and not self._best.exists():
+            self._export(state)
+        return state.frozen
 
-    def finish(self, shardings: TrainState) -> Evaluation | None:
+    def finish(self, shardings: TrainState, frozen: dict) -> Evaluation | None:
         """Measures the best model on the held-out data and writes the report."""
         data = self.config.data
-        params = model_dir.load_params(self.workdir / "model", shardings.params)
+        params = merge(frozen, model_dir.load_params(self._best, shardings.trainable))
         evaluation = None
         if data.held_out:
             index = open_data(data.held_out, self.processor, data)
@@ -199,20 +203,28 @@ class _Run:
             write_report(self.files.local, evaluation, time.monotonic() - self.started, parameters)
             if evaluation:
                 print(accuracy_table(evaluation))
-            print(f"model: {self.workdir / 'model'}\nreport: {self.workdir / 'report.md'}")
+            print(f"{self._best.name}: {self._best}\nreport: {self.workdir / 'report.md'}")
         return evaluation
 
-    def _measure(self, params: dict) -> None:
+    @property
+    def _best(self) -> epath.Path:
+        """Where the best model is kept, or of it the adapters, if they alone train."""
+        return self.workdir / ("adapters" if self.config.lora.rank else "model")
+
+    def _measure(self, state: TrainState) -> None:
         """Validates and keeps the model if it is the best so far."""
-        result = evaluate(self.eval_step, params, self.val_index, self.processor, self.config.data, self.mesh)
-        values = {"accuracy": result.overall, "loss": result.loss, **result.by_kind}
-        self._write(self.progress.step, values, "val")
+        result = evaluate(self.eval_step, state.params, self.val_index, self.processor, self.config.data, self.mesh)
+        self._write(self.progress.step, result.metrics, "val")
         if result.overall > self.progress.best:
             self.progress.best = result.overall
-            self._export(params)
+            self._export(state)
 
-    def _export(self, params: dict) -> None:
-        model_dir.save(self.workdir / "model", self.config.model, params, self.processor.tokenizer)
+    def _export(self, state: TrainState) -> None:
+        if self.config.lora.rank:
+            with model_dir.replaced(self._best) as part:
+                model_dir.save_params(part, state.trainable)
+        else:
+            model_dir.save(self._best, self.config.model, state.params, self.processor.tokenizer)
 
     def _write(self, step: int, values: dict[str, float], split: str = "train") -> None:
         if self.metrics:

@@ -76,7 +76,10 @@ def contrastive_loss(
     source: Int[Array, " K"],
     scale: Float[Array, ""] | float = 1.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Symmetric contrastive loss over the K clips of the global batch (Equation 1), with retrieval accuracies.
+    """Symmetric contrastive loss over K clips (Equation 1), in training those of the global batch.
+
+    With it come retrieval accuracies: R@1 and R@5, the share of clips whose other stream is among the 1 or 5 that are
+    most similar.
 
     Args:
         vision, audio: L2-normalised embeddings, one pair a clip.
@@ -92,11 +95,10 @@ def contrastive_loss(
     similarity = jnp.where(allowed, similarity, -jnp.inf)
     positive = jnp.diagonal(similarity)
 
-    def direction(axis: int) -> tuple[Array, Array]:
-        loss = weighted_mean(jax.nn.logsumexp(similarity, axis=axis) - positive, weights)
-        hits = positive >= jnp.max(similarity, axis=axis)
-        return loss, weighted_mean(hits.astype(jnp.float32), weights)
-
-    (vision_to_audio, vision_recall), (audio_to_vision, audio_recall) = direction(1), direction(0)
-    metrics = {"vision_to_audio_r1": vision_recall, "audio_to_vision_r1": audio_recall, "clips": jnp.sum(weights)}
-    return (vision_to_audio + audio_to_vision) / 2, metrics
+    losses, metrics = [], {"clips": jnp.sum(weights)}
+    for name, axis in (("vision_to_audio", 1), ("audio_to_vision", 0)):
+        losses.append(weighted_mean(jax.nn.logsumexp(similarity, axis=axis) - positive, weights))
+        not_worse = jnp.sum(similarity >= jnp.expand_dims(positive, axis), axis=axis)  # itself among them
+        for most in (1, 5):
+            metrics[f"{name}_r{most}"] = weighted_mean((not_worse <= most).astype(jnp.float32), weights)
+    return sum(losses) / 2, metrics

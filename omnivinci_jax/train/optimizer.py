@@ -13,7 +13,7 @@ def learning_rate(settings: OptimizerConfig, steps: int, peak: float | None = No
 
 
 def make_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Gradient clipping by the global norm, then AdamW, or Muon for kernels and AdamW for the rest."""
+    """Gradient clipping by the global norm, if any, then AdamW, or Muon for kernels and AdamW for the rest."""
     schedule = learning_rate(settings, steps)
     adam = dict(b1=settings.b1, b2=settings.b2, eps=settings.eps)
     if settings.name == "adamw":
@@ -28,7 +28,8 @@ def make_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTrans
             eps=settings.eps,
             muon_weight_dimension_numbers=muon_dimensions,
         )
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), update)
+    clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
+    return optax.chain(clip, update)
 
 
 def muon_dimensions(params: dict) -> dict:
@@ -48,5 +49,6 @@ def muon_dimensions(params: dict) -> dict:
 
 
 def _decayed(params: dict) -> dict:
-    """Weight decay reaches kernels and embeddings, not biases and norms."""
-    return traverse_util.path_aware_map(lambda path, _: path[-1] in ("kernel", "embedding"), params)
+    """Weight decay reaches kernels, adapters and embeddings, not biases and norms."""
+    names = ("kernel", "embedding", "lora_a", "lora_b")
+    return traverse_util.path_aware_map(lambda path, _: path[-1] in names, params)

@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-from omnivinci_jax.train.evaluation import Evaluation, accuracy_table
+from omnivinci_jax.train.evaluation import Evaluation, accuracy_table, retrieval_table
 from omnivinci_jax.train.metrics import read_metrics
 
 
@@ -28,6 +28,8 @@ def write_report(workdir: Path, evaluation: Evaluation | None, seconds: float, p
         write_results(workdir / "results.json", evaluation, seconds)
         plot_accuracy(evaluation, workdir / "accuracy.png")
         lines += ["", "Held-out accuracy:", "", accuracy_table(evaluation), "", "![accuracy](accuracy.png)"]
+        if evaluation.retrieval:
+            lines += ["", "OmniAlignNet finds the other stream of a video:", "", retrieval_table(evaluation)]
         if evaluation.skipped:
             lines += ["", f"{len(evaluation.skipped)} samples were not measured:", ""]
             lines += [f"- {line}" for line in evaluation.skipped[:20]]
@@ -35,12 +37,13 @@ def write_report(workdir: Path, evaluation: Evaluation | None, seconds: float, p
 
 
 def write_results(path: Path, evaluation: Evaluation, seconds: float) -> None:
-    """Writes `overall`, `by_kind`, `counts`, `loss`, `skipped` and `seconds` as JSON."""
+    """Writes `overall`, `by_kind`, `counts`, `loss`, `retrieval`, `skipped` and `seconds` as JSON."""
     results = {
         "overall": evaluation.overall,
         "by_kind": evaluation.by_kind,
         "counts": evaluation.counts,
         "loss": evaluation.loss,
+        "retrieval": evaluation.retrieval,
         "skipped": len(evaluation.skipped),
         "seconds": round(seconds, 1),
     }

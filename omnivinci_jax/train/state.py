@@ -1,4 +1,8 @@
-"""What a training step carries on: two trees of parameters, the optimizer's state and the random key."""
+"""What a training step carries on: two trees of parameters, the optimizer's state and the random key.
+
+What does not train is no part of a checkpoint. It is made again as at the start: read from the directory that the run
+started from, or drawn from the seed.
+"""
 
 import re
 from collections.abc import Callable
@@ -8,15 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 from flax import linen as nn
 from flax import struct, traverse_util
 from jax import Array
 from jax.sharding import AbstractMesh, Mesh
+from jax.typing import DTypeLike
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.rules import parameter_shardings, replicated
-from omnivinci_jax.model_dir import boxed_params
+from omnivinci_jax.model_dir import boxed_params, load_params
 from omnivinci_jax.models.attention_kernels import choose_implementation
+from omnivinci_jax.models.lora import add_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
 
@@ -48,6 +55,16 @@ def make_model(config: TrainConfig, platform: str) -> OmniVinci:
     )
 
 
+def initial_params(model: OmniVinci, config: TrainConfig, key: Array) -> dict:
+    """New parameters with their logical axes, adapters among them where there are any; to be traced.
+
+    Raises:
+        ConfigError: a target of the adapters that matches nothing.
+    """
+    params, lora = boxed_params(model, key), config.lora
+    return add_adapters(params, lora.rank, lora.alpha, lora.targets, key) if lora.rank else params
+
+
 def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
     """(trainable, frozen) by regular expressions over paths such as "llm/layers/mlp/up_proj/kernel".
 
@@ -65,24 +82,24 @@ def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
     return traverse_util.unflatten_dict(free, sep="/"), traverse_util.unflatten_dict(held, sep="/")
 
 
-def merge(trainable: dict, frozen: dict) -> dict:
-    """The inverse of `split`."""
-    flat = {**traverse_util.flatten_dict(trainable), **traverse_util.flatten_dict(frozen)}
+def merge(first: dict, second: dict) -> dict:
+    """The leaves of both trees in one, those of `second` where both have one: the inverse of `split`."""
+    flat = {**traverse_util.flatten_dict(first), **traverse_util.flatten_dict(second)}
     return traverse_util.unflatten_dict(flat)
 
 
 def abstract_state(
-    model: OmniVinci, optimizer: optax.GradientTransformation, frozen: tuple[str, ...], mesh: Mesh | AbstractMesh
+    model: OmniVinci, optimizer: optax.GradientTransformation, config: TrainConfig, mesh: Mesh | AbstractMesh
 ) -> tuple[TrainState, TrainState]:
     """Shapes and types of a state that is not created, and its shardings.
 
     Optimizer state is sharded as the parameter whose path it ends with; everything else is replicated.
 
     Raises:
-        ConfigError: a parameter that the mesh does not divide.
+        ConfigError: a parameter that the mesh does not divide, or an expression that matches nothing.
     """
     key = jax.random.PRNGKey(0)
-    boxed = jax.eval_shape(partial(boxed_params, model), key)
+    boxed = jax.eval_shape(partial(initial_params, model, config), key)
     by_path = traverse_util.flatten_dict(parameter_shardings(boxed, mesh), sep="/")
 
     def sharding(path, leaf) -> jax.sharding.Sharding:
@@ -93,28 +110,54 @@ def abstract_state(
                 return found
         return replicated(mesh)
 
-    shapes = jax.eval_shape(_initializer(model, optimizer, frozen), key)
+    shapes = jax.eval_shape(_initializer(model, optimizer, config), key, {})
     return shapes, jax.tree_util.tree_map_with_path(sharding, shapes)
 
 
 def create_state(
     model: OmniVinci,
     optimizer: optax.GradientTransformation,
-    frozen: tuple[str, ...],
-    seed: int,
+    config: TrainConfig,
     shardings: TrainState,
+    start: epath.Path | None = None,
 ) -> TrainState:
-    """The initial state, every array created in its shards."""
-    return jax.jit(_initializer(model, optimizer, frozen), out_shardings=shardings)(jax.random.PRNGKey(seed))
+    """The initial state, every array created in its shards; `start` is what `find_start` returned."""
+    init = jax.jit(_initializer(model, optimizer, config), out_shardings=shardings)
+    return init(jax.random.PRNGKey(config.seed), _read(start, shardings.params))
+
+
+def create_frozen(
+    model: OmniVinci,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    shardings: TrainState,
+    start: epath.Path | None = None,
+) -> dict:
+    """What does not train of the state that `create_state` makes of the same arguments."""
+    init = _initializer(model, optimizer, config)
+    frozen = jax.jit(lambda key, given: init(key, given).frozen, out_shardings=shardings.frozen)
+    return frozen(jax.random.PRNGKey(config.seed), _read(start, shardings.frozen))
+
+
+def _read(start: epath.Path | None, shardings: dict) -> dict:
+    return load_params(start, without_adapters(shardings)) if start else {}
 
 
 def _initializer(
-    model: OmniVinci, optimizer: optax.GradientTransformation, frozen: tuple[str, ...]
-) -> Callable[[Array], TrainState]:
-    def init(key: Array) -> TrainState:
+    model: OmniVinci, optimizer: optax.GradientTransformation, config: TrainConfig
+) -> Callable[[Array, dict], TrainState]:
+    def init(key: Array, given: dict) -> TrainState:
+        """`given` takes the place of the parameters that it has."""
         init_key, key = jax.random.split(key)
-        trainable, held = split(nn.meta.unbox(boxed_params(model, init_key)), frozen)
-        held = jax.tree.map(lambda leaf: leaf.astype(model.dtype), held)
+        params = merge(nn.meta.unbox(initial_params(model, config, init_key)), given)
+        trainable, held = split(params, config.untrained)
+        trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
+        held = traverse_util.path_aware_map(partial(_held, dtype=model.dtype), held)
         return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
 
     return init
+
+
+def _held(path: tuple[str, ...], leaf: Array, dtype: DTypeLike) -> Array:
+    """A parameter that does not train, in the type that is computed in; the scale of adapters is no factor of one."""
+    return leaf if path[-1] == "lora_scale" else leaf.astype(dtype)

@@ -153,21 +153,26 @@ class Scores(NamedTuple):
 
     right: whether greedy decoding would say what is asked there, or nothing is. An answer all of whose tokens are right
     is exactly what greedy decoding would have generated, so one forward pass measures exact-match accuracy.
+    clips, clip_source: what OmniAlignNet makes of every clip with both streams, if asked, and of which file it is.
     """
 
     losses: Float[Array, "G R T"]
     weights: Float[Array, "G R T"]
     right: Bool[Array, "G R T"]
     segment_ids: Int[Array, "G R T"]
+    clips: ClipEmbeddings | None
+    clip_source: Int[Array, "G K"]
 
 
-def make_eval_step(model: OmniVinci, mesh: Mesh) -> Callable[[dict, Batch], Scores]:
-    """Scores of a batch."""
+def make_eval_step(model: OmniVinci, mesh: Mesh, align: bool = True) -> Callable[[dict, Batch], Scores]:
+    """Scores of a batch; with `align` OmniAlignNet is asked too."""
 
     def eval_step(params: dict, batch: Batch) -> Scores:
         output = model.apply({"params": params}, batch)
         losses, right = score_slots(model, params, output.hidden, batch.targets)
         weights = batch.loss_weights
-        return Scores(losses * weights, weights, right | (weights == 0), batch.segment_ids)
+        right |= weights == 0
+        clips = output.clips if align else None
+        return Scores(losses * weights, weights, right, batch.segment_ids, clips, batch.clip_source)
 
     return jax.jit(eval_step, out_shardings=replicated(mesh))

@@ -6,19 +6,32 @@ from contextlib import contextmanager
 
 from etils import epath
 
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.mesh.processes import barrier, is_main
 from omnivinci_jax.paths import written_whole
-from omnivinci_jax.settings import TrainConfig, to_mapping
+from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
 from omnivinci_jax.train.claim import Claim, sole_run
+
+CONFIG = "config.json"
 
 # What says how a machine does the work, and not what the work is: a run goes on with other values.
 _OF_THE_MACHINE = {"config.mesh", "config.data.workers", "config.data.cache"}
 
 
+def read_workdir(workdir: epath.Path) -> TrainConfig:
+    """The configuration of the run that a work directory holds.
+
+    Raises:
+        UserError: no run is there.
+    """
+    if not (workdir / "checkpoints").is_dir() or not (workdir / CONFIG).is_file():
+        raise UserError(f"{workdir}: no run is there (a folder with {CONFIG} and checkpoints)")
+    return from_mapping(TrainConfig, json.loads((workdir / CONFIG).read_text()))
+
+
 def check_workdir(workdir: epath.Path, config: TrainConfig) -> None:
     """Raises ConfigError for a folder that holds a run of another configuration, or something else."""
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if path.exists():
         key = _first_difference(json.loads(path.read_text()), to_mapping(config), "config")
         if key:
@@ -44,7 +57,7 @@ def claimed(workdir: epath.Path, config: TrainConfig) -> Iterator[Claim]:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with sole_run(workdir) as claim:
-        with written_whole(workdir / "config.json") as part:
+        with written_whole(workdir / CONFIG) as part:
             part.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
         barrier("claimed")
         yield claim

@@ -19,10 +19,12 @@ from omnivinci_jax.data.av_world.questions import (
     JOINT_KINDS,
     KINDS,
     NUMBERS,
+    RANKS,
     all_questions,
     caption_turns,
     lookup_turns,
     one_of_each,
+    rank_questions,
     training_conversations,
     vocabulary_text,
 )
@@ -169,6 +171,17 @@ def test_no_answer_of_a_training_conversation_stands_in_an_earlier_turn(clips):
             assert all(captions_and_lookups) or not any(captions_and_lookups)
 
 
+def test_questions_for_ranks_ask_every_rank_of_both_streams_once(clips):
+    for clip in clips[:64]:
+        pairs = rank_questions(clip, clip.rng("questions"))
+        for stream, questions in zip((clip.sights, clip.sounds), zip(*pairs, strict=True), strict=True):
+            assert {question.asked for question in questions} == set(RANKS)
+            for question in questions:
+                assert question.answer == stream[RANKS.index(question.asked)].name
+                assert set(question.options) == {event.name for event in stream}
+                assert question.text.endswith(f" {question.asked}?")
+
+
 def test_the_vocabulary_holds_every_word(clips, tmp_path):
     def words(text: str) -> set[str]:
         return set(re.findall(r"\w+|[^\w\s]", text))
@@ -265,6 +278,17 @@ def test_a_finished_folder_is_left_alone_and_other_arguments_refused(folder, tmp
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty and not an av_world data set"):
         generate(tmp_path, 19, **COUNTS)
+
+
+def test_a_data_set_of_ranks_holds_nothing_else(tmp_path):
+    generate(tmp_path / "rank", 19, train_clips=6, val_clips=1, held_out_clips=1, workers=1, asking="rank")
+    full = [clip for clip in draw_clips(19, "train", 6) if clip.is_full]
+    rows = [json.loads(line) for line in (tmp_path / "rank" / "train.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 * len(full) > 0 and not list((tmp_path / "rank" / "images").iterdir())
+    held_out = [json.loads(line) for line in (tmp_path / "rank" / "held_out.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in held_out] == ["rank_seen", "rank_heard"]
+    with pytest.raises(DataError, match="made with"):
+        generate(tmp_path / "rank", 19, train_clips=6, val_clips=1, held_out_clips=1)
 
 
 def test_rows_have_the_documented_form(folder):

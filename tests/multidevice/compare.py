@@ -1,9 +1,10 @@
 """Run in a process of its own: loss and gradient of one real batch on a mesh, as an .npz file.
 
 python -m tests.multidevice.compare TRAIN.jsonl OUT.npz MESH... where a mesh is "data,fsdp,context,tensor" or, with
-microbatches, "data,fsdp,context,tensor/2".
+microbatches, "data,fsdp,context,tensor/2"; "+lora" after it trains adapters of all dense layers.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import RULES, own_groups, put_batch, replicated
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.settings import DataConfig, MeshConfig, OptimizerConfig
+from omnivinci_jax.settings import DataConfig, LoraConfig, MeshConfig, OptimizerConfig
 from omnivinci_jax.train.optimizer import make_optimizer
 from omnivinci_jax.train.state import abstract_state, create_state
 from omnivinci_jax.train.step import make_gradient
@@ -44,15 +45,20 @@ def main(train: str, out: str, *meshes: str) -> None:
     model, optimizer = OmniVinci(CONFIG, tower_remat="dots", decoder_remat="full"), make_optimizer(OptimizerConfig(), 9)
     results = {}
     for name in meshes:
-        axes, _, microbatches = name.partition("/")
+        setting, _, lora = name.partition("+")
+        axes, _, microbatches = setting.partition("/")
+        config = dataclasses.replace(tiny_settings(), lora=LoraConfig(rank=4 if lora else 0, targets=(".*",)))
         mesh = make_mesh(MeshConfig(*map(int, axes.split(","))))
         with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-            _, shardings = abstract_state(model, optimizer, tiny_settings().frozen, mesh)
-            state = create_state(model, optimizer, tiny_settings().frozen, 0, shardings)
+            _, shardings = abstract_state(model, optimizer, config, mesh)
+            state = create_state(model, optimizer, config, shardings)
+            trainable = state.trainable
+            if lora:  # new adapters add nothing: half of their gradient would be 0
+                trainable = jax.tree.map(lambda x: x + 0.01, trainable)
             own = own_groups(DATA.groups, mesh)
             (loaded,) = read_batches(index, Plan(alone(index), DATA.capacity, 0), processor, DATA, own, start=0, stop=1)
             gradient = jax.jit(make_gradient(model, 0.5, int(microbatches or 1)), out_shardings=replicated(mesh))
-            gradients, metrics = gradient(state.trainable, state.frozen, put_batch(loaded.batch, DATA.groups, mesh))
+            gradients, metrics = gradient(trainable, state.frozen, put_batch(loaded.batch, DATA.groups, mesh))
             found = traverse_util.flatten_dict(jax.device_get(gradients), sep=".")
             found |= {metric: np.asarray(metrics[metric]) for metric in ("loss", "align_loss")}
         results |= {f"{name.replace('/', '|')}:{leaf}": value for leaf, value in found.items()}

@@ -12,7 +12,7 @@ import pytest
 from tests.tiny import REPOSITORY
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
-NAMES = [",".join(map(str, sizes)) for sizes in MESHES] + ["2,2,2,1/2", "1,2,2,2/4"]
+NAMES = [",".join(map(str, sizes)) for sizes in MESHES] + ["2,2,2,1/2", "1,2,2,2/4", "1,2,2,2+lora"]
 
 
 def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, np.ndarray]:
@@ -32,8 +32,7 @@ def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[
 
 @pytest.fixture(scope="module")
 def one_device(av_world, tmp_path_factory) -> dict[str, np.ndarray]:
-    found = compare(av_world, tmp_path_factory.mktemp("one") / "one.npz", 1, ["1,1,1,1"])
-    return {name.partition(":")[2]: value for name, value in found.items()}
+    return compare(av_world, tmp_path_factory.mktemp("one") / "one.npz", 1, ["1,1,1,1", "1,1,1,1+lora"])
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +42,16 @@ def eight_devices(av_world, tmp_path_factory) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("mesh", NAMES)
 def test_a_mesh_gives_what_one_device_gives(mesh, one_device, eight_devices):
-    prefix = mesh.replace("/", "|") + ":"
-    found = {name.removeprefix(prefix): value for name, value in eight_devices.items() if name.startswith(prefix)}
-    assert found.keys() == one_device.keys() and len(found) > 50
+    found = _of_mesh(eight_devices, mesh)
+    expected_leaves = _of_mesh(one_device, "1,1,1,1+lora" if mesh.endswith("+lora") else "1,1,1,1")
+    assert found.keys() == expected_leaves.keys() and len(found) > 50
     # Rounding is that of the sums a gradient comes from; of a key's bias that is all there is (softmax ignores it).
-    largest = max(np.abs(value).max() for value in one_device.values())
-    for name, expected in one_device.items():
+    largest = max(np.abs(value).max() for value in expected_leaves.values())
+    for name, expected in expected_leaves.items():
         bound = 1e-5 * max(np.abs(expected).max(), 1e-3 * largest)
         np.testing.assert_allclose(found[name], expected, rtol=0, atol=bound, err_msg=name)
+
+
+def _of_mesh(arrays: dict[str, np.ndarray], mesh: str) -> dict[str, np.ndarray]:
+    prefix = mesh.replace("/", "|") + ":"
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

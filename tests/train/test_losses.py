@@ -38,6 +38,21 @@ def test_contrastive_loss_is_equation_1_over_the_clips_that_are_there():
     np.testing.assert_allclose(metrics["vision_to_audio_r1"], (order == np.arange(5)).mean())
 
 
+def test_retrieval_is_the_rank_of_the_other_stream():
+    vision, audio = unit(40), unit(40)
+    _, metrics = contrastive_loss(jnp.array(vision), jnp.array(audio), jnp.arange(1, 41))
+    for name, similarity in (("vision_to_audio", vision @ audio.T), ("audio_to_vision", audio @ vision.T)):
+        rank = [(row > row[own]).sum() for own, row in enumerate(similarity)]
+        for most in (1, 5):
+            np.testing.assert_allclose(metrics[f"{name}_r{most}"], (np.array(rank) < most).mean(), rtol=1e-6)
+
+
+def test_what_is_as_similar_as_the_right_one_is_no_hit():
+    same = jnp.ones((3, 16)) / 4
+    _, metrics = contrastive_loss(same, same, jnp.array([1, 2, 3]))
+    assert metrics["vision_to_audio_r1"] == 0 and metrics["audio_to_vision_r5"] == 1
+
+
 def test_clips_of_one_file_are_not_each_others_negatives():
     vision, audio = unit(3), unit(3)
     loss, _ = contrastive_loss(jnp.array(vision), jnp.array(audio), jnp.array([5, 5, 8]))

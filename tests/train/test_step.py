@@ -21,8 +21,8 @@ def test_an_update_that_is_not_finite_is_left_out(weight, changes):
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         model, optimizer = OmniVinci(config.model), make_optimizer(config.optimizer, config.steps)
-        _, shardings = abstract_state(model, optimizer, config.frozen, mesh)
-        state = create_state(model, optimizer, config.frozen, 0, shardings)
+        _, shardings = abstract_state(model, optimizer, config, mesh)
+        state = create_state(model, optimizer, config, shardings)
         before = jax.device_get((state.trainable, state.opt_state))
         batch = init_batch(config.model)
         batch.segment_ids[:] = 1

@@ -1,5 +1,11 @@
-"""A few training rows of other kinds, so that batches mix modalities: images, sound files, silent clips, plain text."""
+"""Rows of other kinds than clips with sound: images, sound files, silent clips, plain text, speech.
 
+A few of the first four are among the training rows, so that batches mix modalities; a curriculum (curriculum.py) has
+many, and speech where espeak-ng is there to speak it.
+"""
+
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +14,14 @@ import numpy as np
 from PIL import Image
 
 from .encode import write_media
-from .questions import IMAGE, NUMBERS, SOUND, SUBTRACT, Turn, all_questions, caption_turns, name_question
+from .questions import IMAGE, NUMBERS, SOUND, SPEECH, SUBTRACT, Turn, all_questions, caption_turns, name_question
 from .render import FRAME_RATE, RGB, SHAPES, draw_shape, render_frames, render_sound
 from .timeline import COLOURS, LONGEST, SOUNDS, draw_clips, generator
 
 SOUND_FILES = (("wav", 16_000), ("flac", 44_100), ("ogg", 48_000), ("wav", 44_100), ("flac", 16_000), ("ogg", 16_000))
+
+
+VOICES = ("en", *(f"en+m{number}" for number in range(1, 8)), *(f"en+f{number}" for number in range(1, 5)))
 
 
 def write_extra(out: Path, seed: int, number: int) -> dict[str, Any]:
@@ -32,7 +41,8 @@ def conversation_row(name: str, media: tuple[str, str] | None, turns: list[Turn]
     return {"id": name, "messages": messages}
 
 
-def _image(out: Path, seed: int, number: int) -> dict[str, Any]:
+def image_row(out: Path, seed: int, number: int) -> dict[str, Any]:
+    """A shape, asked for its colour."""
     rng = generator(seed, "train", number, "image")
     width, height = rng.integers(41, 180, size=2)
     path = out / "images" / f"{number:06d}.png"
@@ -49,7 +59,8 @@ def _image(out: Path, seed: int, number: int) -> dict[str, Any]:
     return conversation_row(f"image-{number:06d}", ("image", f"images/{path.name}"), [(question.text, colour)])
 
 
-def _sound(out: Path, seed: int, number: int) -> dict[str, Any]:
+def sound_row(out: Path, seed: int, number: int) -> dict[str, Any]:
+    """A sound, asked for its name."""
     rng = generator(seed, "train", number, "sound")
     ending, rate = SOUND_FILES[number // len(KINDS_OF_ROW) % len(SOUND_FILES)]
     path = out / "sounds" / f"{number:06d}.{ending}"
@@ -62,7 +73,8 @@ def _sound(out: Path, seed: int, number: int) -> dict[str, Any]:
     return conversation_row(f"sound-{number:06d}", ("audio", f"sounds/{path.name}"), [(question.text, name)])
 
 
-def _silent_clip(out: Path, seed: int, number: int) -> dict[str, Any]:
+def silent_row(out: Path, seed: int, number: int) -> dict[str, Any]:
+    """A clip without sound, asked what was seen and when, with a caption."""
     clip = draw_clips(seed, "silent", number + 1)[number]
     path = out / "clips" / clip.name
     if not path.exists():
@@ -76,7 +88,28 @@ def _silent_clip(out: Path, seed: int, number: int) -> dict[str, Any]:
     )
 
 
-def _text(out: Path, seed: int, number: int) -> dict[str, Any]:
+def speech_row(out: Path, seed: int, number: int) -> dict[str, Any]:
+    """A number said by espeak-ng in some voice, asked for."""
+    rng = generator(seed, "train", number, "speech")
+    path = out / "speech" / f"{number:06d}.wav"
+    name = str(rng.choice(NUMBERS))
+    voice, pitch, speed = rng.choice(VOICES), rng.integers(30, 71), rng.integers(120, 181)
+    if not path.exists():
+        part = path.with_name(path.name + ".part")
+        options = ("-v", voice, "-p", str(pitch), "-s", str(speed), "-w", str(part))
+        subprocess.run(["espeak-ng", *options, name], check=True, capture_output=True)
+        part.replace(path)
+    question = name_question(rng, "heard", SPEECH, name, [name], NUMBERS)
+    return conversation_row(f"speech-{number:06d}", ("audio", f"speech/{path.name}"), [(question.text, name)])
+
+
+def can_speak() -> bool:
+    """Whether espeak-ng is installed."""
+    return shutil.which("espeak-ng") is not None
+
+
+def text_row(out: Path, seed: int, number: int) -> dict[str, Any]:
+    """Four sums, without media."""
     rng = generator(seed, "train", number, "text")
     turns = []
     for _ in range(4):
@@ -85,4 +118,4 @@ def _text(out: Path, seed: int, number: int) -> dict[str, Any]:
     return conversation_row(f"text-{number:06d}", None, turns)
 
 
-KINDS_OF_ROW: tuple[Callable[[Path, int, int], dict[str, Any]], ...] = (_image, _sound, _silent_clip, _text)
+KINDS_OF_ROW: tuple[Callable[[Path, int, int], dict[str, Any]], ...] = (image_row, sound_row, silent_row, text_row)

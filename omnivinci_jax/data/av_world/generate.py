@@ -8,33 +8,42 @@ and options. Media paths are relative to these files. No clip is in two splits.
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
 from ...errors import ConfigError, DataError, UserError
 from .encode import write_media
 from .extras import conversation_row, write_extra
-from .questions import one_of_each, training_conversations
+from .questions import Question, one_of_each, rank_questions, training_conversations
 from .render import FRAME_RATE, SAMPLE_RATE, render_frames, render_waveform
 from .timeline import Clip, draw_clips
+
+Asking = Literal["all", "rank"]
 
 VERSION = 1  # of what the generator makes of its arguments: to be raised when that changes
 EXTRA_ROWS_PER_CLIP = 0.15  # training rows of other kinds, about 5 % of all
 
 
 def generate(
-    out: Path, seed: int, train_clips: int = 1100, val_clips: int = 60, held_out_clips: int = 220, workers: int = 2
+    out: Path,
+    seed: int,
+    train_clips: int = 1100,
+    val_clips: int = 60,
+    held_out_clips: int = 220,
+    workers: int = 2,
+    asking: Asking = "all",
 ) -> None:
     """Writes the data set into `out`; a second call finishes what an interrupted one began, or does nothing.
 
-    The files depend on the arguments alone, not on `workers`.
+    The files depend on the arguments alone, not on `workers`. `asking` is `all` for questions of five kinds, and `rank`
+    for those of two more, about full clips.
 
     Raises:
         ConfigError: a number that is too small.
@@ -45,16 +54,18 @@ def generate(
         raise ConfigError(
             f"seed {seed}, clips {counts}, workers {workers}: none may be negative, and workers at least 1"
         )
-    arguments = {"version": VERSION, "seed": seed, "clips": counts}
+    arguments = {"version": VERSION, "seed": seed, "clips": counts} | ({} if asking == "all" else {"asking": asking})
     try:
-        if _is_finished(out, arguments):
+        if is_finished(out, arguments, "av_world.json"):
             return
         for folder in ("clips", "images", "sounds"):
             (out / folder).mkdir(parents=True, exist_ok=True)
-        _write(out / "av_world.json", [arguments | {"finished": False}])
+        write_rows(out / "av_world.json", [arguments | {"finished": False}])
         clips = {split: draw_clips(seed, split, count) for split, count in counts.items()}
+        if asking == "rank":
+            clips["train"] = [clip for clip in clips["train"] if clip.is_full]
         everything = [clip for split in clips.values() for clip in split]
-        extras = round(EXTRA_ROWS_PER_CLIP * train_clips)
+        extras = round(EXTRA_ROWS_PER_CLIP * train_clips) if asking == "all" else 0
         with (
             ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
             tqdm(total=len(everything) + extras, desc="av_world", unit="file") as progress,
@@ -65,11 +76,12 @@ def generate(
             for row in pool.map(partial(write_extra, out, seed), range(extras), chunksize=8):
                 extra_rows.append(row)
                 progress.update()
-        _write(out / "timelines.jsonl", ({"file": f"clips/{clip.name}"} | asdict(clip) for clip in everything))
-        _write(out / "train.jsonl", [row for clip in clips["train"] for row in training_rows(clip)] + extra_rows)
+        write_rows(out / "timelines.jsonl", ({"file": f"clips/{clip.name}"} | asdict(clip) for clip in everything))
+        rows = (row for clip in clips["train"] for row in training_rows(clip, asking))
+        write_rows(out / "train.jsonl", [*rows, *extra_rows])
         for split in ("val", "held_out"):
-            _write(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip)))
-        _write(out / "av_world.json", [arguments | {"finished": True}])
+            write_rows(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip, asking)))
+        write_rows(out / "av_world.json", [arguments | {"finished": True}])
     except OSError as error:
         raise DataError(f"{out}: the data set cannot be written: {error}") from error
 
@@ -81,27 +93,40 @@ def write_clip(out: Path, clip: Clip) -> None:
         write_media(path, render_frames(clip), FRAME_RATE, render_waveform(clip)[None], SAMPLE_RATE)
 
 
-def training_rows(clip: Clip) -> list[dict[str, Any]]:
+def training_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
     """A row for each conversation about the clip."""
     media = "video", f"clips/{clip.name}"
+    if asking == "all":
+        conversations = training_conversations(clip)
+    else:
+        pairs = rank_questions(clip, clip.rng("questions"))
+        conversations = [[(question.text, question.answer) for question in pair] for pair in pairs]
     return [
         conversation_row(f"{clip.split}-{clip.number:06d}-{variant}", media, turns)
-        for variant, turns in enumerate(training_conversations(clip))
+        for variant, turns in enumerate(conversations)
     ]
 
 
-def question_rows(clip: Clip) -> list[dict[str, Any]]:
+def question_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
     """A row with one question of each kind."""
     media = "video", f"clips/{clip.name}"
+    questions: Sequence[Question] = (
+        one_of_each(clip) if asking == "all" else rank_questions(clip, clip.rng("questions"))[0]
+    )
     return [
         conversation_row(f"{clip.split}-{clip.number:06d}-{question.kind}", media, [(question.text, question.answer)])
         | {"kind": question.kind, "options": question.options}
-        for question in one_of_each(clip)
+        for question in questions
     ]
 
 
-def _is_finished(out: Path, arguments: dict[str, Any]) -> bool:
-    path = out / "av_world.json"
+def is_finished(out: Path, arguments: dict[str, Any], note: str) -> bool:
+    """Whether the file `note` in `out` says that the data set of these arguments is whole.
+
+    Raises:
+        DataError: `out` holds something else.
+    """
+    path = out / note
     if not path.exists():
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out}: not empty and not an av_world data set; name a new or an empty folder")
@@ -113,7 +138,8 @@ def _is_finished(out: Path, arguments: dict[str, Any]) -> bool:
     return finished
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON lines to a file that appears when it is whole."""
     part = path.with_name(path.name + ".part")
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     part.replace(path)
@@ -128,6 +154,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--val_clips", type=int, default=60)
     parser.add_argument("--held_out_clips", type=int, default=220)
     parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument(
+        "--asking", choices=get_args(Asking), default="all", help="rank: kinds of questions that all leaves out"
+    )
     arguments = parser.parse_args(argv)
     try:
         generate(**vars(arguments))

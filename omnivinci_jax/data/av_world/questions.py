@@ -4,6 +4,8 @@ Five kinds of multiple choice. `seen`, `heard` and `when` need one stream; `whil
 are balanced (see `timeline`). `order` asks for the next event of the other stream, since a literal "did red or the beep
 come first" cannot be balanced: the sight would have to be early under one answer and late under the other, so its time
 alone would tell. A clip is asked one form of it, the one that its streams were drawn for.
+
+Two more kinds, of rank, are in no data set beside the others: they are there to fine-tune a model on.
 """
 
 import itertools
@@ -15,7 +17,7 @@ import numpy as np
 
 from .timeline import COLOURS, SOUNDS, Clip, Event, inside, next_after, spans
 
-Kind = Literal["seen", "heard", "while", "order", "when"]
+Kind = Literal["seen", "heard", "while", "order", "when", "rank_seen", "rank_heard"]
 KINDS: tuple[Kind, ...] = ("seen", "heard", "while", "order", "when")
 JOINT_KINDS: tuple[Kind, ...] = ("while", "order")
 
@@ -40,7 +42,11 @@ NOTHING = "none"
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 IMAGE = "Which colour, {options}, is the shape?"
 SOUND = "Which sound, {options}, is it?"
+SPEECH = "Which number, {options}, was said?"
 SUBTRACT = "How many seconds from {start} to {end}?"
+RANK_SEEN = "Which colour, {options}, was seen {asked}?"
+RANK_HEARD = "Which sound, {options}, was heard {asked}?"
+RANKS = ("first", "second", "third", "last")
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,20 @@ def training_conversations(clip: Clip, repeats: int = 4) -> list[list[Turn]]:
         shuffled = [replace(question, options=_shuffled(rng, question.options)) for question in asked]
         conversations.append([(question.text, question.answer) for question in shuffled])
     return [turns for turns in conversations if turns]
+
+
+def rank_questions(clip: Clip, rng: np.random.Generator) -> list[tuple[Question, Question]]:
+    """Four pairs of questions about a full clip, for the sight and for the sound of a rank, each rank in one pair."""
+
+    def about(kind: Kind, template: str, stream: tuple[Event, ...]) -> list[Question]:
+        names = [event.name for event in stream]
+        return [
+            multiple_choice(rng, kind, template, RANKS[rank], names[rank], [n for n in names if n != names[rank]])
+            for rank in rng.permutation(len(RANKS))
+        ]
+
+    seen, heard = about("rank_seen", RANK_SEEN, clip.sights), about("rank_heard", RANK_HEARD, clip.sounds)
+    return list(zip(seen, heard, strict=True))
 
 
 def vocabulary_text() -> list[str]:

@@ -1,0 +1,36 @@
+"""Fine-tuning a model, whatever its size, on your own conversations; docs/finetune.md is the way there and back.
+
+omnivinci train --config configs/finetune.py:MODEL --workdir runs/mine --config.data.train=mine.jsonl
+
+MODEL is a model directory, or the directory of a run. As in the paper's joint training the encoders stay as they are;
+projectors and decoder train. With --config.lora.rank=16 adapters train instead.
+"""
+
+from pathlib import Path
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.config_json import read_config
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, to_config_dict
+from omnivinci_jax.train.start import model_folder
+
+
+def finetune(model: OmniVinciConfig) -> TrainConfig:
+    """The settings for a model of this shape."""
+    slots = min(4096, model.text.max_position_embeddings)
+    return TrainConfig(
+        model=model,
+        data=DataConfig(groups=8, capacity=Capacity(rows=1, slots=slots, tiles=64, windows=8, clips=8)),
+        optimizer=OptimizerConfig(learning_rate=2e-5),
+        frozen=(*TrainConfig().frozen, "vision_tower/.*", "sound_tower/.*", "omni_align/.*"),
+    )
+
+
+def get_config(start: str = ""):
+    if not start:
+        raise ConfigError("give the model to start from: --config configs/finetune.py:MODEL")
+    folder = model_folder(Path(start).expanduser())
+    values = to_config_dict(finetune(read_config(folder / "config.json")))
+    values.start_from, values.tokenizer = start, str(folder)
+    return values

@@ -1,0 +1,64 @@
+"""The paper's stages at 9B (Section 3, Appendix C). What trains in each: omnivinci_jax/train/stages.py.
+
+Rates, batches, clipping and lengths of rows of the vision stages are those that NVILA published, which the paper
+follows; the sound stages have those of the vision stage that trains the same parts. A batch counts rows of slots;
+conversations that are shorter share one. Every stage takes its conversations once: the paper counts those of
+vision_4, vision_5 (C.4), audio_1, audio_2 (C.2.2) and omni (C.4); for the first three vision stages nothing is
+published, and the numbers are ours.
+
+    python -m conversion.from_torch runs/9b/stage_0 --llm QWEN2.5 --vision_tower SIGLIP --sound_tower AF_WHISPER
+    launch/curriculum.sh configs/stages/omnivinci_9b.py runs/9b          # all eight, or one of them:
+    omnivinci train --config configs/stages/omnivinci_9b.py:vision_1 --workdir runs/9b/vision_1
+"""
+
+from typing import NamedTuple
+
+from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, to_config_dict
+from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
+
+
+class Stage(NamedTuple):
+    """The numbers of a stage; `group` is what one group of its batch holds."""
+
+    learning_rate: float
+    clip_norm: float | None
+    batch: int
+    conversations: int
+    group: Capacity
+
+
+# An image is up to 17 tiles and 3,072 tokens, a video 128 frames and 4,096, a window of sound 375.
+IMAGES = Capacity(rows=4, slots=8192, tiles=96, windows=8, clips=16)
+VIDEOS = Capacity(rows=1, slots=16_384, tiles=160, windows=8, clips=8)
+SOUNDS = Capacity(rows=4, slots=8192, tiles=8, windows=48, clips=48)
+OMNI = Capacity(rows=1, slots=16_384, tiles=160, windows=24, clips=8)
+
+STAGES = {
+    "vision_1": Stage(1e-3, None, 512, 600_000, IMAGES),
+    "vision_2": Stage(2e-5, 5.0, 1024, 2_000_000, IMAGES),
+    "vision_3": Stage(2e-5, None, 1024, 10_000_000, IMAGES),
+    "vision_4": Stage(1.5e-5, 5.0, 1024, 8_000_000, IMAGES),
+    "vision_5": Stage(2e-5, None, 2048, 2_700_000, VIDEOS),
+    "audio_1": Stage(2e-5, 5.0, 1024, 50_000, SOUNDS),
+    "audio_2": Stage(1.5e-5, 5.0, 1024, 9_600_000, SOUNDS),
+    "omni": Stage(2e-5, None, 2048, 24_000_000, OMNI),
+}
+
+
+def get_config(name: str = ""):
+    check_stage(name, STAGES)
+    stage = STAGES[name]
+    return to_config_dict(
+        TrainConfig(
+            start_from=f"runs/9b/{stage_before(name)}",
+            tokenizer="runs/9b/stage_0",
+            data=DataConfig(
+                train=f"data/{name}.jsonl", groups=stage.batch // stage.group.rows, capacity=stage.group, workers=8
+            ),
+            optimizer=OptimizerConfig(learning_rate=stage.learning_rate, clip_norm=stage.clip_norm),
+            steps=stage.conversations // stage.batch,
+            align_weight=0.1 if name == "omni" else 0.0,
+            frozen=frozen_in(name),
+        )
+    )

@@ -1,0 +1,87 @@
+"""The adapters of a run (LoRA) in PEFT's layout, for the published model in PyTorch.
+
+python -m conversion.to_peft RUN DST
+
+PEFT names them after the modules of the merged layout: `base_model.model.llm.model.layers.0.self_attn.q_proj`.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from conversion.command import new_directory, run
+from conversion.leaves import flat
+from conversion.mapping import HEAD, LINEAR, Tensor, tensors
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.train.export import read_adapters
+
+
+def to_peft(workdir: Path, destination: Path) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors to the new directory `destination`.
+
+    Raises:
+        UserError: no run with adapters is in `workdir`; a part is adapted that is no linear layer of the published
+            model; `destination` exists.
+    """
+    config, adapters = read_adapters(workdir)
+    with new_directory(destination) as part:
+        arrays, modules = {}, []
+        for tensor, a, b in _by_module(config, adapters, workdir):
+            module = tensor.name.removesuffix(".weight")
+            modules.append(module)
+            arrays[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
+            arrays[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(b.T[: tensor.shape[0]])
+        save_file(arrays, part / "adapter_model.safetensors", metadata={"format": "pt"})
+        (part / "adapter_config.json").write_text(json.dumps(_config(config, modules), indent=2) + "\n")
+
+
+def _by_module(config: TrainConfig, adapters: dict, workdir: Path) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
+    """The published weight of each adapted module, with lora_a and lora_b of its layer."""
+    shapes = {path: leaf.shape for path, leaf in flat(abstract_params(OmniVinci(config.model))).items()}
+    published: dict[str, list[Tensor]] = {}
+    for tensor in tensors(config.model, shapes):
+        published.setdefault(tensor.path, []).append(tensor)
+    leaves = traverse_util.flatten_dict(adapters, sep="/")
+    for path in sorted({path.rpartition("/")[0] for path in leaves}):
+        a, b = (np.asarray(leaves[f"{path}/{name}"]) for name in ("lora_a", "lora_b"))
+        for tensor in published.get(f"{path}/kernel", [None]):
+            if tensor is None or tensor.transform not in (LINEAR, HEAD):
+                raise UserError(f"{workdir}: {path} is no linear layer of the published model, which PEFT could adapt")
+            yield tensor, *((a, b) if tensor.index is None else (a[tensor.index], b[tensor.index]))
+
+
+def _config(config: TrainConfig, modules: list[str]) -> dict:
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": config.start_from,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": modules,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m conversion.to_peft", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="directory of a run with adapters")
+    parser.add_argument("destination", type=Path, help="directory to make")
+    options = parser.parse_args(arguments)
+    to_peft(options.run, options.destination)
+    print(f"wrote {options.destination}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,78 @@
+"""Adapters in PEFT's layout: names, shapes, and what they do to a linear layer of PyTorch."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from safetensors.numpy import load_file
+
+from conversion.layouts import read_layout
+from conversion.to_peft import to_peft
+from conversion.to_torch import to_torch
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.model_dir import boxed_params, replaced, save, save_params
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.settings import LoraConfig, to_mapping
+from omnivinci_jax.train.export import export
+from omnivinci_jax.train.state import initial_params, split
+from tests.tiny import tiny_settings, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory):
+    """Makes the directory of a run as training leaves it, with adapters of random numbers."""
+
+    def make(*targets: str):
+        folder = tmp_path_factory.mktemp("run")
+        config = dataclasses.replace(
+            tiny_settings(), start_from=str(folder / "base"), lora=LoraConfig(rank=2, alpha=6.0, targets=targets)
+        )
+        model = OmniVinci(config.model)
+        params = jax.jit(lambda key: nn.meta.unbox(initial_params(model, config, key)))(jax.random.key(0))
+        base = jax.jit(lambda key: nn.meta.unbox(boxed_params(model, key)))(jax.random.key(0))
+        save(folder / "base", config.model, base, tiny_tokenizer())
+        adapters, _ = split(params, config.untrained)
+        random = np.random.default_rng(0)
+        adapters = jax.tree.map(lambda x: jax.numpy.asarray(random.normal(size=x.shape), x.dtype), adapters)
+        (folder / "run" / "checkpoints").mkdir(parents=True)
+        (folder / "run" / "config.json").write_text(json.dumps(to_mapping(config)))
+        with replaced(folder / "run" / "adapters") as part:
+            save_params(part, adapters)
+        return folder
+
+    return make
+
+
+def test_every_adapted_module_of_every_layer(make_run, tmp_path):
+    folder = make_run("llm/.*", "mm_projector/.*", "sound_tower/layers/.*")
+    to_peft(folder / "run", tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    arrays = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert config["peft_type"] == "LORA" and config["r"] == 2 and config["lora_alpha"] == 6.0
+    names = {f"base_model.model.{module}.lora_{ab}.weight" for module in config["target_modules"] for ab in "AB"}
+    assert names == arrays.keys() and len(config["target_modules"]) == 3 * 7 + 1 + 2 + 2 * 6
+    for module in ("llm.model.layers.2.self_attn.k_proj", "llm.lm_head", "mm_projector.layers.2"):
+        assert module in config["target_modules"]
+
+    # In PyTorch a merged weight is W + B @ A * (alpha / r): that of our own export, as PyTorch files.
+    export(folder / "run", tmp_path / "model")
+    for source, target in ((folder / "base", "before"), (tmp_path / "model", "after")):
+        to_torch(source, tmp_path / target, layout="merged")
+    before, after = (read_layout(tmp_path / name) for name in ("before", "after"))
+    for name in before:
+        expected, module = before[name].read(), name.removesuffix(".weight")
+        if module in config["target_modules"]:
+            a, b = (arrays[f"base_model.model.{module}.lora_{ab}.weight"] for ab in "AB")
+            expected = expected + b @ a * 3.0
+            assert a.shape[0] == b.shape[1] == 2
+        np.testing.assert_allclose(after[name].read(), expected, atol=1e-5, err_msg=name)
+
+
+def test_a_part_that_peft_cannot_adapt_is_one_line(make_run, tmp_path):
+    folder = make_run("omni_align/.*")
+    with pytest.raises(UserError, match="omni_align/audio/layers/self_attn/k_proj is no linear layer of the published"):
+        to_peft(folder / "run", tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()

@@ -1,0 +1,89 @@
+"""launch/curriculum.sh, with a stand-in for `omnivinci train` that ends at once or waits to be told to."""
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from omnivinci_jax.train.stages import STAGES
+from tests.tiny import REPOSITORY
+
+TRAIN = """#!/usr/bin/env bash
+# Notes its arguments; stops at the stage in ./stop: with its code, or, where that is "wait", until SIGTERM.
+echo "$@" >> calls
+directory=${4##*/}
+mkdir -p "$4"
+if [[ -e stop ]] && read -r stage code < stop && [[ $stage == "$directory" ]]; then
+  [[ $code == wait ]] || exit "$code"
+  trap 'sleep 0.3; rm stop; exit 75' TERM
+  touch waiting
+  while :; do sleep 0.05; done
+fi
+touch "$4/report.md"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "train").write_text(TRAIN)
+    (tmp_path / "train").chmod(0o755)
+    return tmp_path
+
+
+def curriculum(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [REPOSITORY / "launch" / "curriculum.sh", "tiny.py", "runs", "--config.seed=3"],
+        env=os.environ | {"TRAIN": "./train"}, cwd=folder, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls").read_text().splitlines()
+
+
+def expected(stages: list[str]) -> list[str]:
+    names = list(STAGES)
+    starts = {stage: f" --config.start_from=runs/{before}" for before, stage in itertools.pairwise(names)}
+    return [
+        f"--config tiny.py:{stage} --workdir runs/{stage}{starts.get(stage, '')} --config.seed=3" for stage in stages
+    ]
+
+
+def test_all_stages_in_their_order_each_from_the_one_before(folder):
+    assert curriculum(folder).wait() == 0
+    assert calls(folder) == expected(list(STAGES))
+    assert curriculum(folder).wait() == 0 and len(calls(folder)) == len(STAGES)  # nothing is run again
+
+
+def test_a_model_directory_in_the_place_of_stage_0_is_started_from(folder):
+    (folder / "runs" / "stage_0" / "params").mkdir(parents=True)
+    assert curriculum(folder).wait() == 0
+    assert calls(folder) == expected(list(STAGES)[1:])
+
+
+@pytest.mark.parametrize("code", [2, 75])
+def test_a_stage_that_ends_with_a_code_ends_the_curriculum_with_it(folder, code):
+    (folder / "stop").write_text(f"vision_3 {code}\n")
+    assert curriculum(folder).wait() == code
+    (folder / "stop").unlink()
+    assert curriculum(folder).wait() == 0
+    names = list(STAGES)
+    assert calls(folder) == expected([*names[:4], *names[3:]])
+
+
+def test_sigterm_lets_the_stage_save_and_ends_with_75(folder):
+    (folder / "stop").write_text("audio_1 wait\n")
+    process = curriculum(folder)
+    while not (folder / "waiting").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+    assert not (folder / "stop").exists()  # it waited for the stage to end
+    assert curriculum(folder).wait() == 0
+    names = list(STAGES)
+    assert calls(folder) == expected([*names[:7], *names[6:]])

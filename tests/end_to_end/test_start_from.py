@@ -1,0 +1,115 @@
+"""Runs that start from another model, with adapters and without: what they read, save, resume and export."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.commands import command, losses, run, train_command, wait_for_step
+from tests.tiny import REPOSITORY
+
+LORA = ("--config.lora.rank=4", "--config.optimizer.name=adamw")
+
+
+def train(av_world: Path, workdir: Path, environment, *overrides: str) -> subprocess.CompletedProcess:
+    return run(train_command(av_world, workdir, "--config.steps=4", *overrides), environment)
+
+
+@pytest.fixture(scope="module")
+def base(av_world, environment, tmp_path_factory) -> Path:
+    """A run that ended, from which others start."""
+    workdir = tmp_path_factory.mktemp("base") / "run"
+    done = train(av_world, workdir, environment, "--config.data.held_out=", "--config.eval_every=4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def adapted(base, av_world, environment, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("lora") / "run"
+    done = train(av_world, workdir, environment, f"--config.start_from={base}", *LORA)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir
+
+
+def test_a_run_begins_with_the_parameters_that_it_starts_from(base, adapted, av_world, environment, tmp_path):
+    done = train(av_world, tmp_path / "run", environment, f"--config.start_from={base / 'model'}", "--config.data.val=")
+    assert done.returncode == 0, done.stderr[-3000:]
+    fresh, full, lora = (losses(folder)[0][2] for folder in (base, tmp_path / "run", adapted))
+    assert full == pytest.approx(lora, rel=1e-5)  # a new adapter adds nothing
+    assert full < fresh - 0.5
+
+
+def test_with_adapters_nothing_else_is_saved(base, adapted):
+    def size(folder: Path) -> int:
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+    assert not (adapted / "model").exists()
+    assert size(adapted / "adapters") < 0.1 * size(base / "model")
+    newest = max((adapted / "checkpoints").iterdir())
+    assert size(newest) < 0.2 * size(base / "model")  # with two moments of each
+
+
+def test_adapters_resume_bit_for_bit(base, adapted, av_world, environment, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = train_command(av_world, workdir, "--config.steps=4", f"--config.start_from={base}", *LORA)
+    process = subprocess.Popen(
+        arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    wait_for_step(process, workdir, 1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == os.EX_TEMPFAIL and re.search(r"saved at step [123];", errors), errors[-3000:]
+    done = run(arguments, environment)
+    assert done.returncode == 0 and "resumed at step" in done.stderr, done.stderr[-3000:]
+    assert losses(workdir) == losses(adapted)
+
+
+def test_an_export_measures_as_the_adapters_do(adapted, av_world, environment, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "results.json"
+    done = run(command("export", "--run", adapted, "--out", model), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run(command("evaluate", "--model", model, "--data", av_world / "held_out.jsonl", "--out", out), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = (json.loads(path.read_text()) for path in (out, adapted / "results.json"))
+    assert found["by_kind"] == expected["by_kind"] and found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("start", "overrides", "message"),
+    [
+        ("nowhere", (), "nowhere: no such directory"),
+        ("PyTorch", (), "these are PyTorch files; convert them first: python -m conversion.from_torch"),
+        ("empty", (), "neither a model directory nor the directory of a run with a model"),
+        ("adapters", (), "the run has adapters alone; merge them first: omnivinci export --run"),
+        (
+            "base",
+            ("--config.model.text.hidden_size=64",),
+            "embedding has the shape (512, 128), and config.model asks for (512, 64)",
+        ),
+        ("base", ("--config.lora.rank=2", "--config.lora.targets=('llm/layer/.*',)"), "matches no dense kernel"),
+        ("", ("--config.lora.rank=2",), "adapters need config.start_from, a model to adapt"),
+    ],
+)
+def test_a_start_that_cannot_be_is_one_line(start, overrides, message, base, adapted, av_world, environment, tmp_path):
+    folder = {"base": base, "adapters": adapted, "": ""}.get(start, tmp_path / start)
+    if start in ("PyTorch", "empty"):
+        folder.mkdir()
+    if start == "PyTorch":
+        (folder / "model.safetensors").write_bytes(b"")
+    done = train(av_world, tmp_path / "run", environment, f"--config.start_from={folder}", *overrides)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("omnivinci train: ")]
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_has_no_adapters_is_not_exported(base, environment, tmp_path):
+    done = run(command("export", "--run", base, "--out", tmp_path / "model"), environment)
+    assert done.returncode == 2 and "the run trained without adapters" in done.stderr
+    done = run(command("export", "--run", tmp_path, "--out", tmp_path / "model"), environment)
+    assert done.returncode == 2 and "no run is there" in done.stderr and not (tmp_path / "model").exists()

@@ -1,0 +1,80 @@
+"""Adapters: what they are, that they start as nothing, and that merging them changes no logit."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.model_dir import boxed_params
+from omnivinci_jax.models.lora import add_adapters, merge_adapters, without_adapters
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.sequence.assemble import empty_group
+from omnivinci_jax.sequence.batch import AUDIO, VISION, Batch, Capacity
+from tests.tiny import tiny_config
+
+MODEL, RANK, ALPHA = OmniVinci(tiny_config()), 3, 12.0
+RANDOM = np.random.default_rng(0)
+
+
+def adapted(*targets: str) -> dict:
+    """New parameters with adapters."""
+
+    def init(key):
+        return nn.meta.unbox(add_adapters(boxed_params(MODEL, key), RANK, ALPHA, targets, key))
+
+    return jax.jit(init)(jax.random.key(0))
+
+
+def batch() -> Batch:
+    """A row of text with a frame and a sound in it."""
+    group = empty_group(MODEL.config, Capacity(rows=1, slots=12, tiles=1, windows=1, clips=1))
+    group.tokens[:] = RANDOM.integers(0, 500, group.tokens.shape)
+    group.slot_kind[0, 3], group.slot_kind[0, 5:8] = VISION, AUDIO
+    group.slot_index[0, 5:8] = range(3)
+    group.segment_ids[:], group.positions[:] = 1, range(12)
+    group.tiles[:] = RANDOM.integers(0, 256, group.tiles.shape)
+    group.windows[:] = RANDOM.normal(size=group.windows.shape)
+    group.frame_groups[0][:] = 0
+    return jax.tree.map(lambda x: x[None], group)
+
+
+@jax.jit
+def logits(params: dict, batch: Batch) -> jax.Array:
+    hidden = MODEL.apply({"params": params}, batch).hidden
+    return MODEL.apply({"params": params}, hidden, method=MODEL.logits)[..., : MODEL.config.text.vocab_size]
+
+
+def test_live_and_merged_adapters_of_every_part_give_the_same_logits():
+    params, inputs = adapted(".*"), batch()
+    base = without_adapters(params)
+    np.testing.assert_array_equal(logits(params, inputs), logits(base, inputs))  # a new adapter adds nothing
+
+    flat = traverse_util.flatten_dict(params)
+    for path, leaf in flat.items():
+        if path[-1] == "lora_b":
+            flat[path] = RANDOM.normal(size=leaf.shape).astype(np.float32) * 0.05
+    low_rank = {path: leaf for path, leaf in flat.items() if path[-1] in ("lora_a", "lora_b")}
+    live = logits(traverse_util.unflatten_dict(flat), inputs)
+    merged = merge_adapters(base, traverse_util.unflatten_dict(low_rank), ALPHA / RANK)
+    assert np.abs(live - logits(base, inputs)).max() > 0.1
+    np.testing.assert_allclose(logits(merged, inputs), live, atol=2e-5 * np.abs(live).max())
+    for part in ("llm/lm_head", "mm_projector/fc1", "sound_tower/layers/fc2", "vision_tower/patch_embedding"):
+        assert (*part.split("/"), "lora_a") in flat
+
+
+def test_a_stack_of_layers_has_an_adapter_for_each():
+    flat = traverse_util.flatten_dict(adapted("llm/layers/.*/k_proj/kernel"), sep="/")
+    found = {path: leaf.shape for path, leaf in flat.items() if "lora" in path}
+    place = "llm/layers/self_attn/k_proj"
+    assert found == {f"{place}/lora_a": (3, 128, 3), f"{place}/lora_b": (3, 3, 64), f"{place}/lora_scale": (3,)}
+    layers = np.asarray(flat[f"{place}/lora_a"])
+    assert not np.array_equal(layers[0], layers[1]) and np.abs(layers).max() <= 128**-0.5
+    assert not np.any(flat[f"{place}/lora_b"]) and np.all(flat[f"{place}/lora_scale"] == ALPHA / RANK)
+
+
+@pytest.mark.parametrize("target", ["llm/layer/.*", "llm/norm/scale", "sound_tower/conv1/kernel"])
+def test_a_target_that_is_no_dense_kernel_is_one_line(target):
+    with pytest.raises(ConfigError, match=r"config\.lora\.targets: '.*' matches no dense kernel; paths look like llm/"):
+        adapted("llm/layers/.*", target)

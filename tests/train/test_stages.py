@@ -1,0 +1,160 @@
+"""Every stage at both sizes: exactly what it names changes in real steps, and its rate is the formula's at each."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.data.index import build_index
+from omnivinci_jax.data.loader import Plan, read_batches
+from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.rules import RULES, put_batch
+from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.sequence.batch import Batch, Capacity
+from omnivinci_jax.settings import DataConfig, TrainConfig, load_config
+from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
+from omnivinci_jax.train.stages import STAGES, stage_before
+from omnivinci_jax.train.state import abstract_state, create_state, split
+from omnivinci_jax.train.step import make_train_step
+from tests.tiny import REPOSITORY, tiny_config, tiny_tokenizer
+
+# As Section 3 and Appendix C have it.
+TRAINS = {
+    "stage_0": {"vision_tower", "llm"},
+    "vision_1": {"mm_projector"},
+    "vision_2": {"vision_tower", "mm_projector"},
+    "vision_3": {"mm_projector", "llm"},
+    "vision_4": {"vision_tower", "mm_projector", "llm"},
+    "vision_5": {"vision_tower", "mm_projector", "llm"},
+    "audio_1": {"sound_tower", "sound_mm_projector"},
+    "audio_2": {"sound_tower", "sound_mm_projector", "llm"},
+    "omni": {"mm_projector", "sound_mm_projector", "omni_align", "llm"},
+}
+NEVER = ("vision_tower/last_layer", "vision_tower/post_layernorm", "sound_tower/embed_positions")
+NVILA = {  # rate, clipping, batch: scripts/NVILA of github.com/NVlabs/VILA
+    "vision_1": (1e-3, None, 512),
+    "vision_2": (2e-5, 5.0, 1024),
+    "vision_3": (2e-5, None, 1024),
+    "vision_4": (1.5e-5, 5.0, 1024),
+    "vision_5": (2e-5, None, 2048),
+}
+ALL = [("tiny", stage) for stage in TRAINS] + [("omnivinci_9b", stage) for stage in list(TRAINS)[1:]]
+
+
+def stage_config(size: str, stage: str) -> TrainConfig:
+    return load_config([f"--config={REPOSITORY / 'configs' / 'stages' / size}.py:{stage}"])
+
+
+def named(params: dict, stage: str) -> set[str]:
+    paths = traverse_util.flatten_dict(params, sep="/")
+    return {path for path in paths if path.split("/")[0] in TRAINS[stage] and not path.startswith(NEVER)}
+
+
+@pytest.fixture(scope="module")
+def data(av_world) -> tuple[OmniVinciConfig, Batch]:
+    """One layer of each kind, and a real batch of all modalities."""
+    model = tiny_config()
+    model = model.replace(
+        text=dataclasses.replace(model.text, num_hidden_layers=1),
+        vision=dataclasses.replace(model.vision, num_hidden_layers=2),
+        audio=dataclasses.replace(model.audio, encoder_layers=1),
+        omni_align=dataclasses.replace(model.omni_align, num_layers=1),
+    )
+    settings = DataConfig(groups=1, capacity=Capacity(rows=4, slots=304, tiles=96, windows=8, clips=8), workers=0)
+    processor = Processor(model, tiny_tokenizer())
+    index = build_index(Path(av_world / "train.jsonl"), processor, settings.capacity, "skip", quiet=True)
+    plan = Plan(index, settings.capacity, 0)
+    (loaded,) = read_batches(index, plan, processor, settings, [0], start=0, stop=1)
+    return model, loaded.batch
+
+
+@pytest.mark.parametrize("stage", TRAINS)
+def test_exactly_what_a_stage_names_changes(stage, data):
+    model_config, batch = data
+    config = dataclasses.replace(
+        stage_config("tiny", stage), model=model_config, tower_remat="none", decoder_remat="none"
+    )
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        model, optimizer = OmniVinci(config.model), make_optimizer(config.optimizer, config.steps)
+        _, shardings = abstract_state(model, optimizer, config, mesh)
+        state = create_state(model, optimizer, config, shardings)
+        step = make_train_step(model, optimizer, config.align_weight, shardings)
+        before = jax.device_get(state.params)
+        batch = put_batch(batch, 1, mesh)
+        for _ in range(3):  # the rate of the first is 0
+            state, metrics = step(state, batch)
+        assert metrics["finite"]
+        after = jax.device_get(state.params)
+    before, after = (traverse_util.flatten_dict(tree, sep="/") for tree in (before, after))
+    changed = {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
+    assert changed == named(jax.device_get(state.params), stage)
+    # What has optimizer state: every place that ends with a parameter's path.
+    moments = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in _leaves(state.opt_state)]
+    held = {path for path in before if any(moment.endswith(f"/{path}") for moment in moments)}
+    assert held == changed
+
+
+def _leaves(tree) -> list:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+@pytest.mark.parametrize(("size", "stage"), ALL)
+def test_what_trains_at_each_size(size, stage):
+    config = stage_config(size, stage)
+    shapes = abstract_params(OmniVinci(config.model))
+    trainable, _ = split(shapes, config.untrained)
+    assert set(traverse_util.flatten_dict(trainable, sep="/")) == named(shapes, stage)
+
+
+@pytest.mark.parametrize(("size", "stage"), ALL)
+def test_the_rate_at_every_step_is_the_formula(size, stage):
+    """What is logged, and what a parameter moves by: under a constant gradient that is the rate times a constant."""
+    config = stage_config(size, stage)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+
+    def move(state, _):
+        updates, state = optimizer.update({"kernel": jnp.ones((1, 1))}, state, params)
+        return state, updates["kernel"][0, 0]
+
+    params = {"kernel": jnp.zeros((1, 1))}
+    _, moved = jax.jit(lambda: jax.lax.scan(move, optimizer.init(params), length=config.steps))()
+
+    steps, warmup = np.arange(config.steps), round(0.03 * config.steps)
+    cosine = (1 + np.cos(np.pi * (steps - warmup) / (config.steps - warmup))) / 2
+    expected = config.optimizer.learning_rate * np.where(steps < warmup, steps / warmup, cosine)
+    rates = learning_rate(config.optimizer, config.steps)(steps)
+    np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-6 * config.optimizer.learning_rate)
+    np.testing.assert_allclose(moved / moved[warmup], expected / expected[warmup], rtol=2e-3, atol=1e-6)
+
+
+def test_published_numbers():
+    for stage, (rate, clip, batch) in NVILA.items():
+        config = stage_config("omnivinci_9b", stage)
+        assert (config.optimizer.learning_rate, config.optimizer.clip_norm) == (rate, clip)
+        assert config.data.groups * config.data.capacity.rows == batch
+        assert config.optimizer.weight_decay == 0 and config.optimizer.name == "adamw"
+    omni = stage_config("omnivinci_9b", "omni")
+    assert omni.optimizer.learning_rate == 2e-5 and omni.optimizer.warmup == 0.03 and omni.align_weight > 0
+
+
+def test_each_stage_starts_from_the_one_before():
+    assert list(STAGES) == list(TRAINS) and stage_before("audio_1") == "vision_5"
+    assert stage_config("tiny", "stage_0").start_from == ""
+    for size, stage in ALL[1:]:
+        assert Path(stage_config(size, stage).start_from).name == stage_before(stage)
+
+
+@pytest.mark.parametrize(("size", "stage"), [("tiny", "vison_1"), ("omnivinci_9b", "stage_0"), ("tiny", "")])
+def test_a_stage_that_is_not_there_is_one_line(size, stage):
+    with pytest.raises(ConfigError, match=f"^'{stage}': no such stage; "):
+        stage_config(size, stage)
