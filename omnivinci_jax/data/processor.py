@@ -54,7 +54,7 @@ class Processor:
             conversation: what `select` returned.
             max_frames: most frames of each video, where fewer than the model's are wanted.
         """
-        tiled = _is_tiled(conversation)
+        tiled = is_tiled(conversation)
         return [self._measure(item, tiled, max_frames) for item in conversation.media]
 
     def lay_out(self, conversation: Conversation, sizes: list[MediaSize], *, generate: bool = False) -> Row:
@@ -65,13 +65,13 @@ class Processor:
         self, conversation: Conversation, max_frames: int | None = None
     ) -> tuple[list[MediaSize], UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
         """Sizes, tiles and windows of a conversation's media, in their order; raises MediaError."""
-        tiled = _is_tiled(conversation)
+        tiled = is_tiled(conversation)
         side, audio_config = self.config.vision.image_size, self.config.audio
         sizes = []
         tiles = [np.zeros((0, side, side, 3), np.uint8)]
         windows = [np.zeros((0, audio_config.window_frames, audio_config.num_mel_bins), np.float32)]
         for item in conversation.media:
-            size, item_tiles, item_windows = self._load_cached(item, tiled, max_frames)
+            size, item_tiles, item_windows = self.load_item(item, tiled, max_frames)
             sizes.append(size)
             tiles.append(item_tiles)
             windows.append(item_windows)
@@ -80,7 +80,7 @@ class Processor:
     def _keep(self, item: Media) -> Media | None:
         if self.drop == "sound":
             return None if item.kind == "sound" else item
-        if item.kind == "video" and _probe_video(*_file_state(item.path)).audio_seconds > 0:
+        if item.kind == "video" and _probe_video(*file_state(item.path)).audio_seconds > 0:
             return Media("sound", item.path)
         return item if item.kind == "sound" else None
 
@@ -93,7 +93,7 @@ class Processor:
             return ImageSize(*image.dynamic_s2_grid(width, height, config.s2_scales, config.max_tiles))
         if item.kind == "sound":
             return self._sound_size(decode.probe_audio(item.path))
-        info = _probe_video(*_file_state(item.path))
+        info = _probe_video(*file_state(item.path))
         frames = min(config.num_video_frames, max_frames or config.num_video_frames)
         indices = decode.sample_frames(info.frame_times, info.duration, config.fps, frames)
         has_sound = info.audio_seconds > 0 and self.drop != "sound"
@@ -148,10 +148,13 @@ class Processor:
             num_mel_bins=config.audio.num_mel_bins,
         )
 
-    def _load_cached(self, item: Media, tiled: bool, max_frames: int | None):
+    def load_item(
+        self, item: Media, tiled: bool, max_frames: int | None = None
+    ) -> tuple[MediaSize, UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
+        """Size, tiles and windows of one media item; `tiled` is `is_tiled` of its conversation. Raises MediaError."""
         if self.cache is None:
             return self._load(item, tiled, max_frames)
-        path, *state = _file_state(item.path)
+        path, *state = file_state(item.path)
         identity = (os.path.abspath(path), *state, item.kind, tiled, max_frames, self.drop)
         key = hashlib.sha256(repr((identity, self._media_settings())).encode()).hexdigest()[:32]
         path = self.cache / key[:2] / f"{key}.npz"
@@ -183,7 +186,7 @@ class Processor:
         )
 
 
-def _file_state(path: str) -> tuple[str, int, int]:
+def file_state(path: str) -> tuple[str, int, int]:
     """Path, size and time of change."""
     try:
         stat = os.stat(path)
@@ -197,7 +200,7 @@ def _probe_video(path: str, _size: int, _changed: int) -> decode.VideoInfo:
     return decode.probe_video(path)
 
 
-def _is_tiled(conversation: Conversation) -> bool:
+def is_tiled(conversation: Conversation) -> bool:
     """Whether an image is cut by Dynamic-S2: one alone is, several are one tile each."""
     return sum(item.kind == "image" for item in conversation.media) == 1
 
