@@ -49,14 +49,14 @@ def vision_slices(
     no_windows = np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins), np.float32)
     while here < len(cuts) - 1:
         small, large = (int(np.flatnonzero((cuts - cuts[here] <= room).all(axis=1))[-1]) for room in rooms)
-        is_large = small == here or cuts[large, 1] - cuts[here, 1] == capacities[1].tiles
-        end = large if is_large else small
+        filled = cuts[large, 1] - cuts[here, 1] == capacities[1].tiles
+        which, end = (1, large) if filled or small == here else (0, small)
         part = _vision_part(row, cuts[here], cuts[end], tokens)
         packed = PackedRow(0, 1, part, tiles[cuts[here, 1] : cuts[end, 1]], no_windows)
-        starts = np.cumsum([0, *rooms[is_large][2:] * tokens])
+        starts = np.cumsum([0, *rooms[which][2:] * tokens])
         counts = (cuts[end] - cuts[here])[2:] * tokens
         spans = (slice(start, start + count) for start, count in zip(starts[:-1], counts, strict=True))
-        yield MediaSlice(assemble([packed], config, capacities[is_large]), tuple(spans))
+        yield MediaSlice(assemble([packed], config, capacities[which]), tuple(spans))
         here = end
 
 
