@@ -74,8 +74,8 @@ class Engine:
         with self._on_mesh():
             if mesh:
                 params = jax.device_put(params, _shardings(model, mesh))
-            self._weights: Weights = decoding_weights(params, model.dtype)
-        self._media = MediaCache(model, self._weights.rest, processor, mesh.size if mesh else 1)
+            self.weights: Weights = decoding_weights(params, model.dtype)
+        self._media = MediaCache(model, self.weights.rest, processor, mesh.size if mesh else 1)
         self._kept: _Kept | None = None
 
     def prompt(self, conversation: Conversation) -> Prompt:
@@ -115,7 +115,7 @@ class Engine:
                 count, began = min(count, sampling.max_new_tokens - len(said)), time.monotonic()
                 with self._on_mesh():
                     state, tokens = decode(
-                        self.model, self._weights, state, numbers, np.int32(len(said)), np.int32(count), end
+                        self.model, self.weights, state, numbers, np.int32(len(said)), np.int32(count), end
                     )
                 new = np.asarray(tokens)[:answers, :count]
                 said.extend(new[0].tolist())
@@ -145,7 +145,7 @@ class Engine:
             for first in range(0, longest, width):
                 cache = cache._replace(length=np.int32(len(prompt) - 1 + first))
                 part = slice(first, first + width)
-                cache, scores = score(self.model, self._weights, cache, tokens[:, part], targets[:, part])
+                cache, scores = score(self.model, self.weights, cache, tokens[:, part], targets[:, part])
                 found.append(np.asarray(scores))
         return [row[: len(answer)] for row, answer in zip(np.concatenate(found, axis=1), answers, strict=False)]
 
@@ -206,7 +206,7 @@ class Engine:
                 here = part[number] == MEDIA
                 media[number, here] = prompt.media[before : before + here.sum()]
             with self._on_mesh():
-                cache = fill(self.model, self._weights, cache._replace(length=np.int32(first)), part, media)
+                cache = fill(self.model, self.weights, cache._replace(length=np.int32(first)), part, media)
             first += width
         return cache._replace(length=np.int32(end))
 
