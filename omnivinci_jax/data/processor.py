@@ -127,7 +127,7 @@ class Processor:
         elif isinstance(size, SoundSize):
             windows = self._windows(item, size)
         else:
-            frames = decode.read_frames(item.path, np.array(size.frame_indices))
+            frames = decode.iterate_frames(item.path, np.array(size.frame_indices))
             tiles = np.stack([image.frame_tile(frame, side) for frame in frames])
             windows = self._windows(item, size.sound)
         return size, tiles, windows
@@ -136,7 +136,7 @@ class Processor:
         config = self.config
         if size is None:
             return np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins), np.float32)
-        waveform = decode.read_waveform(item.path, config.sampling_rate)
+        waveform = decode.read_waveform(item.path, config.sampling_rate, config.max_sound_seconds)
         # Decoders may return a few samples more or fewer than the header says; the plan goes by the header.
         samples = round(size.seconds * config.sampling_rate)
         waveform = np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))

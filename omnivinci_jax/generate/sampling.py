@@ -86,10 +86,14 @@ def choose(
         numbers: of a Sampling.
     """
     penalty = numbers.repetition_penalty
-    logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+    def penalised() -> Float32[Array, "B V"]:
+        return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+    scores = jax.lax.cond(penalty != 1, penalised, lambda: logits)
 
     def drawn() -> Int32[Array, " B"]:
-        scaled = logits / numbers.temperature
+        scaled = scores / numbers.temperature
         kept = jax.lax.cond(
             (numbers.top_k > 0) | (numbers.top_p < 1), lambda: most_likely(scaled, numbers), lambda: scaled
         )
@@ -97,7 +101,7 @@ def choose(
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
         return jnp.argmax(kept + noise, axis=-1)
 
-    return jax.lax.cond(numbers.temperature > 0, drawn, lambda: jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+    return jax.lax.cond(numbers.temperature > 0, drawn, lambda: jnp.argmax(scores, axis=-1)).astype(jnp.int32)
 
 
 def _key(seed: UInt32[Array, ""], sample: Int32[Array, ""], place: Int32[Array, ""]) -> PRNGKeyArray:

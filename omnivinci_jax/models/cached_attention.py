@@ -19,8 +19,8 @@ _BLOCK = 512  # keys taken at once by several queries
 class LayerCache(NamedTuple):
     """Keys (rotated) and values of one layer."""
 
-    keys: Float[Array, "B K D S"]
-    values: Float[Array, "B K D S"]
+    keys: Float[Array, "B K S D"]
+    values: Float[Array, "B K S D"]
 
 
 def cached_attention(
@@ -44,7 +44,7 @@ def cached_attention(
     new = q.shape[1]
     layer = LayerCache(
         *(
-            jax.lax.dynamic_update_slice_in_dim(past, x.transpose(0, 2, 3, 1).astype(past.dtype), length, axis=3)
+            jax.lax.dynamic_update_slice_in_dim(past, x.swapaxes(1, 2).astype(past.dtype), length, axis=2)
             for past, x in zip(layer, (k, v), strict=True)
         )
     )
@@ -53,18 +53,19 @@ def cached_attention(
     def visible(keys: Int[Array, " s"]) -> Bool[Array, "B T s"]:
         return (keys >= start[:, None, None]) & (keys <= slots[:, None])
 
-    capacity = layer.keys.shape[3]
+    capacity = layer.keys.shape[2]
     block = min(_BLOCK, capacity)
     if new == 1:  # a block loop would cost more than the slots it leaves out
-        out, _, total = partial_attention(q, *layer, visible(jnp.arange(capacity)))
+        out, _, total = partial_attention(q, *layer, visible(jnp.arange(capacity)), "bksd")
         return _finish(out, total, v), layer
 
     def add_block(number: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         # The last block ends with the cache: what it shares with the one before is left to that one.
         first = jnp.minimum(number * block, capacity - block)
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, block, axis=3) for x in layer)
+        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, block, axis=2) for x in layer)
         places = first + jnp.arange(block)
-        return _merged(state, partial_attention(q, keys, values, visible(places) & (places >= number * block)))
+        seen = visible(places) & (places >= number * block)
+        return _merged(state, partial_attention(q, keys, values, seen, "bksd"))
 
     shape = (q.shape[0], k.shape[2], q.shape[2] // k.shape[2], new)
     nothing = (jnp.zeros((*shape, q.shape[3])), jnp.full(shape, MASKED), jnp.zeros(shape))
