@@ -55,7 +55,7 @@ def new_cache(config: Qwen2Config, rows: int, slots: int, dtype: DTypeLike, star
     return Cache(tuple(layers), start, jnp.int32(0))
 
 
-@partial(jax.jit, static_argnums=1, donate_argnums=0)
+@partial(jax.jit, static_argnums=1)
 def grown(cache: Cache, slots: int) -> Cache:
     """The cache with room for more."""
     more = slots + SLACK - cache.layers[0].keys.shape[2]

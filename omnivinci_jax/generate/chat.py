@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-import shlex
+import re
 import sys
 from argparse import Namespace
-from pathlib import Path
+from urllib.parse import unquote
 
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.generate.assistant import Assistant
@@ -13,6 +13,7 @@ from omnivinci_jax.generate.command import load_for_command, sampling_of, say, s
 from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text
 
+_WORD = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|\S)+""")
 HELP = "Ask; drop files into the line to show them. /new begins anew, Ctrl-C ends an answer, Ctrl-D the chat."
 
 
@@ -59,21 +60,22 @@ def read_line(line: str) -> tuple[str | Media, ...]:
     A word is a file where it is a path to one that is there (terminals quote or escape the spaces of a dropped path)
     and has a folder or a dot in it, so that a word of the text that happens to name a file stays text.
     """
-    try:
-        words = shlex.split(line)
-    except ValueError:  # an apostrophe is no quotation mark
-        words = line.split()
-    paths = [word for word in words if _is_dropped(word)]
-    if not paths:
-        return (checked_text(line, "your line"),)
-    text = " ".join(word for word in words if word not in paths)
-    media = tuple(Media(media_kind(path), path) for path in map(_path, paths))
+    media = []
+
+    def taken_out(word: re.Match) -> str:
+        path = _path(word[0])
+        if not (("/" in path or "." in path) and os.path.isfile(path)):
+            return word[0]
+        media.append(Media(media_kind(path), path))
+        return ""
+
+    text = " ".join(_WORD.sub(taken_out, line).split())
     return (*media, *((checked_text(text, "your line"),) if text else ()))
 
 
-def _is_dropped(word: str) -> bool:
-    return ("/" in word or "." in word) and os.path.isfile(_path(word))
-
-
 def _path(word: str) -> str:
-    return str(Path(word.removeprefix("file://")).expanduser())
+    """The path that a word may be, without what a terminal puts around it."""
+    word = word[1:-1] if word[0] in "'\"" else re.sub(r"\\(.)", r"\1", word)
+    if word.startswith("file://"):
+        word = unquote(word.removeprefix("file://"))
+    return os.path.expanduser(word)

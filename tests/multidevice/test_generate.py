@@ -15,6 +15,8 @@ def drawn(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[st
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
+        # Collectives of two programs that run at once can wait for each other where cores are few.
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
     }
     clip = next((av_world / "clips").glob("train*"))
     done = subprocess.run(
