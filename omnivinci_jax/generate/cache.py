@@ -43,8 +43,9 @@ def decoding_weights(params: dict[str, Any], dtype: DTypeLike) -> Weights:
 
 
 def bucket(slots: int) -> int:
-    """The length of a cache that holds so many slots: a power of two, so that few programs serve all prompts."""
-    return max(SHORTEST, 1 << (slots - 1).bit_length())
+    """The length of a cache that holds so many slots: 2^k or 3·2^k, so that few programs serve all prompts."""
+    power = 1 << (slots - 1).bit_length()
+    return max(SHORTEST, power * 3 // 4 if slots <= power * 3 // 4 else power)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

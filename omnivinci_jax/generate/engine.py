@@ -118,15 +118,15 @@ class Engine:
                         self.model, self.weights, state, numbers, np.int32(len(said)), np.int32(count), end
                     )
                 new = np.asarray(tokens)[:answers, :count]
+                if time.monotonic() - began < _PATIENCE:
+                    count = min(2 * count, CHUNK)
                 said.extend(new[0].tolist())
                 yield [[] if over else _up_to(row.tolist(), end) for row, over in zip(new, ended, strict=True)]
                 ended |= (new == end).any(axis=1)
-                if time.monotonic() - began < _PATIENCE:
-                    count = min(2 * count, CHUNK)
         finally:
             # Not where Ctrl-C came between the cache that was given away and the one that comes back.
             if answers == 1 and not state.cache.layers[0].keys.is_deleted():
-                self._kept = _Kept(state.cache, np.append(prompts[0].identity, said[:-1]))
+                self._kept = _Kept(state.cache, np.append(prompts[0].identity, _up_to(said, end)[:-1]))
 
     def score(self, prompt: Prompt, answers: list[list[int]]) -> list[Float32[np.ndarray, " n"]]:
         """Log-probabilities of the tokens of given answers to one prompt, which is filled in once."""

@@ -90,6 +90,17 @@ def test_turns_of_a_conversation_go_on_from_the_cache(assistant, clips, monkeypa
     assert second.tokens == tiny_assistant().generate(turns, **NEW).tokens
 
 
+@pytest.mark.parametrize("length", [1, 3, 4, 8, 9])
+def test_what_is_kept_is_what_the_cache_holds(assistant, length, monkeypatch):
+    tokens = assistant.generate("Hello", max_new_tokens=12).tokens
+    assert len(set(tokens[:9])) == 9
+    monkeypatch.setattr(assistant.processor.tokenizer, "eos_id", tokens[length - 1])
+    answer = assistant.generate("Hello", max_new_tokens=12)
+    assert answer.finish == "end" and answer.tokens == tokens[: length - 1]
+    kept = assistant.engine._kept
+    assert len(kept.identity) == int(kept.cache.length) == answer.prompt_tokens + length - 1
+
+
 def test_media_are_kept_by_content(assistant, clips, tmp_path, monkeypatch):
     assistant.generate([clips[4], "One?"], **NEW)
     copy = shutil.copy(clips[4], tmp_path / "copy.webm")
@@ -157,7 +168,7 @@ def test_few_compilations(clips, av_world):
     try:
         for number in range(50):
             media = [rng.choice(paths) for paths in (clips, images, sounds) for _ in range(rng.integers(0, 3))]
-            words = int(rng.choice([3, 60, 500]))
+            words = int(rng.choice([3, 60, 350]))
             before = len(compiled)
             answer = assistant.generate([*map(Path, media), "word " * words], temperature=0.5 * (number % 3), **NEW)
             new.setdefault(bucket(answer.prompt_tokens + NEW["max_new_tokens"]), []).append(len(compiled) - before)
