@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from omnivinci_jax.sequence.chat import Media as Media
+
 
 def __getattr__(name: str) -> Any:
     """`load`, imported at its first use: loader workers and the command line start without jax."""

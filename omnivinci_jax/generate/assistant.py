@@ -26,7 +26,7 @@ class Assistant(model_dir.LoadedModel):
         answer = model.generate([Path("a.mp4"), "What happens?"])
         print(answer.text)
         model.generate([Path("a.mp4"), "And then?"])                       # begins where the two prompts part
-        model.generate([Media("sound", "a.mp4"), "Who speaks?"], temperature=0.7, top_p=0.9, seed=1)
+        model.generate([omnivinci_jax.Media("sound", "a.mp4"), "Who speaks?"], temperature=0.7, top_p=0.9, seed=1)
         model.generate([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}, ...])
         for piece in model.stream([Path("a.mp4"), "What happens?"], stop=("\\n",)):
             print(piece.text, end="", flush=True)
