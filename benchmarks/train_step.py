@@ -20,21 +20,15 @@ its decoder: AdamW's float32 state of all of it is larger than one device.
 import argparse
 import dataclasses
 import datetime
-import multiprocessing
-import os
-import platform
-import re
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.video_batch import video_batch
+from benchmarks.workers import Worker, line, processor, use_cpu_allocator
 from configs import mid, omnivinci_9b
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import TrainConfig, from_mapping
@@ -59,49 +53,13 @@ def step_config(decoder: str, dtype: str) -> TrainConfig:
     return dataclasses.replace(config, dtype=dtype, align_weight=0.0, frozen=frozen)
 
 
-class Worker:
-    """A side in a process of its own, which works only while it is asked to."""
-
-    def __init__(self, side: str, config: TrainConfig, folder: Path):
-        """Starts the process and waits until it has its model; the sides leave files for each other in `folder`."""
-        context = multiprocessing.get_context("spawn")
-        self._connection, remote = context.Pipe()
-        context.Process(target=_work, args=(side, config, folder, remote), daemon=True).start()
-        remote.close()
-        self.version = self._connection.recv()
-
-    def ask(self, method: str) -> Any:
-        """What a method of the side returns."""
-        self._connection.send(method)
-        return self._connection.recv()
-
-    def seconds(self, program: str) -> float:
-        """Runs a program once."""
-        return self.ask(program)
-
-
-def _work(side: str, config: TrainConfig, folder: Path, connection: Connection) -> None:
+def make_side(side: str, config: TrainConfig, folder: Path) -> Any:
+    """Called in a side's own process; the sides leave files for each other in `folder`."""
     if side == "torch":
         from benchmarks.torch_side import TorchSide as Side
     else:
         from benchmarks.jax_side import JaxSide as Side
-    this, programs = Side(config, video_batch(config.model, config.data.capacity), folder), {}
-    connection.send(this.version)
-    while question := _receive(connection):
-        if question not in PROGRAMS:
-            connection.send(getattr(this, question)())
-            continue
-        programs = programs or this.programs()
-        start = time.perf_counter()
-        programs[question]()
-        connection.send(time.perf_counter() - start)
-
-
-def _receive(connection: Connection) -> str | None:
-    try:
-        return connection.recv()
-    except EOFError:  # the benchmark is over
-        return None
+    return Side(config, video_batch(config.model, config.data.capacity), folder)
 
 
 def compare(torch: Worker, ours: Worker, dtype: str) -> None:
@@ -130,33 +88,22 @@ def time_by_turns(workers: list[Worker], program: str, turns: int) -> np.ndarray
 def table(workers: list[Worker], turns: int) -> Iterator[str]:
     """Lines of the table: medians, and where there are two sides the median of theirs / ours at each turn."""
     compared, medians = len(workers) > 1, {}
-    yield _line("seconds", *(worker.version for worker in workers), *["ratio"] * compared)
-    yield _line(*["---"] * (1 + len(workers) + compared))
+    yield line("seconds", *(worker.version for worker in workers), *["ratio"] * compared)
+    yield line(*["---"] * (1 + len(workers) + compared))
     for program in PROGRAMS:
         seconds = time_by_turns(workers, program, turns)
         medians[program] = np.median(seconds, axis=0)
         ratio = [np.median(seconds[:, 0] / seconds[:, 1])] if compared else []
-        yield _line(program, *(f"{median:.3f}" for median in medians[program]), *(f"{x:.2f}" for x in ratio))
+        yield line(program, *(f"{median:.3f}" for median in medians[program]), *(f"{x:.2f}" for x in ratio))
     parts = sum(medians[name] for name in ("optimizer", *(f"{part}, backward" for part in PARTS)))
     rest = medians["train step"] - parts
-    yield _line("the rest of the step", *(f"{seconds:.3f}" for seconds in rest), *[""] * compared)
+    yield line("the rest of the step", *(f"{seconds:.3f}" for seconds in rest), *[""] * compared)
     flops = workers[-1].ask("flops")
     for program, work in (("forward", flops.forward), ("train step", flops.step)):
         rates = work / medians[program]
         of_peak = f" ({rates[-1] / flops.peak:.1%} MFU)" if flops.peak else ""
         cells = [f"{rate / 1e9:,.0f}" for rate in rates]
-        yield _line(f"{program}, model GFLOP/s", *cells[:-1], cells[-1] + of_peak, *[""] * compared)
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def processor() -> str:
-    """The processor's name and cores."""
-    file = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
-    return f"{os.cpu_count()} cores of {found[1] if found else platform.processor()}"
+        yield line(f"{program}, model GFLOP/s", *cells[:-1], cells[-1] + of_peak, *[""] * compared)
 
 
 def main() -> None:
@@ -166,23 +113,16 @@ def main() -> None:
     parser.add_argument("--dtype", choices=TOLERANCES, default="float32")
     parser.add_argument("--turns", type=int, default=10, help="how often each program is timed")
     options = parser.parse_args()
-    # Read when a process starts, which the workers are yet to do.
-    tunables = subprocess.run(
-        ["bash", "-c", ". launch/xla_flags.sh cpu && echo -n $GLIBC_TUNABLES"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    os.environ["GLIBC_TUNABLES"] = tunables.stdout
+    tunables = use_cpu_allocator()
     config = step_config(options.decoder, options.dtype)
     with tempfile.TemporaryDirectory() as folder:
         sides = ("torch", "jax") if options.decoder == "mid" else ("jax",)
-        workers = [Worker(side, config, Path(folder)) for side in sides]
+        workers = [Worker(make_side, side, config, Path(folder)) for side in sides]
         if len(workers) > 1:
             compare(*workers, options.dtype)
-        print(f"\n{options.decoder}, {options.dtype}; {processor()}; {tunables.stdout}; {datetime.date.today()}\n")
-        for line in table(workers, options.turns):
-            print(line, flush=True)
+        print(f"\n{options.decoder}, {options.dtype}; {processor()}; {tunables}; {datetime.date.today()}\n")
+        for row in table(workers, options.turns):
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+from jaxtyping import Int32
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.errors import ConfigError
@@ -41,10 +42,16 @@ def _row(config: OmniVinciConfig, slots: int, frames: int, windows: int, number:
     text = slots - len(video)
     if text < 2:
         raise ConfigError(f"{frames} frames and {windows} windows take {len(video)} of a row's {slots} slots")
+    return with_text(video, rng.integers(0, config.text.vocab_size, text, np.int32))
+
+
+def with_text(row: Row, tokens: Int32[np.ndarray, " n"]) -> Row:
+    """The row with text behind it, the second half of which is trained."""
+    text = len(tokens)
     return dataclasses.replace(
-        video,
-        tokens=np.append(video.tokens, rng.integers(0, config.text.vocab_size, text, np.int32)),
-        trained=np.append(video.trained, np.arange(text) >= text // 2),
-        slot_kind=np.append(video.slot_kind, np.full(text, TEXT, np.int8)),
-        slot_index=np.append(video.slot_index, np.zeros(text, np.int32)),
+        row,
+        tokens=np.append(row.tokens, tokens),
+        trained=np.append(row.trained, np.arange(text) >= text // 2),
+        slot_kind=np.append(row.slot_kind, np.full(text, TEXT, np.int8)),
+        slot_index=np.append(row.slot_index, np.zeros(text, np.int32)),
     )

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import jax.numpy as jnp
 
-    from omnivinci_jax.model_dir import LoadedModel
+    from omnivinci_jax.generate.assistant import Assistant
 
 
-def load(folder: str | Path, dtype: "jnp.dtype | None" = None) -> "LoadedModel":
+def load(folder: str | Path, dtype: "jnp.dtype | None" = None) -> "Assistant":
     """Loads a PyTorch checkpoint in either layout as `omnivinci_jax.load` loads a model directory.
 
     Args:

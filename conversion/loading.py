@@ -10,19 +10,19 @@ from conversion.leaves import LazyLeaf, nested
 from conversion.source import open_source
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.model_dir import LoadedModel
+from omnivinci_jax.generate.assistant import Assistant
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 
-def load(folder: Path, dtype: jnp.dtype | None = None) -> LoadedModel:
+def load(folder: Path, dtype: jnp.dtype | None = None) -> Assistant:
     """See `conversion.load`."""
     source = open_source(folder)
     if source.tokenizer is None:
         raise UserError(f"{folder}: there is no tokenizer; copy tokenizer.json there")
     tokenizer = Tokenizer(source.tokenizer.folder)
     model, params = load_model(folder, dtype)
-    return LoadedModel(model, params, Processor(source.config, tokenizer))
+    return Assistant(model, params, Processor(source.config, tokenizer))
 
 
 def load_model(folder: Path, dtype: jnp.dtype | None = None) -> tuple[OmniVinci, dict]:

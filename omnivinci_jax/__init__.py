@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from omnivinci_jax.sequence.chat import Media as Media
+
 
 def __getattr__(name: str) -> Any:
     """`load`, imported at its first use: loader workers and the command line start without jax."""
     if name == "load":
-        from omnivinci_jax.model_dir import load
+        from omnivinci_jax.generate.assistant import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,8 @@ from etils import epath
 
 from omnivinci_jax.errors import Preempted, UserError
 
-_MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image", "--speech_prompt": "sound"}
+_MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image"}
+_POSITIONS = "the prompt before, between or after the media"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,11 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="model directory to make")
 
     command = _command(commands, "generate", _generate, "answer a question about any mix of media, in their order")
-    command.add_argument("--model", type=_folder, required=True, help="model directory")
+    _generation_flags(command)
     for flag, kind in _MEDIA_FLAGS.items():
         command.add_argument(flag, dest="media", action=_MediaAction, default=[], metavar="FILE", help=f"a {kind}")
-    command.add_argument("--prompt", default="", help="text after the media")
-    command.add_argument("--max_new_tokens", type=int, default=64)
+    command.add_argument("--prompt", default="", help="text; <image>, <video> and <sound> in it say where media stand")
+    command.add_argument("--speech_prompt", action="append", default=[], metavar="FILE", help="a question as sound")
+    command.add_argument("--prompt_position", choices=("prefix", "mid", "suffix"), default="suffix", help=_POSITIONS)
+    command.add_argument("--samples", type=_positive, default=1, help="how many answers to draw")
+    command.add_argument("--json", action="store_true", help="print each answer as a JSON object on a line")
+    command.add_argument("--data", type=Path, help="answer every conversation of a JSONL file instead, as JSON lines")
+    command.add_argument("--rows", type=_positive, default=8, help="with --data: conversations answered at once")
+
+    command = _command(commands, "chat", _chat, "talk with a model about files that you drop into the terminal")
+    _generation_flags(command)
 
     command = _command(commands, "inspect", _inspect, "a picture of what the model sees of a file")
     command.add_argument("file", type=Path)
@@ -124,6 +133,26 @@ class _MediaAction(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         namespace.media = [*namespace.media, (_MEDIA_FLAGS[option_string], values)]
+
+
+def _generation_flags(command: argparse.ArgumentParser) -> None:
+    """What `generate` and `chat` share."""
+    command.add_argument("--model", type=_folder, required=True, help="model directory")
+    command.add_argument("--system", default="", help="system prompt; default: the published one")
+    command.add_argument("--max_new_tokens", type=int, default=256, help="where an answer is cut")
+    command.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token; 1: draw")
+    command.add_argument("--top_k", type=int, default=0, help="draw from the K likeliest tokens; 0: from all")
+    command.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest tokens of this probability")
+    command.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: say less twice")
+    command.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer")
+    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer; may be repeated")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what is computed in")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _steps(text: str) -> range:
@@ -212,17 +241,15 @@ def _export(arguments) -> int:
 
 
 def _generate(arguments) -> int:
-    from omnivinci_jax import model_dir
-    from omnivinci_jax.generate.engine import answer
-    from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text
+    from omnivinci_jax.generate.command import run
 
-    if not arguments.prompt and not arguments.media:
-        raise UserError("give something to answer: --prompt TEXT, or media")
-    media = tuple(Media(kind, path) for kind, path in arguments.media)
-    text = (checked_text(arguments.prompt, "--prompt"),) if arguments.prompt else ()
-    conversation = Conversation((Message("user", (*media, *text)),))
-    print(answer(model_dir.load(arguments.model), conversation, arguments.max_new_tokens))
-    return 0
+    return run(arguments)
+
+
+def _chat(arguments) -> int:
+    from omnivinci_jax.generate.chat import run
+
+    return run(arguments)
 
 
 def _inspect(arguments) -> int:

@@ -55,7 +55,7 @@ class Processor:
             conversation: what `select` returned.
             max_frames: most frames of each video, where fewer than the model's are wanted.
         """
-        tiled, sizes = _is_tiled(conversation), []
+        tiled, sizes = is_tiled(conversation), []
         for item in conversation.media:
             with on_disk(item) as file:
                 sizes.append(self._measure(file, tiled, max_frames))
@@ -69,13 +69,13 @@ class Processor:
         self, conversation: Conversation, max_frames: int | None = None
     ) -> tuple[list[MediaSize], UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
         """Sizes, tiles and windows of a conversation's media, in their order; raises MediaError."""
-        tiled = _is_tiled(conversation)
+        tiled = is_tiled(conversation)
         side, audio_config = self.config.vision.image_size, self.config.audio
         sizes = []
         tiles = [np.zeros((0, side, side, 3), np.uint8)]
         windows = [np.zeros((0, audio_config.window_frames, audio_config.num_mel_bins), np.float32)]
         for item in conversation.media:
-            size, item_tiles, item_windows = self._load_cached(item, tiled, max_frames)
+            size, item_tiles, item_windows = self.load_item(item, tiled, max_frames)
             sizes.append(size)
             tiles.append(item_tiles)
             windows.append(item_windows)
@@ -87,7 +87,7 @@ class Processor:
         if item.kind != "video":
             return item if item.kind == "sound" else None
         with on_disk(item) as file:
-            has_sound = _probe_video(*_file_state(file.path)).audio_seconds > 0
+            has_sound = _probe_video(*file_state(file.path)).audio_seconds > 0
         return dataclasses.replace(item, kind="sound") if has_sound else None
 
     def _measure(self, item: Media, tiled: bool, max_frames: int | None) -> MediaSize:
@@ -99,7 +99,7 @@ class Processor:
             return ImageSize(*image.dynamic_s2_grid(width, height, config.s2_scales, config.max_tiles))
         if item.kind == "sound":
             return self._sound_size(decode.probe_audio(item.path))
-        info = _probe_video(*_file_state(item.path))
+        info = _probe_video(*file_state(item.path))
         frames = min(config.num_video_frames, max_frames or config.num_video_frames)
         indices = decode.sample_frames(info.frame_times, info.duration, config.fps, frames)
         has_sound = info.audio_seconds > 0 and self.drop != "sound"
@@ -133,7 +133,7 @@ class Processor:
         elif isinstance(size, SoundSize):
             windows = self._windows(item, size)
         else:
-            frames = decode.read_frames(item.path, np.array(size.frame_indices))
+            frames = decode.iterate_frames(item.path, np.array(size.frame_indices))
             tiles = np.stack([image.frame_tile(frame, side) for frame in frames])
             windows = self._windows(item, size.sound)
         return size, tiles, windows
@@ -142,7 +142,7 @@ class Processor:
         config = self.config
         if size is None:
             return np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins), np.float32)
-        waveform = decode.read_waveform(item.path, config.sampling_rate)
+        waveform = decode.read_waveform(item.path, config.sampling_rate, config.max_sound_seconds)
         # Decoders may return a few samples more or fewer than the header says; the plan goes by the header.
         samples = round(size.seconds * config.sampling_rate)
         waveform = np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
@@ -154,11 +154,14 @@ class Processor:
             num_mel_bins=config.audio.num_mel_bins,
         )
 
-    def _load_cached(self, item: Media, tiled: bool, max_frames: int | None):
+    def load_item(
+        self, item: Media, tiled: bool, max_frames: int | None = None
+    ) -> tuple[MediaSize, UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
+        """Size, tiles and windows of one media item; `tiled` is `is_tiled` of its conversation. Raises MediaError."""
         if self.cache is None:
             with on_disk(item) as file:
                 return self._load(file, tiled, max_frames)
-        path, *state = _file_state(str(local_copy(item.stored.shard)) if item.stored else item.path)
+        path, *state = file_state(str(local_copy(item.stored.shard)) if item.stored else item.path)
         identity = (os.path.abspath(path), item.stored, *state, item.kind, tiled, max_frames, self.drop)
         key = hashlib.sha256(repr((identity, self._media_settings())).encode()).hexdigest()[:32]
         path = self.cache / key[:2] / f"{key}.npz"
@@ -190,7 +193,7 @@ class Processor:
         )
 
 
-def _file_state(path: str) -> tuple[str, int, int]:
+def file_state(path: str) -> tuple[str, int, int]:
     """Path, size and time of change."""
     try:
         stat = os.stat(path)
@@ -204,7 +207,7 @@ def _probe_video(path: str, _size: int, _changed: int) -> decode.VideoInfo:
     return decode.probe_video(path)
 
 
-def _is_tiled(conversation: Conversation) -> bool:
+def is_tiled(conversation: Conversation) -> bool:
     """Whether an image is cut by Dynamic-S2: one alone is, several are one tile each."""
     return sum(item.kind == "image" for item in conversation.media) == 1
 

@@ -5,6 +5,7 @@ presented is not there: packets outside an edit list, an encoder's priming and p
 `MediaError` of one line that starts with the path.
 """
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -127,12 +128,17 @@ def read_frames(path: PathLike, indices: Iterable[int]) -> UInt8[np.ndarray, "n 
     indices = np.asarray(list(indices))
     if not indices.size:
         raise ValueError("read_frames needs at least one frame number")
+    wanted, places = np.unique(indices, return_inverse=True)
+    return np.stack(list(iterate_frames(path, wanted)))[places]
+
+
+def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """`read_frames` of rising numbers, one frame in memory at a time."""
     stamps, keyframes = _presentation_order(path)
     for index in indices:
         if not 0 <= index < len(stamps):
             raise MediaError(f"{path}: there is no frame {index}, it has {len(stamps)} frames")
 
-    pictures = None
     reformatter = VideoReformatter()  # one for all: setting up a conversion costs more than converting a small frame
     with ffmpeg.opened(path) as container:
         video = ffmpeg.video_stream(container, path)
@@ -142,7 +148,7 @@ def read_frames(path: PathLike, indices: Iterable[int]) -> UInt8[np.ndarray, "n 
         if container.format.name == "avi":
             frames = _stamped(frames, stamps)
         last = -1
-        for index in np.unique(indices).tolist():
+        for index in indices.tolist():
             before = bisect_right(keyframes, stamps[index])
             keyframe = keyframes[before - 1] if before else stamps[0]
             if seekable and bisect_left(stamps, keyframe) - last > _SEEK_FRAMES:
@@ -157,18 +163,17 @@ def read_frames(path: PathLike, indices: Iterable[int]) -> UInt8[np.ndarray, "n 
                 second = stamps[index] * float(video.time_base)
                 raise MediaError(f"{path}: is damaged: frame {index}, at {second:.2f} s, cannot be decoded")
             picture = reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
-            picture = ffmpeg.upright(picture, ffmpeg.display_matrix(frame))
-            if pictures is None:
-                pictures = np.empty((len(indices), *picture.shape), np.uint8)
-            pictures[indices == index] = picture
+            yield ffmpeg.upright(picture, ffmpeg.display_matrix(frame))
             last = index
-    return pictures
 
 
-def read_waveform(path: PathLike, sampling_rate: int = 16_000) -> Float32[np.ndarray, " samples"]:
+def read_waveform(
+    path: PathLike, sampling_rate: int = 16_000, longest: float = math.inf
+) -> Float32[np.ndarray, " samples"]:
     """The sound of a file from the start of the clip: the mean of its channels, resampled (soxr HQ) to `sampling_rate`.
 
     Has round(`probe_audio(path)` · sampling_rate) samples; a sound that starts after the pictures starts with silence.
+    Of a sound of more than `longest` seconds no more is decoded, and returned.
 
     Raises:
         MediaError: no sound stream, an empty one, or one that cannot be decoded to its end.
@@ -177,14 +182,18 @@ def read_waveform(path: PathLike, sampling_rate: int = 16_000) -> Float32[np.nda
         with _opened_sound(path) as sound_file:
             seconds, rate = sound_file.frames / sound_file.samplerate, sound_file.samplerate
             channels = sound_file.blocks(2**16, dtype="float32", always_2d=True)
-            blocks = list(resampled((block.mean(axis=1) for block in channels), rate, sampling_rate))
+            mono = (block.mean(axis=1) for block in channels)
+            blocks = list(_first(resampled(mono, rate, sampling_rate), longest * sampling_rate))
     else:
         with ffmpeg.opened(path) as container:
             sound, sound_end = ffmpeg.sound_stream(container, path), ffmpeg.SoundEnd()
             zero, rate = ffmpeg.clip_start(ffmpeg.first_video(container), sound), sound.sample_rate
             frames = ffmpeg.decoded(sound_end.follow(ffmpeg.packets(container, [sound], path)), path)
-            blocks = list(resampled(ffmpeg.sound_in_time(frames, zero, rate, path), rate, sampling_rate))
+            mono = ffmpeg.sound_in_time(frames, zero, rate, path)
+            blocks = list(_first(resampled(mono, rate, sampling_rate), longest * sampling_rate))
             seconds = max(0.0, sound_end.seconds - zero)
+    if sum(block.size for block in blocks) >= longest * sampling_rate:
+        seconds = longest
     waveform = np.zeros(round(seconds * sampling_rate), np.float32)
     if not waveform.size:
         raise MediaError(f"{path}: the sound holds no samples")
@@ -272,6 +281,15 @@ def _opened_sound(path: PathLike) -> Iterator[soundfile.SoundFile]:
             yield sound_file
     except soundfile.LibsndfileError as error:
         raise MediaError(f"{path}: the sound cannot be decoded ({error.error_string.rstrip('.')})") from error
+
+
+def _first(blocks: Iterable[Float32[np.ndarray, " t"]], samples: float) -> Iterator[Float32[np.ndarray, " t"]]:
+    """Blocks up to the one that makes so many samples."""
+    for block in blocks:
+        yield block
+        samples -= block.size
+        if samples <= 0:
+            return
 
 
 def resampled(

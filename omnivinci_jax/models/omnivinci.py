@@ -9,7 +9,7 @@ Which token goes where was decided on the host (sequence/): Temporal Embedding G
 all modalities meet in one gather.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from omnivinci_jax.models.dynamic_s2 import merge_scales
 from omnivinci_jax.models.layers import Remat, rematted
 from omnivinci_jax.models.omni_align import ClipEmbeddings, OmniAlignNet
 from omnivinci_jax.models.projectors import SoundProjector, VisionProjector
-from omnivinci_jax.models.qwen2 import Qwen2
+from omnivinci_jax.models.qwen2 import Cache, Qwen2
 from omnivinci_jax.models.siglip import SiglipTower
 from omnivinci_jax.models.time_embedding import TimeEmbedding
 from omnivinci_jax.sequence.batch import TEXT, VISION, Batch
@@ -88,14 +88,13 @@ class OmniVinci(nn.Module):
 
         Vision tokens are those of each pool in turn, by frame group, then row by row; audio tokens go by window.
         """
-        groups = len(batch.tiles)
+        return self.encode_tiles(batch), self.encode_windows(batch.windows)
+
+    def encode_tiles(self, batch: Batch) -> Float[Array, "G V D"]:
+        """The vision tokens of `encode`; reads no other media field than tiles, s2_* and frame_groups."""
         x = _constrain(rearrange(batch.tiles, "g n ... -> (g n) ..."), "media")
         x = _constrain(self.vision_tower(x), "media")
-        vision = rematted(OmniVinci.pool_tiles, self.tower_remat)(self, x, batch)
-
-        x = _constrain(rearrange(batch.windows, "g w f m -> (g w) f m"), "media")
-        x = _constrain(self.sound_mm_projector(_constrain(self.sound_tower(x), "media")), "media")
-        return vision, _constrain(rearrange(x, "(g w) s d -> g (w s) d", g=groups), "group")
+        return rematted(OmniVinci.pool_tiles, self.tower_remat)(self, x, batch)
 
     def pool_tiles(self, x: Float[Array, "G*N S C"], batch: Batch) -> Float[Array, "G V D"]:
         """Vision tokens from the tower's features: scales merged, projected, pooled in time."""
@@ -111,6 +110,20 @@ class OmniVinci(nn.Module):
             jax.vmap(lambda x, members, p=pool: pool_frames(x, members, p))(x, members) for pool, members in pools
         ]
         return jnp.concatenate(pooled, axis=1)
+
+    def encode_windows(self, windows: Float[Array, "G W F M"]) -> Float[Array, "G A D"]:
+        """The audio tokens of `encode`."""
+        x = _constrain(rearrange(windows, "g w f m -> (g w) f m"), "media")
+        x = _constrain(self.sound_mm_projector(_constrain(self.sound_tower(x), "media")), "media")
+        return _constrain(rearrange(x, "(g w) s d -> g (w s) d", g=len(windows)), "group")
+
+    def timed_vision(self, batch: Batch) -> Float[Array, "G V D"]:
+        """Vision tokens with their times in them, as slots take them."""
+        return self.video_time(self.encode_tiles(batch), batch.vision_times, batch.vision_angles)
+
+    def timed_audio(self, batch: Batch) -> Float[Array, "G A D"]:
+        """Audio tokens with their times in them, as slots take them."""
+        return self.sound_time(self.encode_windows(batch.windows), batch.audio_times, batch.audio_angles)
 
     def fill_slots(
         self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]
@@ -139,6 +152,12 @@ class OmniVinci(nn.Module):
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm; a slot sees the earlier slots of its own segment."""
         return self.llm(x, positions, segment_ids)
+
+    def extend(
+        self, x: Float[Array, "B T D"], layers: tuple[dict[str, Any], ...], cache: Cache
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """`decode` of the next slots of each row, with what came before in a cache; see Qwen2.extend."""
+        return self.llm.extend(x, layers, cache)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch padded_vocab"]:
         """Logits over the padded vocabulary, in float32."""

@@ -1,5 +1,7 @@
 """The decoder: Qwen2.5."""
 
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,29 @@ from jaxtyping import Array, Float, Float32, Int
 from omnivinci_jax.config import Qwen2Config
 from omnivinci_jax.models.attention import apply_rope, attention, rope_cos_sin
 from omnivinci_jax.models.attention_kernels import MASKED, Implementation
+from omnivinci_jax.models.cached_attention import LayerCache, cached_attention
 from omnivinci_jax.models.layers import Dense, Embedding, Remat, layer_stack, rms_norm
 
 INIT = nn.initializers.normal(0.02)  # Qwen's initializer_range
+
+
+class Cache(NamedTuple):
+    """What the decoder remembers of B rows that end together; models/cached_attention.py explains the slots.
+
+    start: first slot of each row. length: how many slots are taken, the next token's slot.
+    """
+
+    layers: tuple[LayerCache, ...]
+    start: Int[Array, " B"]
+    length: Int[Array, ""]
+
+
+class Past(NamedTuple):
+    """One layer's part of a Cache."""
+
+    layer: LayerCache
+    start: Int[Array, " B"]
+    length: Int[Array, ""]
 
 
 class Qwen2(nn.Module):
@@ -51,6 +73,24 @@ class Qwen2(nn.Module):
         x, _ = self.layers(x, rope, segment_ids)
         return self.norm(x)
 
+    def extend(
+        self, x: Float[Array, "B T D"], layers: tuple[dict[str, Any], ...], cache: Cache
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Hidden states of the next T slots of each row after the final norm, and the cache with these slots.
+
+        `layers` are the parameters of each layer, as arrays of their own (generate/cache.py): a step of decoding does
+        little but read weights, and what a scan cuts out of a stack is copied first.
+        """
+        new = x.shape[1]
+        positions = jnp.maximum(cache.length + jnp.arange(new) - cache.start[:, None], 0)
+        rope = rope_cos_sin(positions, self.config.head_dim, self.config.rope_theta)
+        layer, kept = Qwen2Layer(self.config, self.dtype, self.attention, parent=None), []
+        for params, past in zip(layers, cache.layers, strict=True):
+            past = Past(past, cache.start, cache.length)
+            x, past = layer.apply({"params": params}, x, rope, None, past)
+            kept.append(past)
+        return self.norm(x), Cache(tuple(kept), cache.start, cache.length + new)
+
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch padded_vocab"]:
         """Logits over the padded vocabulary, in float32."""
         logits = self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
@@ -66,15 +106,20 @@ class Qwen2Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], rope: tuple[Array, Array], segment_ids: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], None]:
-        """Causal self-attention, then the gated MLP, each on the norm of the residual stream."""
+        self,
+        x: Float[Array, "B T D"],
+        rope: tuple[Array, Array],
+        segment_ids: Int[Array, "B T"] | None,
+        past: Past | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        """Causal self-attention, then the gated MLP, each on the norm of the residual stream; see Qwen2Attention."""
         config = self.config
         x = nn.with_logical_constraint(x, ("group", "length", None))
         y = rms_norm(config.rms_norm_eps, self.dtype, "input_layernorm")(x)
-        x = x + Qwen2Attention(config, self.dtype, self.attention, name="self_attn")(y, rope, segment_ids)
+        y, kept = Qwen2Attention(config, self.dtype, self.attention, name="self_attn")(y, rope, segment_ids, past)
+        x = x + y
         y = rms_norm(config.rms_norm_eps, self.dtype, "post_attention_layernorm")(x)
-        return x + Qwen2MLP(config, self.dtype, name="mlp")(y), None
+        return x + Qwen2MLP(config, self.dtype, name="mlp")(y), kept
 
 
 class Qwen2Attention(nn.Module):
@@ -86,9 +131,13 @@ class Qwen2Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], rope: tuple[Array, Array], segment_ids: Int[Array, "B T"]
-    ) -> Float[Array, "B T D"]:
-        """Attends causally within each segment."""
+        self,
+        x: Float[Array, "B T D"],
+        rope: tuple[Array, Array],
+        segment_ids: Int[Array, "B T"] | None,
+        past: Past | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        """Attends causally within each segment; with a past, to that as well, and returns it with the new slots."""
         config = self.config
 
         def heads(name: str, axis: str, count: int) -> Float[Array, "B T count head_dim"]:
@@ -98,9 +147,13 @@ class Qwen2Attention(nn.Module):
         q = apply_rope(heads("q_proj", "heads", config.num_attention_heads), *rope)
         k = apply_rope(heads("k_proj", "kv_heads", config.num_key_value_heads), *rope)
         v = heads("v_proj", "kv_heads", config.num_key_value_heads)
-        x = attention(q, k, v, causal=True, segment_ids=segment_ids, implementation=self.attention).reshape(x.shape)
-        x = nn.with_logical_constraint(x, ("group", "length", "heads"))
-        return Dense(config.hidden_size, ("heads", "embed"), False, self.dtype, kernel_init=INIT, name="o_proj")(x)
+        if past is None:
+            out, kept = attention(q, k, v, causal=True, segment_ids=segment_ids, implementation=self.attention), None
+        else:
+            out, kept = cached_attention(q, k, v, *past)
+        x = nn.with_logical_constraint(out.reshape(x.shape), ("group", "length", "heads"))
+        o_proj = Dense(config.hidden_size, ("heads", "embed"), False, self.dtype, kernel_init=INIT, name="o_proj")
+        return o_proj(x), kept
 
 
 class Qwen2MLP(nn.Module):

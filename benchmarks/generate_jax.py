@@ -1,0 +1,63 @@
+"""Our side of benchmarks/generate.py."""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file
+
+from benchmarks.generate import Times, clip
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.generate.engine import Engine, Prompt, prompt_of
+from omnivinci_jax.generate.media import encode_row
+from omnivinci_jax.generate.sampling import Sampling
+from omnivinci_jax.models.omnivinci import OmniVinci
+from tests.parity.torch_weights import params_from_torch
+
+
+class _NoEnd:
+    """Stands in for a processor and its tokenizer: answers are as long as they may be."""
+
+    eos_id = -1
+    tokenizer = property(lambda self: self)
+
+
+class JaxSide:
+    """An engine with the weights that the other side left in `folder`."""
+
+    def __init__(self, config: OmniVinciConfig, folder: Path):
+        """Loads them."""
+        self.config, self.version = config, f"jax {jax.__version__}"
+        params = params_from_torch(load_file(folder / "weights.safetensors"), config)
+        self.engine = Engine(OmniVinci(config), jax.device_put(params), _NoEnd())
+        self.media = np.zeros(0)
+
+    def answer(self, frames: int, seed: int, new: int) -> Times:
+        """A greedy answer about a clip that nobody has asked about."""
+        packed = clip(self.config, frames, seed)
+        began = time.perf_counter()
+        self.media = encode_row(self.engine.model, self.engine.weights.rest, packed.row, packed.tiles, packed.windows)
+        encoded = time.perf_counter()
+        prompt, tokens, first = self._prompt(packed, seed), [], None
+        for turn in self.engine.tokens([prompt], Sampling(max_new_tokens=new)):
+            first = first or time.perf_counter()
+            tokens += turn[0]
+        return Times(tokens, encoded - began, first - encoded, (time.perf_counter() - first) / (new - 1))
+
+    def second(self, frames: int, seed: int) -> float:
+        """Seconds to the first token of another question about the clip of `answer`."""
+        packed = clip(self.config, frames, seed, question=1)
+        began = time.perf_counter()
+        next(self.engine.tokens([self._prompt(packed, seed)], Sampling(max_new_tokens=1)))
+        return time.perf_counter() - began
+
+    def token_bytes(self, positions: int) -> int:
+        """Bytes that one token must read: layers, final norm and head once, keys and values of what is before it."""
+        text, weights = self.config.text, self.engine.weights
+        read = (weights.layers, weights.rest["llm"]["norm"], weights.rest["llm"]["lm_head"])
+        past = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * positions * 4
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(read)) + past
+
+    def _prompt(self, packed, seed: int) -> Prompt:
+        return prompt_of(packed.row, self.media, seed * 2**32 + np.arange(len(self.media)))

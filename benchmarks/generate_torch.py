@@ -1,0 +1,56 @@
+"""The PyTorch side of benchmarks/generate.py."""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import DynamicCache
+
+from benchmarks.generate import Times, clip
+from benchmarks.torch_model import TorchOmniVinci, torch_batch
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.sequence.assemble import assemble
+from omnivinci_jax.sequence.batch import Capacity
+
+
+class TorchSide:
+    """transformers' modules with random weights, which are left in `folder` for the other side."""
+
+    def __init__(self, config: OmniVinciConfig, folder: Path):
+        """Makes and saves them."""
+        torch.manual_seed(0)
+        self.config, self.version = config, f"torch {torch.__version__}"
+        self.model = TorchOmniVinci(config).eval()
+        weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(weights, folder / "weights.safetensors")
+
+    @torch.inference_mode()
+    def answer(self, frames: int, seed: int, new: int) -> Times:
+        """A greedy answer about a clip, with the cache that `generate` uses, and without what else it does."""
+        packed, model = clip(self.config, frames, seed), self.model
+        capacity = Capacity(1, len(packed.row), frames, len(packed.windows), 1)
+        group = assemble([packed], self.config, capacity)
+        batch = torch_batch(jax.tree.map(lambda array: np.asarray(array)[None], group), "cpu")
+        began = time.perf_counter()
+        x = model.fill_slots(batch, model.vision_tokens(batch.tiles), model.sound_tokens(batch.windows))
+        encoded = time.perf_counter()
+        cache = DynamicCache(config=model.llm.config)
+        out = model.llm(inputs_embeds=x, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        tokens = [out.logits[0, -1].argmax().item()]
+        first = time.perf_counter()
+        while len(tokens) < new:
+            out = model.llm(input_ids=torch.tensor([tokens[-1:]]), past_key_values=cache, use_cache=True)
+            tokens.append(out.logits[0, -1].argmax().item())
+        return Times(tokens, encoded - began, first - encoded, (time.perf_counter() - first) / (new - 1))
+
+    def bandwidth(self) -> float:
+        """Bytes a second that all cores can read: the best of some sums."""
+        numbers, best = torch.ones(2**27), 0.0
+        for _ in range(10):
+            began = time.perf_counter()
+            numbers.sum()
+            best = max(best, numbers.nbytes / (time.perf_counter() - began))
+        return best

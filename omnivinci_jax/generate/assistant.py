@@ -1,0 +1,116 @@
+"""`omnivinci_jax.load`: a model that answers."""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from omnivinci_jax import model_dir
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.generate.answers import Answer, Stream
+from omnivinci_jax.generate.engine import Engine, Prompt
+from omnivinci_jax.generate.sampling import Sampling
+from omnivinci_jax.media.kinds import media_kind
+from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text, parse_conversation
+
+Question = str | Path | Media | Sequence[str | Path | Media] | Sequence[dict[str, Any]] | Conversation
+
+
+class Assistant(model_dir.LoadedModel):
+    """A loaded model (module, parameters, processor) that answers questions about any mix of media.
+
+        model = omnivinci_jax.load("runs/tiny/model")
+        answer = model.generate([Path("a.mp4"), "What happens?"])
+        print(answer.text)
+        model.generate([Path("a.mp4"), "And then?"])                       # begins where the two prompts part
+        model.generate([omnivinci_jax.Media("sound", "a.mp4"), "Who speaks?"], temperature=0.7, top_p=0.9, seed=1)
+        model.generate([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}, ...])
+        for piece in model.stream([Path("a.mp4"), "What happens?"], stop=("\\n",)):
+            print(piece.text, end="", flush=True)
+        model.sample("Tell me a story", 4, temperature=1.0)                # four answers from one prefill
+        model.score([Path("a.mp4"), "Which colour?"], ["red", "blue"])     # log-probabilities
+
+    A question is a text; a sequence of texts and media in their order, where a Path is a picture, a sound or a video by
+    what it contains; a conversation in the Hugging Face chat form; or a Conversation. Keyword arguments are the fields
+    of generate/sampling.py's Sampling; without any the answer is greedy. UserError says in one line what cannot be read
+    or does not fit.
+
+    What was encoded of media is kept by the files' content, and so is the decoder's cache of the last question.
+    """
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What computes; made when it is first needed, since it copies the decoder's parameters."""
+        return Engine(*self)
+
+    def generate(self, question: Question, **sampling: Any) -> Answer:
+        """The answer to one question."""
+        (answer,) = self.sample(question, 1, **sampling)
+        return answer
+
+    def sample(self, question: Question, count: int, **sampling: Any) -> list[Answer]:
+        """Several answers to one question, which is read once; they differ where the temperature is above 0."""
+        return _finished(self._stream([question], count, sampling))
+
+    def generate_batch(self, questions: Sequence[Question], **sampling: Any) -> list[Answer | UserError]:
+        """Answers to several questions, decoded together; an error stands where its answer would."""
+        results: list[Answer | UserError | None] = []
+        prompts, sampling, began = [], Sampling(**sampling), time.monotonic()
+        for question in questions:
+            try:
+                prompts.append(self._prompt(question, sampling))
+                results.append(None)
+            except UserError as error:
+                results.append(error)
+        answers = iter(_finished(Stream(self.engine, prompts, sampling, 1, began)) if prompts else ())
+        return [result if result else next(answers) for result in results]
+
+    def stream(self, question: Question, **sampling: Any) -> Stream:
+        """The answer to one question in pieces of text, as they come; `stream.answers` has the whole."""
+        return self._stream([question], 1, sampling)
+
+    def score(self, question: Question, answers: Sequence[str]) -> list[float]:
+        """Log-probability of each answer, its end token included: for multiple choice, the largest is the model's."""
+        tokenizer = self.processor.tokenizer
+        prompt = self.engine.prompt(conversation_of(question))
+        tokens = [[*tokenizer.encode(checked_text(answer, "answer")), tokenizer.eos_id] for answer in answers]
+        return [float(scores.sum()) for scores in self.engine.score(prompt, tokens)]
+
+    def _stream(self, questions: list[Question], count: int, sampling: dict[str, Any]) -> Stream:
+        began, settings = time.monotonic(), Sampling(**sampling)
+        return Stream(self.engine, [self._prompt(item, settings) for item in questions], settings, count, began)
+
+    def _prompt(self, question: Question, sampling: Sampling) -> Prompt:
+        prompt = self.engine.prompt(conversation_of(question))
+        self.engine.check_length(prompt, sampling.max_new_tokens)
+        return prompt
+
+
+def load(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> Assistant:
+    """Loads a model directory; see model_dir.load for arguments and errors, and Assistant for what to do with it."""
+    return Assistant(*model_dir.load(folder, dtype))
+
+
+def conversation_of(question: Question) -> Conversation:
+    """What is asked, as a conversation; raises UserError for what is none."""
+    if isinstance(question, Conversation):
+        return question
+    items = [question] if isinstance(question, str | Path | Media) else list(question)
+    if items and isinstance(items[0], dict):
+        return parse_conversation({"messages": items}, "prompt", Path())
+    return Conversation((Message("user", tuple(map(_item, items))),))
+
+
+def _item(item: str | Path | Media) -> str | Media:
+    if isinstance(item, Path):
+        return Media(media_kind(item), str(item))
+    return item if isinstance(item, Media) else checked_text(item, "prompt")
+
+
+def _finished(stream: Stream) -> list[Answer]:
+    for _ in stream:
+        pass
+    return stream.answers

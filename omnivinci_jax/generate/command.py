@@ -1,0 +1,148 @@
+"""`omnivinci generate`: one question from the command line, or many from a file."""
+
+import json
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from omnivinci_jax.data.index import parse_line, read_lines
+from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.generate.answers import Answer
+from omnivinci_jax.generate.assistant import Assistant, load
+from omnivinci_jax.generate.sampling import Sampling
+from omnivinci_jax.media.container import check_file
+from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text, parse_conversation
+
+_PLACEHOLDER = re.compile(r"<(?:image|video|sound)>")
+
+
+def run(arguments: Namespace) -> int:
+    """The command; what can be wrong with the arguments is found before the model is loaded."""
+    sampling = vars(sampling_of(arguments))
+    if arguments.data:
+        return _answer_file(arguments, sampling)
+    question = question_of(arguments)
+    model = load_for_command(arguments)
+    if arguments.samples > 1 or arguments.json:
+        answers = model.sample(question, arguments.samples, **sampling)
+        print("\n\n".join(json.dumps(record_of(answer)) if arguments.json else answer.text for answer in answers))
+    else:
+        answers = [say(model, question, sampling)]
+    print(speed(answers[0]), file=sys.stderr)
+    return 0
+
+
+def sampling_of(arguments: Namespace) -> Sampling:
+    """The flags of `_sampling_flags` in cli.py; raises ConfigError."""
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "max_new_tokens")
+    return Sampling(stop=tuple(arguments.stop), **{name: getattr(arguments, name) for name in names})
+
+
+def load_for_command(arguments: Namespace) -> Assistant:
+    """The model, with a folder for compiled programs, so that only the first command waits for the compiler."""
+    if not jax.config.jax_compilation_cache_dir:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home, "omnivinci_jax", "programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    model = load(arguments.model, jnp.dtype(arguments.dtype))
+    model.engine  # noqa: B018 (made now, so that the first answer does not wait for it)
+    return model
+
+
+def question_of(arguments: Namespace) -> Conversation:
+    """Media, prompt and system prompt of the flags as a conversation.
+
+    The prompt is the text and what is spoken. Media stand where it has placeholders, or else around it by
+    `prompt_position`.
+
+    Raises:
+        UserError: nothing to answer, files that are not there, placeholders and media that do not match.
+    """
+    for _, path in (*arguments.media, *(("sound", path) for path in arguments.speech_prompt)):
+        check_file(path)
+    media = tuple(Media(kind, path) for kind, path in arguments.media)
+    speech = tuple(Media("sound", path) for path in arguments.speech_prompt)
+    if not (arguments.prompt or media or speech):
+        raise UserError("give something to answer: --prompt TEXT, --speech_prompt FILE, or media")
+    if _PLACEHOLDER.search(arguments.prompt):
+        content = (*_placed(arguments.prompt, media), *speech)
+    else:
+        text = (checked_text(arguments.prompt, "--prompt"),) if arguments.prompt else ()
+        before = {"prefix": 0, "mid": -(-len(media) // 2), "suffix": len(media)}[arguments.prompt_position]
+        if arguments.prompt_position == "mid" and len(media) < 2:
+            raise ConfigError(f"--prompt_position mid stands between media: it needs two or more, and not {len(media)}")
+        content = (*media[:before], *speech, *text, *media[before:])
+    return Conversation((*system_message(arguments), Message("user", content)))
+
+
+def system_message(arguments: Namespace) -> tuple[Message, ...]:
+    """The system prompt of the flags, if there is one."""
+    return (Message("system", (checked_text(arguments.system, "--system"),)),) if arguments.system else ()
+
+
+def _placed(prompt: str, media: tuple[Media, ...]) -> tuple[str | Media, ...]:
+    paths = {kind: [item.path for item in media if item.kind == kind] for kind in ("image", "video", "sound")}
+    record = {"conversations": [{"from": "human", "value": prompt}], **paths}
+    return parse_conversation(record, "--prompt", Path()).messages[0].content
+
+
+def say(model: Assistant, question: Conversation, sampling: dict) -> Answer:
+    """Prints an answer to standard output as it comes; what Ctrl-C leaves of it is printed and returned too."""
+    stream = model.stream(question, **sampling)
+    try:
+        for piece in stream:
+            print(piece.text, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    print(flush=True)
+    return stream.answers[0]
+
+
+def speed(answer: Answer) -> str:
+    """How long an answer took, on one line."""
+    return (
+        f"first token after {answer.first_token_seconds:.2f} s ({answer.prompt_tokens} positions of prompt), then "
+        f"{answer.tokens_per_second:.1f} tokens/s"
+    )
+
+
+def record_of(answer: Answer) -> dict:
+    """An answer for machines."""
+    return {
+        "text": answer.text,
+        "finish": answer.finish,
+        "tokens": len(answer.tokens),
+        "prompt_tokens": answer.prompt_tokens,
+        "first_token_seconds": round(answer.first_token_seconds, 4),
+        "tokens_per_second": round(answer.tokens_per_second, 2),
+    }
+
+
+def _answer_file(arguments: Namespace, sampling: dict) -> int:
+    """A JSON line for each conversation of a file; 1 where some could not be answered."""
+    questions, failed = list(_questions(arguments.data)), 0
+    model = load_for_command(arguments)
+    for first in range(0, len(questions), arguments.rows):
+        answers = model.generate_batch(questions[first : first + arguments.rows], **sampling)
+        for answer in answers:
+            failed += isinstance(answer, UserError)
+            record = {"error": str(answer)} if isinstance(answer, UserError) else record_of(answer)
+            print(json.dumps(record), flush=True)
+    if failed:
+        print(f"omnivinci generate: {failed} of {len(questions)} could not be answered", file=sys.stderr)
+    return int(failed > 0)
+
+
+def _questions(path: Path) -> Iterator[Conversation]:
+    """Conversations of a JSONL file, without an answer that is there already."""
+    for _, number, line in read_lines(path):
+        conversation = parse_line(path, number, line)
+        last = len(conversation.messages) - (conversation.messages[-1].role == "assistant")
+        yield replace(conversation, messages=conversation.messages[:last])

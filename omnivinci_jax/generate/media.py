@@ -1,0 +1,86 @@
+"""Media of prompts as decoder inputs: encoded in slices of bounded memory, and kept by what the files contain."""
+
+import hashlib
+from collections import OrderedDict
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from omnivinci_jax.data.processor import Processor, file_state
+from omnivinci_jax.generate.programs import encode_sound, encode_vision
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
+from omnivinci_jax.sequence.chat import Media
+from omnivinci_jax.sequence.row import MediaSize, Row, lay_out_media
+from omnivinci_jax.sequence.slices import sound_slices, vision_slices
+
+_KEPT_BYTES = 2**30
+
+
+class Encoded(NamedTuple):
+    """A media item: its size, what goes into its slots in their order, and a number that no other content has."""
+
+    size: MediaSize
+    tokens: Float[np.ndarray, "m D"]
+    number: int
+
+
+def encode_row(
+    model: OmniVinci,
+    params: dict,
+    row: Row,
+    tiles: UInt8[np.ndarray, "n P P 3"],
+    windows: Float32[np.ndarray, "w F M"],
+    multiple: int = 1,
+) -> Float[np.ndarray, "m D"]:
+    """What goes into the media slots of a row, in their order; `multiple` is what divides the slices on a mesh."""
+    config = model.config
+    pools = [[] for _ in range(VISION + len(config.vision_pools))]  # by slot kind
+    for kind, encode, slices in (
+        (VISION, encode_vision, vision_slices(row, tiles, config, multiple)),
+        (AUDIO, encode_sound, sound_slices(row, windows, config, multiple)),
+    ):
+        for group, spans in slices:
+            tokens = np.asarray(encode(model, params, group))
+            for number, span in enumerate(spans):
+                pools[kind + number].append(tokens[span])
+    found = np.zeros((len(row), config.text.hidden_size), model.dtype)
+    for kind, pool in enumerate(pools):
+        if pool:
+            slots = row.slot_kind == kind
+            found[slots] = np.concatenate(pool)[row.slot_index[slots]]
+    return found[row.slot_kind != TEXT]
+
+
+class MediaCache:
+    """Encodes media items, and keeps the last ones: a gigabyte of tokens, in the host's memory."""
+
+    def __init__(self, model: OmniVinci, params: dict, processor: Processor, multiple: int = 1):
+        """`multiple` as in `encode_row`."""
+        self._model, self._params, self._processor, self._multiple = model, params, processor, multiple
+        self._kept: OrderedDict[tuple, Encoded] = OrderedDict()
+        self._count = 0
+
+    def encode(self, item: Media, tiled: bool) -> Encoded:
+        """An item's tokens (`tiled` as in Processor.load_item); raises MediaError."""
+        key = (_digest(*file_state(item.path)), item.kind, tiled)
+        if key not in self._kept:
+            size, tiles, windows = self._processor.load_item(item, tiled)
+            row = lay_out_media(item, size, self._model.config)
+            tokens = encode_row(self._model, self._params, row, tiles, windows, self._multiple)
+            self._count += 1
+            self._kept[key] = Encoded(size, tokens, self._count)
+        self._kept.move_to_end(key)
+        found = self._kept[key]
+        while len(self._kept) > 1 and sum(kept.tokens.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return found
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: str, _size: int, _changed: int) -> bytes:
+    """Of a file's content; of a file that does not change it is made once."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

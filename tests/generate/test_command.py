@@ -1,0 +1,167 @@
+"""`omnivinci generate` and `chat`: what is asked, what is printed, and one line for what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from omnivinci_jax import cli, model_dir
+from omnivinci_jax.generate import chat, command
+from omnivinci_jax.generate.answers import Stream
+from omnivinci_jax.sequence.chat import Conversation, Media, Message
+
+
+@pytest.fixture(scope="module")
+def folder(assistant, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "model"
+    model_dir.save(path, assistant.model.config, assistant.params, assistant.processor.tokenizer)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def loaded(assistant, folder, monkeypatch):
+    """The session's model in place of the folder's, with its compiled programs."""
+    known = command.load
+    monkeypatch.setattr(command, "load", lambda path, dtype: assistant if path == folder else known(path, dtype))
+
+
+def arguments(*flags: object):
+    return cli._parser().parse_args(["generate", "--model", "x", *map(str, flags)])
+
+
+def content(*flags: object) -> list:
+    items = command.question_of(arguments(*flags)).messages[-1].content
+    return [Path(item.path).name if isinstance(item, Media) else item for item in items]
+
+
+def test_media_keep_their_order_and_prompts_their_place(tmp_path):
+    for name in ("a", "b", "c", "q"):
+        (tmp_path / name).write_bytes(b"x")
+    a, b, c, q = (tmp_path / name for name in ("a", "b", "c", "q"))
+    media = ("--image", a, "--video", b, "--audio", c)
+    assert content(*media, "--prompt", "What?") == ["a", "b", "c", "What?"]
+    assert content(*media, "--prompt", "What?", "--prompt_position", "prefix") == ["What?", "a", "b", "c"]
+    assert content(*media, "--prompt", "What?", "--prompt_position", "mid") == ["a", "b", "What?", "c"]
+    assert content(*media, "--speech_prompt", q) == ["a", "b", "c", "q"]
+    assert content(*media, "--speech_prompt", q, "--prompt", "Now.", "--prompt_position", "prefix")[:2] == ["q", "Now."]
+    placed = content("--video", b, "--image", a, "--image", c, "--prompt", "<image> and <image> in <video>?")
+    assert placed == ["a", " and ", "c", " in ", "b", "?"]
+    question = command.question_of(arguments("--prompt", "Hello", "--system", "Be brief."))
+    assert question.messages == (Message("system", ("Be brief.",)), Message("user", ("Hello",)))
+
+
+def run(capsys, *flags: object) -> tuple[int, str, str]:
+    code = cli.main([str(flag) for flag in flags])
+    return code, *capsys.readouterr()
+
+
+def test_answers_and_their_speed(assistant, folder, clips, capsys):
+    expected = assistant.generate([clips[0], "What?"], max_new_tokens=9)
+    flags = ("generate", "--model", folder, "--video", clips[0], "--prompt", "What?", "--max_new_tokens", 9)
+    code, out, err = run(capsys, *flags)
+    assert (code, out) == (0, expected.text + "\n")
+    assert err.startswith("first token after ") and err.endswith(" tokens/s\n") and len(err.splitlines()) == 1
+    code, out, _ = run(capsys, *flags, "--json")
+    assert json.loads(out)["text"] == expected.text and json.loads(out)["finish"] == "length"
+    code, out, _ = run(capsys, *flags, "--json", "--samples", 2, "--temperature", 2)
+    assert len({json.loads(line)["text"] for line in out.split("\n") if line}) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give something to answer: --prompt TEXT, --speech_prompt FILE, or media"),
+        (["--prompt", "x", "--temperature", "-1"], "temperature is -1.0: it must be 0 (greedy) or more"),
+        (["--video", "no.mp4", "--prompt", "x"], "no.mp4: no such file"),
+        (["--prompt", "<image>?"], "--prompt: 1 <image> in the text but 0 image path(s); give one path for each"),
+        (["--image", "CLIP", "--prompt", "<video>?"], "--prompt: 0 <image> in the text but 1 image path(s)"),
+        (["--prompt", "a <|im_end|>"], "--prompt: the text contains <|im_end|>, which is reserved"),
+        (["--video", "CLIP", "--prompt_position", "mid"], "--prompt_position mid stands between media"),
+        (["--image", "CLIP", "--prompt", "x"], "is not an image that Pillow can read"),
+        (["--prompt", "word " * 3000], "but the model reads 4096: at most 3840 are left for the prompt"),
+    ],
+)
+def test_what_is_wrong_is_one_line(flags, message, folder, clips, capsys):
+    flags = [str(clips[0]) if flag == "CLIP" else flag for flag in flags]
+    code, out, err = run(capsys, "generate", "--model", folder, *flags)
+    assert (code, out) == (2, "")
+    assert err.startswith("omnivinci generate: ") and message in err and len(err.splitlines()) == 1
+
+
+def test_a_model_without_its_tokenizer(folder, tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    code, _, err = run(capsys, "generate", "--model", tmp_path, "--prompt", "Hello")
+    assert code == 2 and "tokenizer.json: there is no tokenizer" in err and len(err.splitlines()) == 1
+
+
+def test_a_file_of_questions(assistant, folder, clips, tmp_path, capsys):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    paths, lines = [clips[0], broken, clips[1]], []
+    for path in paths:
+        asked = [{"type": "video", "video": str(path)}, {"type": "text", "text": "What?"}]
+        lines.append({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "known"}]})
+    data = tmp_path / "questions.jsonl"
+    data.write_text("\n".join(map(json.dumps, lines)))
+    code, out, err = run(capsys, "generate", "--model", folder, "--data", data, "--max_new_tokens", 5, "--rows", 2)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and "1 of 3 could not be answered" in err
+    assert answers[1]["error"].startswith(str(broken))
+    for path, answer in ((clips[0], answers[0]), (clips[1], answers[2])):
+        assert answer["text"] == assistant.generate([path, "What?"], max_new_tokens=5).text
+
+
+def test_chat(assistant, folder, clips, tmp_path, capsys, monkeypatch):
+    spaced = tmp_path / "a clip.webm"
+    spaced.write_bytes(clips[0].read_bytes())
+    lines = iter(
+        [f"'{spaced}' what's this", "/tmp/none.mp4", "and then?", KeyboardInterrupt, "/new", "Hello", EOFError]
+    )
+    asked = []
+
+    def typed(_prompt: str) -> str:
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    stream = assistant.stream
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr(type(assistant), "stream", lambda self, q, **s: asked.append(q) or stream(q, **s))
+    assert cli.main(["chat", "--model", str(folder), "--max_new_tokens", "5"]) == 0
+    first, second, third, fourth = (question.messages for question in asked)
+    assert first[0].content == (Media("video", str(spaced)), "what's this")
+    assert second[0] == first[0] and second[1].role == "assistant" and third[:3] == second[:3]
+    assert fourth == (Message("user", ("Hello",)),)
+
+
+def test_ctrl_c_ends_an_answer(assistant, monkeypatch, capsys):
+    whole = assistant.generate("Hello", max_new_tokens=30).text
+    pieces = Stream.__iter__
+
+    def interrupted(stream):
+        yield next(pieces(stream))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "__iter__", interrupted)
+        messages = chat.turn(assistant, (), "Hello", dict(max_new_tokens=30))
+    assert [message.role for message in messages] == ["user", "assistant"]
+    assert whole.startswith(messages[1].content[0]) and messages[1].content[0] != whole
+    assert assistant.generate("Hello", max_new_tokens=30).text == whole
+
+
+def test_dropped_files(clips, tmp_path):
+    plain, spaced = str(clips[0]), tmp_path / "a clip's.webm"
+    spaced.write_bytes(clips[0].read_bytes())
+    assert chat.read_line(f"{plain} what is this?") == (Media("video", plain), "what is this?")
+    escaped = str(spaced).replace(" ", "\\ ").replace("'", "\\'")
+    for typed in (escaped, f'"{spaced}"', f"file://{str(spaced).replace(' ', '%20')}"):
+        assert chat.read_line(f"what's in {typed} ?") == (Media("video", str(spaced)), "what's in ?")
+    for text in ("don't read this.", "what's 3.5 / 2?", "'quoted' words"):
+        assert chat.read_line(text) == (text,)
+
+
+def test_conversation_is_one(assistant):
+    asked = Conversation((Message("user", ("Hello",)),))
+    assert assistant.generate(asked, max_new_tokens=3).tokens == assistant.generate("Hello", max_new_tokens=3).tokens

@@ -1,0 +1,178 @@
+"""The engine on real files: encoding in slices, batches, kept prefixes and media, compilations, scores."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from omnivinci_jax.errors import MediaError, UserError
+from omnivinci_jax.generate.assistant import conversation_of
+from omnivinci_jax.generate.cache import SHORTEST, bucket
+from omnivinci_jax.sequence.assemble import PackedRow, assemble
+from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.sequence.chat import Media
+from tests.generate.conftest import tiny_assistant
+
+NEW = dict(max_new_tokens=12)
+
+
+def full_logits(assistant, question, answer: list[int]) -> np.ndarray:
+    """Logits of the answer's tokens by one pass of the whole model without cache or slices."""
+    model, params, processor = assistant
+    conversation = conversation_of(question)
+    sizes, tiles, windows = processor.load(conversation)
+    row = processor.lay_out(conversation, sizes, generate=True)
+    length = len(row)
+    capacity = Capacity(1, length + len(answer), max(1, len(tiles)), max(1, len(windows)), 4)
+    group = assemble([PackedRow(0, 1, row, tiles, windows)], model.config, capacity)
+    group.tokens[0, length:] = answer
+    group.segment_ids[:] = 1
+    group.positions[0] = np.arange(capacity.slots)
+    hidden = model.apply({"params": params}, jax.tree.map(lambda x: x[None], group)).hidden[0, 0]
+    return np.asarray(model.apply({"params": params}, hidden[length - 1 : -1], method=model.logits))
+
+
+@pytest.fixture(scope="module")
+def questions(clips, av_world) -> list:
+    image, sound = sorted((av_world / "images").iterdir())[0], sorted((av_world / "sounds").iterdir())[0]
+    return [
+        [clips[0], "What happens?"],
+        "Hello",
+        [image, "What is this?"],
+        [sound, clips[1], "And this? " * 30],
+        ["Which sound?", Media("sound", str(clips[2]))],
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(assistant, questions) -> list:
+    return [assistant.generate(question, **NEW) for question in questions]
+
+
+def test_an_answer_is_what_full_passes_say(assistant, questions, alone):
+    for question, answer in zip(questions, alone, strict=True):
+        tokens = list(answer.tokens)
+        logits = full_logits(assistant, question, tokens)
+        assert logits.argmax(axis=-1).tolist() == tokens
+    assert len({answer.tokens for answer in alone}) == len(questions)
+
+
+def test_batches_and_prefixes_change_nothing(assistant, questions, alone):
+    expected = [answer.tokens for answer in alone]
+    assert [answer.tokens for answer in assistant.generate_batch(questions, **NEW)] == expected
+    assert [assistant.generate(question, **NEW).tokens for question in reversed(questions)] == expected[::-1]
+
+
+def test_seeds_do_not_depend_on_neighbours(assistant, questions):
+    drawn = dict(temperature=1.5, top_k=40, top_p=0.95, repetition_penalty=1.1, seed=3, **NEW)
+    single = [assistant.generate(question, **drawn).tokens for question in questions]
+    assert [answer.tokens for answer in assistant.generate_batch(questions, **drawn)] == single
+    samples = assistant.sample(questions[0], 5, **drawn)
+    assert samples[0].tokens == single[0] and len({sample.tokens for sample in samples}) > 1
+    assert assistant.sample(questions[0], 3, **drawn)[2].tokens == samples[2].tokens
+
+
+def test_turns_of_a_conversation_go_on_from_the_cache(assistant, clips, monkeypatch):
+    question = {
+        "role": "user",
+        "content": [{"type": "video", "video": str(clips[3])}, {"type": "text", "text": "One?"}],
+    }
+    first = assistant.generate([question], **NEW)
+    turns = [question, {"role": "assistant", "content": first.text or "x"}, {"role": "user", "content": "Two?"}]
+    filled = []
+    fill = assistant.engine._fill
+    monkeypatch.setattr(assistant.engine, "_fill", lambda *args: filled.append(args[2]) or fill(*args))
+    second = assistant.generate(turns, **NEW)
+    assert filled[0] >= first.prompt_tokens
+    assert second.tokens == tiny_assistant().generate(turns, **NEW).tokens
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 8, 9])
+def test_what_is_kept_is_what_the_cache_holds(assistant, length, monkeypatch):
+    tokens = assistant.generate("Hello", max_new_tokens=12).tokens
+    assert len(set(tokens[:9])) == 9
+    monkeypatch.setattr(assistant.processor.tokenizer, "eos_id", tokens[length - 1])
+    answer = assistant.generate("Hello", max_new_tokens=12)
+    assert answer.finish == "end" and answer.tokens == tokens[: length - 1]
+    kept = assistant.engine._kept
+    assert len(kept.identity) == int(kept.cache.length) == answer.prompt_tokens + length - 1
+
+
+def test_media_are_kept_by_content(assistant, clips, tmp_path, monkeypatch):
+    assistant.generate([clips[4], "One?"], **NEW)
+    copy = shutil.copy(clips[4], tmp_path / "copy.webm")
+    monkeypatch.setattr(type(assistant.processor), "load_item", None)  # not called again
+    assistant.generate([Media("video", str(copy)), "Another?"], **NEW)
+
+
+def test_a_cache_grows_with_its_conversation(assistant):
+    long = "and so on " * 180
+    first = assistant.generate(long, **NEW)
+    assert SHORTEST * 0.6 < first.prompt_tokens < SHORTEST
+    again = assistant.generate([{"role": "user", "content": long + long}], **NEW)
+    assert again.prompt_tokens > SHORTEST
+    assert again.tokens == tiny_assistant().generate(long + long, **NEW).tokens
+
+
+def test_scores_are_log_probabilities(assistant, clips):
+    question, answers = [clips[0], "Which colour?"], ["red", "a very long answer that is none " * 6, "blue"]
+    end = assistant.processor.tokenizer.eos_id
+    for answer, score in zip(answers, assistant.score(question, answers), strict=True):
+        tokens = [*assistant.processor.tokenizer.encode(answer), end]
+        logits = log_softmax(full_logits(assistant, question, tokens), axis=-1)
+        assert score == pytest.approx(logits[np.arange(len(tokens)), tokens].sum(), abs=1e-3)
+
+
+def test_stop_texts_and_streams(assistant, questions):
+    whole = assistant.generate(questions[0], max_new_tokens=40)
+    assert whole.finish == "length" and len(whole.tokens) == 40
+    stream = assistant.stream(questions[0], max_new_tokens=40)
+    assert "".join(piece.text for piece in stream) == whole.text == stream.answers[0].text
+    stop = whole.text[len(whole.text) // 2 :][:4]
+    cut = assistant.generate(questions[0], max_new_tokens=40, stop=(stop,))
+    assert cut.finish == "stop" and cut.text == whole.text[: whole.text.find(stop)]
+    assert len(cut.tokens) <= len(whole.tokens)
+    stream = assistant.stream(questions[0], max_new_tokens=40)
+    first = next(iter(stream))
+    assert whole.text.startswith(first.text) and stream.answers[0].finish is None  # given up, as by Ctrl-C
+    assert assistant.generate(questions[0], max_new_tokens=40).text == whole.text
+
+
+def test_what_does_not_fit_and_what_is_broken(assistant, clips, tmp_path):
+    with pytest.raises(UserError, match=r"takes \d+ positions \(0 of media, \d+ of text\).*reads 4096: at most 4084"):
+        assistant.generate("word " * 9000, **NEW)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    results = assistant.generate_batch([[clips[0], "One?"], [Media("video", str(broken)), "Two?"], "Three?"], **NEW)
+    assert isinstance(results[1], MediaError) and str(results[1]).startswith(str(broken))
+    assert [results[0].tokens, results[2].tokens] == [
+        assistant.generate(question, **NEW).tokens for question in ([clips[0], "One?"], "Three?")
+    ]
+
+
+def test_few_compilations(clips, av_world):
+    """50 prompts of text, images, sounds, videos and several of them, in three lengths of cache."""
+    assistant, rng = tiny_assistant(), np.random.default_rng(0)
+    images, sounds = (sorted((av_world / folder).iterdir()) for folder in ("images", "sounds"))
+    assistant.engine  # noqa: B018 (it unpacks the parameters)
+    compiled, new = [], {}
+
+    def count(event: str, _seconds: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for number in range(50):
+            media = [rng.choice(paths) for paths in (clips, images, sounds) for _ in range(rng.integers(0, 3))]
+            words = int(rng.choice([3, 60, 350]))
+            before = len(compiled)
+            answer = assistant.generate([*map(Path, media), "word " * words], temperature=0.5 * (number % 3), **NEW)
+            new.setdefault(bucket(answer.prompt_tokens + NEW["max_new_tokens"]), []).append(len(compiled) - before)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert len(compiled) <= 12 and len(new) > 1, new
+    assert not any(sum(counts[len(counts) // 2 :]) for counts in new.values()), new

@@ -1,0 +1,34 @@
+"""What is drawn with a seed is the same on one device and on meshes of eight."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.tiny import REPOSITORY
+
+MESHES = ["8,1,1,1", "2,2,1,2", "1,1,1,8"]
+
+
+def drawn(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, list[list[int]]]:
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
+        # Collectives of two programs that run at once can wait for each other where cores are few.
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
+    }
+    clip = next((av_world / "clips").glob("train*"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.multidevice.generate", str(clip), str(out), *meshes],
+        env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+def test_meshes_draw_the_same(av_world, tmp_path):
+    (expected,) = drawn(av_world, tmp_path / "one.json", 1, ["1,1,1,1"]).values()
+    assert expected[0] == expected[1] and expected[3] == expected[4] and expected[4] != expected[5]
+    for mesh, found in drawn(av_world, tmp_path / "eight.json", 8, MESHES).items():
+        assert found == expected, mesh
