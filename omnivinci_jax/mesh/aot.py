@@ -45,7 +45,8 @@ class DoesNotFit(UserError):
 class Memory:
     """Bytes on one chip.
 
-    parameters, optimizer: of the state; batch: the rest of the arguments, with padding; activations: temporaries.
+    parameters, optimizer: of the state; batch: the rest of the arguments, with padding; activations: the most that is
+    held beside them at once.
     outputs: results that do not take the place of an argument; program: the code.
     available: what programs can have.
     """
@@ -186,13 +187,14 @@ def _memory(state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> Mem
     sizes = jax.tree.map(lambda leaf: bytes_per_device(leaf, leaf.sharding), state)
     parameters = sum(jax.tree.leaves((sizes.trainable, sizes.frozen)))
     optimizer = sum(jax.tree.leaves(sizes.opt_state))
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     share = 1.0 if chip.torus else float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
         batch=analysis.argument_size_in_bytes - parameters - optimizer,
-        activations=analysis.temp_size_in_bytes,
-        outputs=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        activations=analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes - outputs,
+        outputs=outputs,
         program=analysis.generated_code_size_in_bytes,
         available=int(share * chip.memory),
     )

@@ -30,6 +30,15 @@ from omnivinci_jax.models.siglip import SiglipTower
 from omnivinci_jax.models.time_embedding import TimeEmbedding
 from omnivinci_jax.sequence.batch import TEXT, VISION, Batch
 
+# Logical axes of what `OmniVinci.head_params` gives, by name; the last three are an adapter's (models/lora.py).
+HEAD_AXES = {
+    "kernel": ("embed", "vocab"),
+    "embedding": ("vocab", "embed"),
+    "lora_a": ("embed", None),
+    "lora_b": (None, "vocab"),
+    "lora_scale": (),
+}
+
 
 class Output(NamedTuple):
     """hidden: the decoder's states after its final norm; clips: what OmniAlignNet's loss compares."""
@@ -167,11 +176,6 @@ class OmniVinci(nn.Module):
         """The parameters that `logits` needs."""
         head = "embed_tokens" if self.config.text.tie_word_embeddings else "lm_head"
         return {"llm": {head: params["llm"][head]}}
-
-    @property
-    def head_axes(self) -> tuple[str, str]:
-        """Logical axes of the one array in `head_params`."""
-        return ("vocab", "embed") if self.config.text.tie_word_embeddings else ("embed", "vocab")
 
 
 def _constrain(x: Array, *axes: str) -> Array:

@@ -5,10 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.omnivinci import HEAD_AXES, OmniVinci
 
 # Most logits that a device holds at once: 1 GiB in float32.
 MOST_LOGITS = 2**28
@@ -26,10 +27,11 @@ def score_slots(
     score, head = partial(_score_pieces, model), model.head_params(params)
     if jax.sharding.get_abstract_mesh().empty:
         return score(head, hidden, targets)
-    slots, parts = nn.logical_to_mesh_axes(("group", None, "item")), nn.logical_to_mesh_axes(model.head_axes)
+    slots = nn.logical_to_mesh_axes(("group", None, "item"))
+    parts = traverse_util.path_aware_map(lambda path, _: nn.logical_to_mesh_axes(HEAD_AXES[path[-1]]), head)
 
     def score_own(head: dict, hidden: Array, targets: Array) -> tuple[Array, Array]:
-        return score(jax.tree.map(partial(_gather, parts=parts), head), hidden, targets)
+        return score(jax.tree.map(_gather, head, parts), hidden, targets)
 
     score_own = jax.shard_map(score_own, in_specs=(parts, slots, slots), out_specs=slots, check_vma=False)
     return score_own(head, hidden, targets)
