@@ -32,9 +32,12 @@ def run(arguments: Namespace) -> int:
     model = load_for_command(arguments)
     if arguments.samples > 1 or arguments.json:
         answers = model.sample(question, arguments.samples, **sampling)
-        print("\n\n".join(json.dumps(record_of(answer)) if arguments.json else answer.text for answer in answers))
+        lines = (json.dumps(record_of(answer)) if arguments.json else f"{answer.text}\n" for answer in answers)
+        print("\n".join(lines))
     else:
         answers = [say(model, question, sampling)]
+        if not answers[0].finish:
+            raise KeyboardInterrupt
     print(speed(answers[0]), file=sys.stderr)
     return 0
 
