@@ -15,7 +15,7 @@ from pathlib import Path
 from omnivinci_jax.train.start import model_folder
 
 REPOSITORY = Path(__file__).parents[1]
-CLIPS = ("--train_clips=600", "--val_clips=40", "--held_out_clips=220")
+CLIPS = ("--train_clips=1100", "--val_clips=40", "--held_out_clips=220")
 # Groups like those of the demo, and the steps that both ways get.
 SIZE = (
     *(f"--config.data.{name}" for name in ("groups=1", "workers=1", "cache_media=true")),
