@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.end_to_end.commands import command, losses, run, train_command
+from tests.end_to_end.commands import SMALL, command, losses, run, train_command
 from tests.tiny import REPOSITORY
 
 pytest.importorskip("gcsfs")
@@ -55,7 +55,7 @@ def in_bucket(environment: dict[str, str], program: str) -> object:
 
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, environment, av_world, tmp_path):
     """Shards, cache and work directory; killed, taken over, refused while it lives, resumed, and its model used."""
-    short = ("--config.steps=6", "--config.data.held_out=")
+    short = (*SMALL, "--config.steps=6", "--config.data.held_out=")
     on_disk = run(train_command(av_world, tmp_path / "run", *short), environment)
     assert on_disk.returncode == 0, on_disk.stderr[-3000:]
 

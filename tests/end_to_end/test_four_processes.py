@@ -7,19 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import losses, run, train_command
+from tests.end_to_end.commands import SMALL, losses, run, train_command
 from tests.tiny import REPOSITORY
 
 STEPS = 4
-SMALL = (
-    "--config.model.text.num_hidden_layers=1",
-    "--config.model.vision.num_hidden_layers=2",
-    "--config.model.audio.encoder_layers=1",
-    "--config.model.omni_align.num_layers=1",
-    "--config.tower_remat=none",
-    "--config.decoder_remat=none",
+SHORT = (
+    *SMALL,
     "--config.data.capacity.windows=8",
-    "--config.data.workers=0",
     "--config.data.val=",
     "--config.data.held_out=",
     "--config.checkpoint_every=2",
@@ -33,7 +27,7 @@ def run_as(count: int, mesh: dict[str, int], av_world: Path, workdir: Path, envi
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     overrides = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    arguments = [*train_command(av_world, workdir, *SMALL, *overrides), "--distributed"]
+    arguments = [*train_command(av_world, workdir, *SHORT, *overrides), "--distributed"]
     processes = [
         subprocess.Popen(
             arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -55,7 +49,7 @@ def run_as(count: int, mesh: dict[str, int], av_world: Path, workdir: Path, envi
 def alone(av_world, environment, tmp_path_factory) -> list[tuple[int, str, float]]:
     """Losses of one process with one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    done = run(train_command(av_world, workdir, *SMALL), environment)
+    done = run(train_command(av_world, workdir, *SHORT), environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return losses(workdir)
 
