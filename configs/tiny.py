@@ -68,7 +68,7 @@ def get_config():
         val="runs/av_world/val.jsonl",
         held_out="runs/av_world/held_out.jsonl",
         groups=3,
-        capacity=Capacity(rows=2, slots=640, tiles=144, windows=16, clips=14),
+        capacity=Capacity(rows=4, slots=304, tiles=128, windows=14, clips=14),
         workers=1,
         cache_media=True,
     )
@@ -78,7 +78,7 @@ def get_config():
             tokenizer=str(TOKENIZER),
             data=data,
             optimizer=OptimizerConfig(name="muon", learning_rate=5e-3),
-            steps=1500,
+            steps=1800,
             align_weight=0.01,
             dtype="float32",
             tower_remat="dots",

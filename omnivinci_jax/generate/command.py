@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from omnivinci_jax.data.index import parse_line, read_lines
+from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.generate.answers import Answer
 from omnivinci_jax.generate.assistant import Assistant, load
@@ -145,7 +145,8 @@ def _answer_file(arguments: Namespace, sampling: dict) -> int:
 
 def _questions(path: Path) -> Iterator[Conversation]:
     """Conversations of a JSONL file, without an answer that is there already."""
-    for _, number, line in read_lines(path):
-        conversation = parse_line(path, number, line)
+    records = Jsonl(path)
+    for entry in records.entries():
+        conversation = records.conversation(entry)
         last = len(conversation.messages) - (conversation.messages[-1].role == "assistant")
         yield replace(conversation, messages=conversation.messages[:last])
