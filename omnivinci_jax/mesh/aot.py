@@ -189,7 +189,7 @@ def _memory(state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> Mem
     optimizer = sum(jax.tree.leaves(sizes.opt_state))
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     if chip.torus:
-        # The size of all temporaries is more here than is ever held: more than a chip has where the compiler is content.
+        # The size of all temporaries is more than is ever held: more than a chip has where the compiler is content.
         activations = analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes - outputs
     else:
         activations = analysis.temp_size_in_bytes  # which the peak leaves out

@@ -1,6 +1,7 @@
 """Every stage at both sizes: exactly what it names changes in real steps, and its rate is the formula's at each."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
