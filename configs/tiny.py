@@ -63,8 +63,8 @@ def get_config():
         train="runs/av_world/train.jsonl",
         val="runs/av_world/val.jsonl",
         held_out="runs/av_world/held_out.jsonl",
-        groups=2,
-        capacity=Capacity(rows=2, slots=640, tiles=144, windows=16, clips=14),
+        groups=3,
+        capacity=Capacity(rows=4, slots=304, tiles=128, windows=14, clips=14),
         workers=1,
         cache_media=True,
     )
@@ -74,12 +74,12 @@ def get_config():
             tokenizer=str(TOKENIZER),
             data=data,
             optimizer=OptimizerConfig(name="muon", learning_rate=5e-3),
-            steps=2000,
+            steps=1800,
             align_weight=0.01,
             dtype="float32",
             tower_remat="dots",
             decoder_remat="dots",
-            eval_every=400,
-            checkpoint_every=400,
+            eval_every=300,
+            checkpoint_every=300,
         )
     )
