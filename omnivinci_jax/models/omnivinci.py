@@ -149,11 +149,6 @@ class OmniVinci(nn.Module):
         head = "embed_tokens" if self.config.text.tie_word_embeddings else "lm_head"
         return {"llm": {head: params["llm"][head]}}
 
-    @property
-    def head_axes(self) -> tuple[str, str]:
-        """Logical axes of the one array in `head_params`."""
-        return ("vocab", "embed") if self.config.text.tie_word_embeddings else ("embed", "vocab")
-
 
 def _constrain(x: Array, *axes: str) -> Array:
     """`x` with its first dimensions shared over devices by these logical axes, and the others whole."""

@@ -21,25 +21,13 @@ def score_slots(
 
     A device takes its own slots, all of the mesh's axes sharing them, piece by piece, and makes each piece's logits
     again for the gradient. It gathers the head once, and sums the head's gradient over the pieces before that is summed
-    over devices, of which each keeps its part.
+    over devices.
     """
-    score, head = partial(_score_pieces, model), model.head_params(params)
-    if jax.sharding.get_abstract_mesh().empty:
-        return score(head, hidden, targets)
-    slots, parts = nn.logical_to_mesh_axes(("group", None, "item")), nn.logical_to_mesh_axes(model.head_axes)
-
-    def score_own(head: dict, hidden: Array, targets: Array) -> tuple[Array, Array]:
-        return score(jax.tree.map(partial(_gather, parts=parts), head), hidden, targets)
-
-    score_own = jax.shard_map(score_own, in_specs=(parts, slots, slots), out_specs=slots, check_vma=False)
-    return score_own(head, hidden, targets)
-
-
-def _gather(x: Array, parts: PartitionSpec) -> Array:
-    for dimension, axis in enumerate(parts):
-        if axis:
-            x = jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
-    return x
+    score = partial(_score_pieces, model)
+    if not jax.sharding.get_abstract_mesh().empty:
+        slots = nn.logical_to_mesh_axes(("group", None, "item"))
+        score = jax.shard_map(score, in_specs=(PartitionSpec(), slots, slots), out_specs=slots, check_vma=False)
+    return score(model.head_params(params), hidden, targets)
 
 
 def _score_pieces(model: OmniVinci, head: dict, hidden: Array, targets: Array) -> tuple[Array, Array]:
