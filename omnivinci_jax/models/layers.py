@@ -143,14 +143,9 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
         """Rows of the table."""
-        if jax.sharding.get_abstract_mesh().empty or not nn.get_logical_axis_rules():
-            return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
-        table_axes = nn.logical_to_mesh_axes(self.axes)
-        ids_axes = nn.logical_to_mesh_axes(("group", None, "length")[: ids.ndim])
-        look_up = partial(_look_up, rows=self.num_embeddings, row_axis=table_axes[0], width_axis=table_axes[1])
-        out_axes = jax.sharding.PartitionSpec(*ids_axes, None)
-        look_up = jax.shard_map(look_up, in_specs=(table_axes, ids_axes), out_specs=out_axes, check_vma=False)
-        return look_up(self.embedding, ids).astype(self.dtype)
+        # Whole: XLA makes much of a gather from a table whose width is shared. In float32, for its gradient's sums.
+        table = _constrain(self.embedding, _gathered_axes(self.axes))
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
 
     def table(self) -> Float[Array, "rows features"]:
         """The whole table, for learned positions."""
@@ -159,25 +154,6 @@ class Embedding(nn.Module):
     def attend(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch rows"]:
         """Products with every row in float32: the logits of a tied head."""
         return jnp.dot(x.astype(self.dtype), self.table().T, preferred_element_type=jnp.float32)
-
-
-def _look_up(
-    table: Float[Array, "rows features"], ids: Int[Array, "*batch"], rows: int, row_axis: str | None, width_axis: str
-) -> Float[Array, "*batch features"]:
-    """Rows of a table, in a shard_map: of `rows` rows a device has some, and a part of their width.
-
-    It reads its part of the width for the ids of all devices that share the width, and exchanges that for the whole
-    width of its own. So neither the table nor its gradient, which is much larger than a batch, is anywhere whole.
-    """
-    every = jax.lax.all_gather(ids, width_axis, axis=0, tiled=True)
-    if row_axis:
-        place = every - jax.lax.axis_index(row_axis) * len(table)
-        elsewhere = (every >= 0) & (every < rows) & ((place < 0) | (place >= len(table)))
-        x = jnp.where(elsewhere[..., None], 0, jnp.take(table, place, axis=0))
-        x = jax.lax.psum(x, row_axis)
-    else:
-        x = jnp.take(table, every, axis=0)
-    return jax.lax.all_to_all(x, width_axis, split_axis=0, concat_axis=ids.ndim, tiled=True)
 
 
 def conv3(features: int, stride: int, dtype: DTypeLike, name: str, kernel_init: Initializer = LECUN) -> nn.Conv:

@@ -30,15 +30,6 @@ from omnivinci_jax.models.siglip import SiglipTower
 from omnivinci_jax.models.time_embedding import TimeEmbedding
 from omnivinci_jax.sequence.batch import TEXT, VISION, Batch
 
-# Logical axes of what `OmniVinci.head_params` gives, by name; the last three are an adapter's (models/lora.py).
-HEAD_AXES = {
-    "kernel": ("embed", "vocab"),
-    "embedding": ("vocab", "embed"),
-    "lora_a": ("embed", None),
-    "lora_b": (None, "vocab"),
-    "lora_scale": (),
-}
-
 
 class Output(NamedTuple):
     """hidden: the decoder's states after its final norm; clips: what OmniAlignNet's loss compares."""

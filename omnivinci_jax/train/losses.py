@@ -5,11 +5,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import traverse_util
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from omnivinci_jax.models.omnivinci import HEAD_AXES, OmniVinci
+from omnivinci_jax.models.omnivinci import OmniVinci
 
 # Most logits that a device holds at once: 1 GiB in float32.
 MOST_LOGITS = 2**28
@@ -22,26 +21,13 @@ def score_slots(
 
     A device takes its own slots, all of the mesh's axes sharing them, piece by piece, and makes each piece's logits
     again for the gradient. It gathers the head once, and sums the head's gradient over the pieces before that is summed
-    over devices, of which each keeps its part.
+    over devices.
     """
-    score, head = partial(_score_pieces, model), model.head_params(params)
-    if jax.sharding.get_abstract_mesh().empty:
-        return score(head, hidden, targets)
-    slots = nn.logical_to_mesh_axes(("group", None, "item"))
-    parts = traverse_util.path_aware_map(lambda path, _: nn.logical_to_mesh_axes(HEAD_AXES[path[-1]]), head)
-
-    def score_own(head: dict, hidden: Array, targets: Array) -> tuple[Array, Array]:
-        return score(jax.tree.map(_gather, head, parts), hidden, targets)
-
-    score_own = jax.shard_map(score_own, in_specs=(parts, slots, slots), out_specs=slots, check_vma=False)
-    return score_own(head, hidden, targets)
-
-
-def _gather(x: Array, parts: PartitionSpec) -> Array:
-    for dimension, axis in enumerate(parts):
-        if axis:
-            x = jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
-    return x
+    score = partial(_score_pieces, model)
+    if not jax.sharding.get_abstract_mesh().empty:
+        slots = nn.logical_to_mesh_axes(("group", None, "item"))
+        score = jax.shard_map(score, in_specs=(PartitionSpec(), slots, slots), out_specs=slots, check_vma=False)
+    return score(model.head_params(params), hidden, targets)
 
 
 def _score_pieces(model: OmniVinci, head: dict, hidden: Array, targets: Array) -> tuple[Array, Array]:

@@ -100,7 +100,7 @@ def test_frozen_parts_cost_what_must_pass_through_them():
     assert step_over_forward(frozen=(*TOWERS, *heads))[:2] == (1, 1)
     passed = step_over_forward(frozen=(*TOWERS, "llm/.*"))
     assert 1 < passed.vision < 3 and passed.align == pytest.approx(3)  # the projectors are trained
-    assert 2 < passed.decoder < 2.5  # its attention three times, its weights two times
+    assert 2 < passed.decoder < 2.2  # its attention three times, its weights two times
     assert step_over_forward(frozen=(*TOWERS, *heads, "llm/.*")).decoder == 1  # OmniAlignNet alone is trained
 
 
