@@ -18,7 +18,7 @@ from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.processes import barrier, is_main
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.paths import is_remote
+from omnivinci_jax.paths import absolute, is_remote
 from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ def load_params(folder: epath.Path, shardings: dict) -> dict:
         shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore((folder / "params").absolute(), restore)
+        return checkpointer.restore(absolute(folder / "params"), restore)
 
 
 def stored_params(folder: epath.Path) -> dict:
@@ -81,7 +81,7 @@ def stored_params(folder: epath.Path) -> dict:
     if not (path / "_METADATA").is_file():
         raise UserError(f"{path}: there are no parameters (no Orbax checkpoint)")
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path.absolute()).item_metadata.tree
+        tree = checkpointer.metadata(absolute(path)).item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
 
 
@@ -124,7 +124,7 @@ def replaced(folder: epath.Path) -> Iterator[epath.Path]:
 
     In a bucket, where no folder can be moved, it is `folder` itself, emptied: until it is whole again, there is none.
     """
-    folder = folder.absolute()
+    folder = absolute(folder)
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
     if is_remote(folder):
         part = folder

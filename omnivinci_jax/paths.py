@@ -19,6 +19,12 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path from the root on; one in a bucket always is, and `Path.absolute` would put this folder before it."""
+    path = epath.Path(path).expanduser()
+    return path if is_remote(path) else path.absolute()
+
+
 @contextmanager
 def written_whole(target: epath.Path) -> Iterator[Path]:
     """A file of this machine to write; it becomes `target` when the block ends, and not at all where that raises."""

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.paths import is_remote
+from omnivinci_jax.paths import absolute, is_remote
 from omnivinci_jax.train.state import TrainState
 
 
@@ -20,7 +20,7 @@ class Checkpoints:
     def __init__(self, folder: epath.Path):
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(absolute(folder), options=options)
 
     @property
     def latest_step(self) -> int | None:

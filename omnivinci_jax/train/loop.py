@@ -20,7 +20,7 @@ from omnivinci_jax.errors import DataError, Preempted, UserError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import RULES, check_batch, own_groups, put_batch
-from omnivinci_jax.paths import Mirrored
+from omnivinci_jax.paths import Mirrored, absolute
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
@@ -67,7 +67,7 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
         UserError: any problem with configuration, data, work directory or disk.
         Preempted: SIGTERM came, and the run is saved; or another process was lost.
     """
-    workdir = workdir.expanduser().absolute()
+    workdir = absolute(workdir)
     check_workdir(workdir, config)
     check_capacity(config.data.capacity, config.model)
     mesh = make_mesh(config.mesh)
