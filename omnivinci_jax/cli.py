@@ -98,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--prompt_position", choices=("prefix", "mid", "suffix"), default="suffix", help=_POSITIONS)
     command.add_argument("--samples", type=_positive, default=1, help="how many answers to draw")
     command.add_argument("--json", action="store_true", help="print each answer as a JSON object on a line")
+    command.add_argument("--speak", type=Path, metavar="FILE.wav", help="have the answer read aloud into a sound file")
+    command.add_argument("--voice", default="", help="of --speak; default: the back end's own")
+    command.add_argument("--speech_server", default="", metavar="URL", help="with OpenAI's /v1/audio/speech speaks it")
+    command.add_argument("--speech_model", default="tts-1", help="what that server calls the model that speaks")
     command.add_argument("--data", type=Path, help="answer every conversation of a JSONL file instead, as JSON lines")
     command.add_argument("--rows", type=_positive, default=8, help="with --data: conversations answered at once")
 
@@ -147,12 +151,6 @@ def _generation_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer")
     command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer; may be repeated")
     command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what is computed in")
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def _steps(text: str) -> range:

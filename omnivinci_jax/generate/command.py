@@ -6,6 +6,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from omnivinci_jax.generate.assistant import Assistant, load
 from omnivinci_jax.generate.sampling import Sampling
 from omnivinci_jax.media.container import check_file
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text, parse_conversation
+from omnivinci_jax.speech import Voice, VoiceConfig, make_voice, read_aloud
 
 _PLACEHOLDER = re.compile(r"<(?:image|video|sound)>")
 
 
 def run(arguments: Namespace) -> int:
     """The command; what can be wrong with the arguments is found before the model is loaded."""
-    sampling = vars(sampling_of(arguments))
+    sampling, voice = vars(sampling_of(arguments)), voice_of(arguments)
     if arguments.data:
         return _answer_file(arguments, sampling)
     question = question_of(arguments)
@@ -35,7 +37,7 @@ def run(arguments: Namespace) -> int:
         lines = (json.dumps(record_of(answer)) if arguments.json else f"{answer.text}\n" for answer in answers)
         print("\n".join(lines))
     else:
-        answers = [say(model, question, sampling)]
+        answers = [say(model, question, sampling, voice, arguments.speak)]
         if not answers[0].finish:
             raise KeyboardInterrupt
     print(speed(answers[0]), file=sys.stderr)
@@ -46,6 +48,20 @@ def sampling_of(arguments: Namespace) -> Sampling:
     """The flags of `_sampling_flags` in cli.py; raises ConfigError."""
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "max_new_tokens")
     return Sampling(stop=tuple(arguments.stop), **{name: getattr(arguments, name) for name in names})
+
+
+def voice_of(arguments: Namespace) -> Voice | None:
+    """The voice that reads the answer aloud, where one is to; raises UserError."""
+    if not arguments.speak:
+        return None
+    if arguments.json or arguments.samples > 1 or arguments.data:
+        raise ConfigError("--speak reads one answer aloud as it comes: leave --json, --samples and --data out")
+    if arguments.speak.exists():
+        raise UserError(f"{arguments.speak}: it exists already; nothing was written over")
+    if not arguments.speak.absolute().parent.is_dir():
+        raise UserError(f"{arguments.speak}: there is no such folder to write into")
+    backend = "server" if arguments.speech_server else "espeak-ng"
+    return make_voice(VoiceConfig(backend, arguments.voice, arguments.speech_server, arguments.speech_model))
 
 
 def load_for_command(arguments: Namespace) -> Assistant:
@@ -96,12 +112,19 @@ def _placed(prompt: str, media: tuple[Media, ...]) -> tuple[str | Media, ...]:
     return parse_conversation(record, "--prompt", Path()).messages[0].content
 
 
-def say(model: Assistant, question: Conversation, sampling: dict) -> Answer:
-    """Prints an answer to standard output as it comes; what Ctrl-C leaves of it is printed and returned too."""
+def say(
+    model: Assistant, question: Conversation, sampling: dict, voice: Voice | None = None, sound: Path | None = None
+) -> Answer:
+    """Prints an answer to standard output as it comes, and has a voice read it into the file `sound`.
+
+    What Ctrl-C leaves of the answer is printed, read and returned too.
+    """
     stream = model.stream(question, **sampling)
+    pieces = (piece.text for piece in stream)
     try:
-        for piece in stream:
-            print(piece.text, end="", flush=True)
+        with closing(read_aloud(voice, pieces, sound) if voice else pieces) as pieces:
+            for text in pieces:
+                print(text, end="", flush=True)
     except KeyboardInterrupt:
         pass
     print(flush=True)

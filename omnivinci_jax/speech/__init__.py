@@ -1,6 +1,7 @@
-"""Text to speech: `make_voice` gives a back end, `speak` says a text that is still being written."""
+"""Text to speech: `make_voice` gives a back end, `speak` and `read_aloud` say a text that is still being written."""
 
+from omnivinci_jax.speech.aloud import read_aloud
 from omnivinci_jax.speech.spoken import spoken_file
 from omnivinci_jax.speech.voice import Sound, Voice, VoiceConfig, make_voice, speak
 
-__all__ = ["Sound", "Voice", "VoiceConfig", "make_voice", "speak", "spoken_file"]
+__all__ = ["Sound", "Voice", "VoiceConfig", "make_voice", "read_aloud", "speak", "spoken_file"]

@@ -1,14 +1,17 @@
 """`omnivinci generate` and `chat`: what is asked, what is printed, and one line for what is wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from omnivinci_jax import cli, model_dir
 from omnivinci_jax.generate import chat, command
 from omnivinci_jax.generate.answers import Stream
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
+from omnivinci_jax.speech import VoiceConfig, make_voice, speak
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,9 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
         (["--image", "CLIP", "--prompt", "<video>?"], "--prompt: 0 <image> in the text but 1 image path(s)"),
         (["--prompt", "a <|im_end|>"], "--prompt: the text contains <|im_end|>, which is reserved"),
         (["--video", "CLIP", "--prompt_position", "mid"], "--prompt_position mid stands between media"),
+        (["--prompt", "x", "--speak", "a.wav", "--json"], "--speak reads one answer aloud as it comes: leave --json, --samples"),
+        (["--prompt", "x", "--speak", "CLIP"], "it exists already; nothing was written over"),
+        (["--prompt", "x", "--speak", "no/such/a.wav"], "no/such/a.wav: there is no such folder to write into"),
         (["--image", "CLIP", "--prompt", "x"], "is not an image that Pillow can read"),
         (["--prompt", "word " * 3000], "but the model reads 4096: at most 3840 are left for the prompt"),
     ],
@@ -86,6 +92,16 @@ def test_what_is_wrong_is_one_line(flags, message, folder, clips, capsys):
     code, out, err = run(capsys, "generate", "--model", folder, *flags)
     assert (code, out) == (2, "")
     assert err.startswith("omnivinci generate: ") and message in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_an_answer_is_spoken(folder, tmp_path, capsys):
+    flags = ("generate", "--model", folder, "--prompt", "Hello", "--max_new_tokens", 20)
+    _, expected, _ = run(capsys, *flags)
+    code, out, _ = run(capsys, *flags, "--speak", tmp_path / "said.wav")
+    assert (code, out) == (0, expected)
+    spoken = b"".join(sound.waveform.tobytes() for sound in speak(make_voice(VoiceConfig()), [expected]))
+    assert soundfile.read(tmp_path / "said.wav", dtype="float32")[0].tobytes() == spoken
 
 
 def test_a_model_without_its_tokenizer(folder, tmp_path, capsys):

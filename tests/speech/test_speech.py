@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +22,7 @@ from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.media import decode
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, Source
-from omnivinci_jax.speech import Sound, VoiceConfig, make_voice, speak, spoken_file
+from omnivinci_jax.speech import Sound, VoiceConfig, make_voice, read_aloud, speak, spoken_file
 from omnivinci_jax.speech.voice import sentences
 from tests.tiny import tiny_config, tiny_tokenizer
 
@@ -114,6 +115,30 @@ def test_what_was_said_once_is_kept_by_voice_and_text(server, tmp_path):
     assert path == spoken_file(voice, "Hello.", folder) and len(requests) == 1
     assert len({path, spoken_file(voice, "Bye.", folder), spoken_file(other, "Hello.", folder)}) == len(requests) == 3
     assert decode.probe_audio(path) == 0.1
+
+
+def test_a_text_is_read_aloud_while_it_comes(server, tmp_path):
+    url, requests = server
+    voice, path = make_voice(VoiceConfig("server", url=url)), tmp_path / "said.wav"
+
+    def pieces() -> Iterator[str]:
+        yield "One. Two"
+        while not requests:  # the first sentence is said before the second is whole
+            time.sleep(0.01)
+        yield " and three."
+
+    assert "".join(read_aloud(voice, pieces(), path)) == "One. Two and three."
+    assert [request["input"] for request in requests] == ["One.", "Two and three."]
+    assert soundfile.info(path).frames == 2 * 2400 and soundfile.info(path).samplerate == 24_000
+
+    cut = read_aloud(voice, iter(["Three. Fo", "ur."]), tmp_path / "cut.wav")
+    next(cut)
+    cut.close()
+    assert [request["input"] for request in requests[2:]] == ["Three.", "Fo"]
+    assert list(read_aloud(voice, [" ", "\n"], tmp_path / "none.wav")) == [" ", "\n"]
+    with pytest.raises(UserError, match="500"):
+        list(read_aloud(voice, ["boom"], tmp_path / "none.wav"))
+    assert {item.name for item in tmp_path.iterdir()} == {"said.wav", "cut.wav"}
 
 
 def write_questions(path: Path, count: int) -> str:
