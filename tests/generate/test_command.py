@@ -80,7 +80,7 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
         (["--image", "CLIP", "--prompt", "<video>?"], "--prompt: 0 <image> in the text but 1 image path(s)"),
         (["--prompt", "a <|im_end|>"], "--prompt: the text contains <|im_end|>, which is reserved"),
         (["--video", "CLIP", "--prompt_position", "mid"], "--prompt_position mid stands between media"),
-        (["--prompt", "x", "--speak", "a.wav", "--json"], "--speak reads one answer aloud as it comes: leave --json, --samples"),
+        (["--prompt", "x", "--speak", "a.wav", "--json"], "--speak reads one answer aloud as it comes"),
         (["--prompt", "x", "--speak", "CLIP"], "it exists already; nothing was written over"),
         (["--prompt", "x", "--speak", "no/such/a.wav"], "no/such/a.wav: there is no such folder to write into"),
         (["--image", "CLIP", "--prompt", "x"], "is not an image that Pillow can read"),
