@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which this program does not use
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command in ("train", "index", "shardings"):
+    if arguments.command in ("train", "ablate", "index", "shardings"):
         arguments.config_arguments = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--distributed", action="store_true", help="be one of several processes (launch/ has scripts)")
     command.add_argument("--profile_steps", type=_steps, default=range(0), metavar="FIRST:LAST", help="trace for XProf")
+
+    command = _command(commands, "ablate", _ablate, "train the arms of a table and write it, with a plot")
+    command.add_argument(
+        "--workdir", type=_folder, required=True, help="of all tables: arms that they share are trained once"
+    )
 
     _command(commands, "index", _index, "measure the data of a configuration: what it takes, what is wrong with it")
 
@@ -181,6 +186,14 @@ def _train(arguments) -> int:
     from omnivinci_jax.train.loop import train
 
     train(config, arguments.workdir, arguments.profile_steps)
+    return 0
+
+
+def _ablate(arguments) -> int:
+    from omnivinci_jax.ablation import AblationConfig, ablate
+    from omnivinci_jax.settings import load_config
+
+    print(ablate(load_config(arguments.config_arguments, AblationConfig), arguments.workdir))
     return 0
 
 

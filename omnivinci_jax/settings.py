@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from omnivinci_jax.config import OmniVinciConfig
@@ -204,8 +203,8 @@ def to_mapping(settings: Any) -> Any:
     return [to_mapping(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
-def load_config(arguments: list[str]) -> TrainConfig:
-    """Reads `--config FILE` and its overrides (`--config.a.b=value`).
+def load_config(arguments: list[str], kind: type = TrainConfig) -> Any:
+    """A `kind`, read from `--config FILE` and its overrides (`--config.a.b=value`).
 
     Raises:
         ConfigError: a file that cannot be read, a key that does not exist, a value of another type, a stray argument.
@@ -229,7 +228,7 @@ def load_config(arguments: list[str]) -> TrainConfig:
         raise ConfigError(f"the configuration file cannot be read: {reason}") from None
     if rest:
         raise ConfigError(f"unexpected argument {rest[0]!r}; overrides are written --config.key=value")
-    return from_mapping(TrainConfig, values)
+    return from_mapping(kind, values)
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:
@@ -289,10 +288,14 @@ def _by_name(entries: tuple, key: str, convert: typing.Callable[[Any], typing.Ma
 
 def _build(hint: Any, value: Any, key: str) -> Any:
     if isinstance(hint, type) and _fields(hint):
+        if isinstance(value, hint):  # of a list, whose entries cannot be reached from the command line
+            return value
         if not isinstance(value, typing.Mapping | ConfigDict):
             raise ConfigError(f"{key} is {value!r}: it has the keys {', '.join(_fields(hint))}")
         return from_mapping(hint, value, key)
     origin = typing.get_origin(hint)
+    if origin is dict and isinstance(value, ConfigDict):
+        return value.to_dict()
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _build(typing.get_args(hint)[0], value, key)
     if origin is Literal:
@@ -311,11 +314,6 @@ def _build(hint: Any, value: Any, key: str) -> Any:
         return tuple(_build(kind, entry, key) for kind, entry in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+    if not isinstance(value, origin or hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{key} is {value!r}: it is a {hint.__name__}")
     return value
-
-
-def absolute(path: str) -> epath.Path:
-    """A path of a configuration, on a disk (with ~ expanded) or in a bucket."""
-    return epath.Path(path).expanduser()

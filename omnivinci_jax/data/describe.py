@@ -7,9 +7,10 @@ import numpy as np
 from omnivinci_jax.data.index import Index, Measurers
 from omnivinci_jax.data.setup import make_processor, open_settings_index
 from omnivinci_jax.data.sources import open_records, source_records, training_sources
+from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.packing import pack
-from omnivinci_jax.settings import TrainConfig, absolute
+from omnivinci_jax.settings import TrainConfig
 
 _NAMES = ("slots", "tiles", "windows", "clips")
 

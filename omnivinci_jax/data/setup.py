@@ -6,8 +6,9 @@ from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Records
 from omnivinci_jax.data.sources import open_records, source_records, training_sources
 from omnivinci_jax.errors import ConfigError, DataError
+from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.tokenizer import Tokenizer
-from omnivinci_jax.settings import DataConfig, TrainConfig, absolute
+from omnivinci_jax.settings import DataConfig, TrainConfig
 
 
 def make_processor(config: TrainConfig) -> Processor:

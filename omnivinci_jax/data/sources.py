@@ -8,8 +8,8 @@ from omnivinci_jax.data.records import Jsonl, Records
 from omnivinci_jax.data.shards import MANIFEST, Shards
 from omnivinci_jax.data.spoken_prompts import SpokenPrompts
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.paths import is_remote
-from omnivinci_jax.settings import DataConfig, Source, absolute
+from omnivinci_jax.paths import absolute, is_remote
+from omnivinci_jax.settings import DataConfig, Source
 
 
 def open_records(path: epath.Path) -> Records:

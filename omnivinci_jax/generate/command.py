@@ -7,7 +7,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -170,6 +169,4 @@ def _questions(path: Path) -> Iterator[Conversation]:
     """Conversations of a JSONL file, without an answer that is there already."""
     records = Jsonl(path)
     for entry in records.entries():
-        conversation = records.conversation(entry)
-        last = len(conversation.messages) - (conversation.messages[-1].role == "assistant")
-        yield replace(conversation, messages=conversation.messages[:last])
+        yield records.conversation(entry).unanswered

@@ -5,7 +5,7 @@ Two forms are read: the Hugging Face chat form (`messages` with content items) a
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -57,6 +57,12 @@ class Conversation:
     def media(self) -> tuple[Media, ...]:
         """All media in the order in which their placeholders stand in the text."""
         return tuple(item for message in self.messages for item in message.content if isinstance(item, Media))
+
+    @property
+    def unanswered(self) -> "Conversation":
+        """The conversation without its last message, where that is an answer."""
+        last = len(self.messages) - (self.messages[-1].role == "assistant")
+        return replace(self, messages=self.messages[:last])
 
 
 def parse_conversation(record: object, where: str, folder: Path) -> Conversation:

@@ -7,8 +7,9 @@ from omnivinci_jax import model_dir
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.models.lora import merge_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.tokenizer import Tokenizer
-from omnivinci_jax.settings import TrainConfig, absolute
+from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.start import find_start
 from omnivinci_jax.train.workdir import read_workdir
 

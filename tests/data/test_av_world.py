@@ -29,7 +29,7 @@ from omnivinci_jax.data.av_world.questions import (
     vocabulary_text,
 )
 from omnivinci_jax.data.av_world.render import RGB
-from omnivinci_jax.data.av_world.timeline import BASE, LONGEST, Clip, Event, draw_clips
+from omnivinci_jax.data.av_world.timeline import BASE, COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips
 from omnivinci_jax.errors import ConfigError, DataError
 
 COUNTS = {"train_clips": 1, "val_clips": 1, "held_out_clips": 1}
@@ -50,6 +50,15 @@ def event_named(clip: Clip, name: str) -> Event:
 
 
 # Timelines
+
+
+def test_paired_clips_have_the_sounds_of_their_colours():
+    ordered = 0
+    for clip in draw_clips(7, "val", 512, paired=True):
+        colours, sounds = [COLOURS.index(e.name) for e in clip.sights], [SOUNDS.index(e.name) for e in clip.sounds]
+        assert sorted(colours) == sorted(sounds)
+        ordered += colours == sounds
+    assert 0 < ordered < 50  # 1 of 24 by chance
 
 
 def test_a_clip_depends_on_its_seed_split_and_number_alone(clips):

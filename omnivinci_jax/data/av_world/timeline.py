@@ -93,12 +93,14 @@ def generator(seed: int, split: str, number: int, purpose: str) -> np.random.Gen
     return np.random.default_rng([seed, SPLITS.index(split), number, *purpose.encode()])
 
 
-def draw_clips(seed: int, split: str, count: int) -> list[Clip]:
+def draw_clips(seed: int, split: str, count: int, paired: bool = False) -> list[Clip]:
     """The first `count` clips of a split; clip i is the same whatever the count.
 
     Half of the training clips lose events: what is alone in a clip shows a learner what to look for in a full one.
+    paired: every colour has its sound, and a full clip with one has the other at some time, so that streams can be
+        told to belong together. Questions about times are as before.
     """
-    clips = [clip for group in range(-(-count // GROUP)) for clip in _draw_group(seed, split, group)][:count]
+    clips = [clip for group in range(-(-count // GROUP)) for clip in _draw_group(seed, split, group, paired)][:count]
     return [_thinned(clip, (1, 2, 4, 4)[clip.number // 2 % 4]) for clip in clips] if split == "train" else clips
 
 
@@ -196,7 +198,7 @@ def _match(possible: Bool[np.ndarray, "rows columns"]) -> Int[np.ndarray, " rows
 
 
 @lru_cache(maxsize=4)  # one clip costs as much as its group
-def _draw_group(seed: int, split: str, group: int) -> tuple[Clip, ...]:
+def _draw_group(seed: int, split: str, group: int, paired: bool) -> tuple[Clip, ...]:
     rng = generator(seed, split, group, "timeline")
     half = GROUP // 2
     leads: dict[Lead, Pairs] = {"colour": _pair_for_colours(rng, half), "sound": _pair_for_sounds(rng, half)}
@@ -204,7 +206,7 @@ def _draw_group(seed: int, split: str, group: int) -> tuple[Clip, ...]:
     for index in range(GROUP):
         lead: Lead = "colour" if index % 2 == 0 else "sound"
         sights, sounds, while_rank, order_rank = (array[index // 2] for array in leads[lead])
-        duration, *streams = _stretch(rng, sights, sounds)
+        duration, *streams = _stretch(rng, sights, sounds, paired)
         drafts.append((lead, duration, *streams, int(while_rank), int(order_rank)))
     _, _, all_sights, all_sounds, _, _ = zip(*drafts, strict=True)
     when_seen, when_heard = _when_options(rng, all_sights), _when_options(rng, all_sounds)
@@ -228,7 +230,7 @@ def _draw_group(seed: int, split: str, group: int) -> tuple[Clip, ...]:
 
 
 def _stretch(
-    rng: np.random.Generator, sights: Float[np.ndarray, "4 2"], sounds: Float[np.ndarray, "4 2"]
+    rng: np.random.Generator, sights: Float[np.ndarray, "4 2"], sounds: Float[np.ndarray, "4 2"], paired: bool
 ) -> tuple[float, tuple[Event, ...], tuple[Event, ...]]:
     """Duration and named events. No distance shrinks; each stream has an onset whose second can be asked."""
     while True:
@@ -238,13 +240,14 @@ def _stretch(
         stretched = knots + np.concatenate([[0], np.cumsum(slack)])
         seen, heard = (np.interp(stream, knots, stretched) for stream in (sights, sounds))
         heard[:, 1] = np.minimum(heard[:, 1], heard[:, 0] + rng.uniform(0.5, 1.0, size=4))
-        streams = _name(rng, COLOURS, seen), _name(rng, SOUNDS, heard)
+        shown = rng.permutation(len(COLOURS))[:4]
+        played = rng.permutation(shown) if paired else rng.permutation(len(SOUNDS))[:4]
+        streams = _name(COLOURS, shown, seen), _name(SOUNDS, played, heard)
         if all(any(event.has_clear_second for event in stream) for stream in streams):
             return duration, *streams
 
 
-def _name(rng: np.random.Generator, names: tuple[str, ...], stream: Float[np.ndarray, "4 2"]) -> tuple[Event, ...]:
-    chosen = rng.permutation(len(names))[:4]
+def _name(names: tuple[str, ...], chosen: Int[np.ndarray, " 4"], stream: Float[np.ndarray, "4 2"]) -> tuple[Event, ...]:
     return tuple(Event(names[i], *map(float, span)) for i, span in zip(chosen, stream, strict=True))
 
 

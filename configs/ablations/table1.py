@@ -1,0 +1,25 @@
+"""Table 1: how time enters the sequence, and OmniAlignNet on top; every + builds on the arm before with fewer of them.
+
+omnivinci ablate --config configs/ablations/table1.py --workdir runs/ablations
+"""
+
+from configs.ablations.baseline import baseline
+from omnivinci_jax.ablation import AblationConfig, Arm
+from omnivinci_jax.settings import to_config_dict
+
+
+def get_config():
+    arms = (
+        Arm("concatenation", {"model": {"temporal_group_seconds": None, **_time("none")}}),
+        Arm("+ TEG", {"model": _time("none")}),
+        Arm("++ learned time", {"model": _time("learned")}),
+        Arm("++ RoTE", {"model": _time("rote")}),
+        Arm("++ CRTE", {}),
+        Arm("+++ OmniAlignNet", {"align_weight": 0.1}),
+    )
+    kinds = ("seen", "heard", "while", "order", "when")
+    return to_config_dict(AblationConfig("Table 1", baseline(), arms, kinds=kinds))
+
+
+def _time(scheme: str) -> dict:
+    return {"video_time": {"scheme": scheme}, "sound_time": {"scheme": scheme}}

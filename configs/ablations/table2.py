@@ -1,0 +1,20 @@
+"""Table 2: implicit learning, where a video's sound is left in, and explicit learning, on omni captions.
+
+omnivinci ablate --config configs/ablations/table2.py --workdir runs/ablations
+"""
+
+from configs.ablations.baseline import baseline
+from omnivinci_jax.ablation import AblationConfig, Arm
+from omnivinci_jax.settings import to_config_dict
+
+QUESTIONS_ALONE = {"sources": {"captions": {"weight": 0.0}}}
+
+
+def get_config():
+    arms = (
+        Arm("vision", {"data": QUESTIONS_ALONE | {"drop": "sound"}}),
+        Arm("vision + audio (implicit)", {"data": QUESTIONS_ALONE}),
+        Arm("vision + audio + omni captions (explicit)", {}),
+    )
+    kinds = ("seen", "heard", "while", "order", "when")
+    return to_config_dict(AblationConfig("Table 2", baseline(), arms, kinds=kinds))

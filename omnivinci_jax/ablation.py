@@ -1,0 +1,182 @@
+"""`omnivinci ablate`: the arms of a table, each trained from several seeds, with a table and a plot of them."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib
+
+matplotlib.use("agg")
+import numpy as np
+from etils import epath
+from matplotlib import pyplot as plt
+
+from omnivinci_jax.data.records import Jsonl
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.generate.assistant import load
+from omnivinci_jax.paths import absolute
+from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
+from omnivinci_jax.train.loop import train
+from omnivinci_jax.train.metrics import read_metrics
+
+log = logging.getLogger("omnivinci")
+
+_TIMED = 20  # questions whose first token is waited for
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the table. changes: what it has in place of the baseline's values, as nested mappings."""
+
+    label: str
+    changes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """A table.
+
+    title: stands above it, and names its files. train: the baseline, which every arm starts from by configuration.
+    seeds: trainings of each arm, from the baseline's seed on.
+    kinds: held-out questions that get columns; beside them stands the accuracy over all.
+    costs: whether sound tokens a minute and the time to a first token are columns too.
+    """
+
+    title: str
+    train: TrainConfig
+    arms: tuple[Arm, ...]
+    seeds: int = 3
+    kinds: tuple[str, ...] = ()
+    costs: bool = False
+
+    def __post_init__(self):
+        if self.seeds < 1 or not self.arms:
+            raise ConfigError(f"config.seeds is {self.seeds}, with {len(self.arms)} arms: both are 1 or more")
+        for arm in self.arms:
+            self.run(arm, 0)  # so that a wrong key or value ends the command before the first training
+
+    def run(self, arm: Arm, number: int) -> TrainConfig:
+        """What an arm trains as its run of a number; raises ConfigError for a change that does not fit."""
+        values = _merged(to_mapping(self.train), arm.changes)
+        return from_mapping(TrainConfig, values | {"seed": self.train.seed + number}, f"config.arms.{arm.label}")
+
+
+class Curve(NamedTuple):
+    """Validation accuracy of one run by step."""
+
+    steps: list[int]
+    accuracy: list[float]
+
+
+def ablate(config: AblationConfig, folder: epath.Path) -> str:
+    """Trains what is missing of the arms in `folder`; writes TITLE.md and TITLE.png there, and returns the table.
+
+    A run lies in a directory named by its configuration, so that arms that tables share are trained once, and the same
+    command goes on where it was stopped.
+
+    Raises:
+        UserError, Preempted: see train/loop.py.
+    """
+    folder = Path(absolute(folder))
+    total, finished = len(config.arms) * config.seeds, 0
+    runs: dict[str, list[Path]] = {arm.label: [] for arm in config.arms}
+    for number in range(config.seeds):  # every arm once before any twice: a table can be looked at early
+        for arm in config.arms:
+            run = config.run(arm, number)
+            path = folder / "arms" / _name(run) / f"seed_{run.seed}"
+            finished += 1
+            if not (path / "results.json").exists():
+                log.info("ablate: %d of %d, %s, seed %d: %s", finished, total, arm.label, run.seed, path)
+                train(run, epath.Path(path))
+                jax.clear_caches()
+            runs[arm.label].append(path)
+    table = _table(config, runs)
+    name = config.title.lower().replace(" ", "_")
+    (folder / f"{name}.md").write_text(f"# {config.title}\n\n{table}\n\n![{config.title}]({name}.png)\n")
+    _plot(config, runs, folder / f"{name}.png")
+    return table
+
+
+def _merged(values: dict, changes: Mapping) -> dict:
+    merged = dict(values)
+    for name, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(values.get(name), dict)
+        merged[name] = _merged(values[name], value) if nested else value
+    return merged
+
+
+def _name(run: TrainConfig) -> str:
+    """A name for a configuration, whatever its seed."""
+    values = to_mapping(run)
+    del values["seed"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _table(config: AblationConfig, runs: dict[str, list[Path]]) -> str:
+    """Mean ± standard deviation over the seeds, in per cent."""
+    header = ["arm", *config.kinds, "all questions", "seconds of training"]
+    header += ["sound tokens a minute", "first token, ms"] if config.costs else []
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for arm in config.arms:
+        results = [json.loads((path / "results.json").read_text()) for path in runs[arm.label]]
+        columns = [[result["by_kind"][kind] for result in results] for kind in config.kinds]
+        columns.append([result["overall"] for result in results])
+        cells = [arm.label, *map(_spread, columns), f"{np.mean([result['seconds'] for result in results]):.0f}"]
+        if config.costs:
+            run = config.run(arm, 0)
+            minute = 60 * run.model.sampling_rate / run.model.window_samples * run.model.window_tokens
+            seconds = _first_token(runs[arm.label][0] / "model", Path(absolute(run.data.held_out)))
+            cells += [f"{minute:.0f}", f"{1000 * seconds:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    questions = ", ".join(f"{count} {kind}" for kind, count in results[0]["counts"].items())
+    return "\n".join([*lines, "", f"Per cent of held-out questions ({questions}); mean ± deviation of {config.seeds}."])
+
+
+def _spread(values: list[float]) -> str:
+    deviation = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{deviation}"
+
+
+def _first_token(model: Path, held_out: Path) -> float:
+    """Median seconds to the first token of questions about clips of which nothing is known yet, programs compiled."""
+    assistant, records = load(model), Jsonl(held_out)
+    entries = list(records.entries())
+    chosen = entries[:: max(1, len(entries) // (2 * _TIMED))]
+    questions = [records.conversation(entry) for entry in chosen[: 2 * _TIMED]]
+    asked = [question.unanswered for question in questions]
+    times = [assistant.generate(question, max_new_tokens=1).first_token_seconds for question in asked]
+    return float(np.median(times[_TIMED:]))  # the first half compiles
+
+
+def _curves(paths: list[Path]) -> Iterator[Curve]:
+    for path in paths:
+        lines = [line for line in read_metrics(path / "metrics.jsonl") if line["split"] == "val"]
+        yield Curve([line["step"] for line in lines], [line["accuracy"] for line in lines])
+
+
+def _plot(config: AblationConfig, runs: dict[str, list[Path]], path: Path) -> None:
+    """Validation accuracy by step, the seeds' mean with each seed thin behind it, and held-out accuracy as bars."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    names = list(runs)
+    for number, (name, paths) in enumerate(runs.items()):
+        colour, curves = f"C{number}", list(_curves(paths))
+        for curve in curves:
+            left.plot(*curve, color=colour, linewidth=0.6, alpha=0.4)
+        left.plot(curves[0].steps, np.mean([curve.accuracy for curve in curves], axis=0), color=colour, label=name)
+        found = [json.loads((run / "results.json").read_text())["overall"] for run in paths]
+        right.barh(number, np.mean(found), color=colour, alpha=0.7)
+        right.plot(found, [number] * len(found), "k.", markersize=5)
+    left.set(xlabel="step", ylabel="validation accuracy", ylim=(0, 1))
+    left.legend(fontsize=8)
+    right.set(xlabel="held-out accuracy (dots: seeds)", xlim=(0, 1), yticks=range(len(names)), yticklabels=names)
+    right.invert_yaxis()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(config.title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

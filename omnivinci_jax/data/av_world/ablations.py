@@ -1,0 +1,72 @@
+"""The data of the ablations (configs/ablations/): clips whose streams belong together, with two kinds of training rows.
+
+    python -m omnivinci_jax.data.av_world.ablations runs/ablation_data
+
+`questions.jsonl` holds conversations of multiple choice, `captions.jsonl` what a data engine writes about sight and
+sound together (Section 3.2); `val.jsonl` and `held_out.jsonl` as in av_world. A clip's colours and sounds are pairs.
+"""
+
+import argparse
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ...errors import DataError, UserError
+from .generate import is_finished, question_rows, training_rows, write_clip, write_rows
+from .timeline import draw_clips
+
+CLIPS = {"train": 1100, "val": 60, "held_out": 220}
+CAPTIONS = 4  # conversations of a clip that are captions; the others are questions
+
+
+def write_ablation_data(out: Path, seed: int = 0, scale: float = 1.0, workers: int = 2) -> None:
+    """Writes the data set into `out`; a second call finishes what an interrupted one began, or does nothing.
+
+    `scale` multiplies the numbers of clips; the files depend on it and on `seed` alone.
+
+    Raises:
+        DataError: `out` holds something else, or cannot be written.
+    """
+    arguments = {"seed": seed, "scale": scale}
+    try:
+        if is_finished(out, arguments, "ablations.json"):
+            return
+        (out / "clips").mkdir(parents=True, exist_ok=True)
+        write_rows(out / "ablations.json", [arguments | {"finished": False}])
+        clips = {
+            split: draw_clips(seed, split, max(1, round(scale * count)), paired=True) for split, count in CLIPS.items()
+        }
+        everything = [clip for split in clips.values() for clip in split]
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            written = pool.map(partial(write_clip, out), everything, chunksize=8)
+            for _ in tqdm(written, "ablations", len(everything), unit="file"):
+                pass
+        rows = [training_rows(clip) for clip in clips["train"]]
+        write_rows(out / "captions.jsonl", (row for conversations in rows for row in conversations[:CAPTIONS]))
+        write_rows(out / "questions.jsonl", (row for conversations in rows for row in conversations[CAPTIONS:]))
+        for split in ("val", "held_out"):
+            write_rows(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip)))
+        write_rows(out / "ablations.json", [arguments | {"finished": True}])
+    except OSError as error:
+        raise DataError(f"{out}: the data set cannot be written: {error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(description="Write the data set of the ablations.")
+    parser.add_argument("out", type=Path, help="a new folder, or one whose generation was interrupted")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of clips")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    try:
+        write_ablation_data(**vars(parser.parse_args(argv)))
+    except UserError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
