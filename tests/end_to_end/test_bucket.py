@@ -17,8 +17,21 @@ from tests.tiny import REPOSITORY
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
 
+# The emulator leaves out the number of an object's version, which TensorStore writes a changed object back by.
 SERVER = """
-import sys, threading
+import sys
+from gcp_storage_emulator.handlers import objects
+
+download = objects.download
+
+def with_version(request, response, storage, *args, **kwargs):
+    download(request, response, storage, *args, **kwargs)
+    if response.status in (200, 206):
+        where = request.params["bucket_name"], request.params["object_id"]
+        response["X-Goog-Generation"] = storage.get_file_obj(*where)["generation"]
+
+objects.download = with_version
+
 from gcp_storage_emulator.server import create_server
 create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
 """

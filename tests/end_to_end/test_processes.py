@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import losses, run, train_command, wait_for_step
+from tests.end_to_end.commands import SMALL, losses, run, train_command, wait_for_step
 from tests.tiny import REPOSITORY
 
 
@@ -39,7 +39,7 @@ LOCAL = ["launch/local.sh", "2"]
 @pytest.fixture(scope="module")
 def two_processes(av_world, environment, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("two") / "run"
-    code, errors = finished(launch(LOCAL, train_command(av_world, workdir), environment))
+    code, errors = finished(launch(LOCAL, train_command(av_world, workdir, *SMALL), environment))
     assert code == 0, errors[-3000:]
     return workdir
 
@@ -47,7 +47,7 @@ def two_processes(av_world, environment, tmp_path_factory) -> Path:
 def test_a_disturbed_run_of_two_processes_goes_on_by_itself_and_on_one(two_processes, av_world, environment, tmp_path):
     """One of two is preempted, then one is killed, then all are told to end; one process does the rest."""
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir)
+    arguments = train_command(av_world, workdir, *SMALL)
     process = launch(LOCAL, arguments, environment)
     for step, signal_number in ((1, signal.SIGTERM), (4, signal.SIGKILL)):
         wait_for_step(process, workdir, step)
@@ -68,7 +68,7 @@ def test_a_disturbed_run_of_two_processes_goes_on_by_itself_and_on_one(two_proce
 
 def test_a_second_run_at_a_live_one_is_one_line(av_world, environment, tmp_path):
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir)
+    arguments = train_command(av_world, workdir, *SMALL, "--config.steps=1000")
     process = subprocess.Popen(arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     wait_for_step(process, workdir, 1)
     done = run(arguments, environment)
@@ -110,7 +110,7 @@ def test_the_slurm_script_starts_a_process_a_task_and_is_requeued_when_preempted
         "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost",
     }  # fmt: skip
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir)
+    arguments = train_command(av_world, workdir, *SMALL)
     process = launch(["bash", "launch/slurm.sbatch"], arguments, environment)
     wait_for_step(process, workdir, 2)
     os.kill(trainers(workdir)[-1], signal.SIGTERM)

@@ -3,13 +3,13 @@
 python -m tests.generate.peak SECONDS FILE...
 """
 
-import resource
 import sys
 
 from omnivinci_jax.config import Qwen2Config
 from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from tests.generate.conftest import tiny_assistant
+from tests.memory import peak_megabytes
 from tests.tiny import tiny_config
 
 
@@ -17,10 +17,10 @@ def main(seconds: str, *files: str) -> None:
     text = Qwen2Config(**vars(tiny_config().text) | {"max_position_embeddings": 32_768})
     assistant = tiny_assistant(text=text, num_video_frames=128, max_sound_seconds=float(seconds))
     assistant.generate("Warm up.", max_new_tokens=2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_megabytes()
     media = tuple(Media(media_kind(file), file) for file in files)
     answer = assistant.generate(Conversation((Message("user", (*media, "What?")),)), max_new_tokens=4)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10, answer.prompt_tokens)
+    print(peak_megabytes() - before, answer.prompt_tokens)
 
 
 if __name__ == "__main__":
