@@ -23,7 +23,7 @@ def get_config():
 
 
 def ablate(av_world: Path, folder: Path, title: str, first: int, environment: dict[str, str]) -> str:
-    """What the command prints."""
+    """The table that the command prints."""
     config = folder / "config.py"
     config.write_text(TABLE.format(title=title, first=first))
     overrides = [flag.replace("--config.", "--config.train.") for flag in SMALL]
@@ -31,7 +31,7 @@ def ablate(av_world: Path, folder: Path, title: str, first: int, environment: di
     overrides += [f"--config.train.data.cache={av_world / 'cache'}", "--config.train.steps=2"]
     done = run(command("ablate", "--config", config, "--workdir", folder / "out", *overrides), environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return done.stdout[done.stdout.index("| arm |") :]
 
 
 def results(folder: Path) -> list[Path]:
@@ -48,6 +48,7 @@ def test_arms_are_trained_once_and_compared(av_world, tmp_path, environment):
     assert [arm[0] for arm in arms] == ["average", "max"]
     found = [json.loads(run.read_text())["overall"] for run in runs]
     assert {arm[2].split(" ± ")[0] for arm in arms} == {f"{50 * (a + b):.1f}" for a, b in (found[:2], found[2:])}
+    assert all(float(arm[-1]) > 0 and arm[-2] == "300" for arm in arms)  # 10 windows of 30 tokens
     assert table.strip() in (tmp_path / "out" / "pooling_of_sounds.md").read_text()
     assert (tmp_path / "out" / "pooling_of_sounds.png").stat().st_size > 10_000
 
