@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Int32, Int64
 
 from omnivinci_jax.data.processor import Processor, is_tiled
-from omnivinci_jax.errors import UserError
+from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.generate.cache import SLACK, Weights, bucket, decoding_weights, grown, new_cache, rows_of, slots_of
 from omnivinci_jax.generate.media import MediaCache
 from omnivinci_jax.generate.programs import CHUNK, MEDIA, Answering, decode, fill, score
@@ -69,7 +69,15 @@ class Engine:
     """
 
     def __init__(self, model: OmniVinci, params: dict, processor: Processor, mesh: Mesh | None = None):
-        """Copies the decoder's parameters, layer by layer; `mesh` shares them, rows and key heads over devices."""
+        """Copies the decoder's parameters, layer by layer; `mesh` shares them, rows and key heads over devices.
+
+        Raises:
+            ConfigError: a mesh that would share a row's slots.
+        """
+        if mesh and mesh.shape["context"] > 1:
+            raise ConfigError(
+                f"mesh.context is {mesh.shape['context']}: answers are made with context=1; share heads with tensor"
+            )
         self.model, self.processor, self.mesh = model, processor, mesh
         with self._on_mesh():
             if mesh:

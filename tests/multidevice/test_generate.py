@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import pytest
+
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.generate.engine import Engine
+from tests.generate.conftest import tiny_assistant
 from tests.tiny import REPOSITORY
 
 MESHES = ["8,1,1,1", "2,2,1,2", "1,1,1,8"]
@@ -32,3 +38,9 @@ def test_meshes_draw_the_same(av_world, tmp_path):
     assert expected[0] == expected[1] and expected[3] == expected[4] and expected[4] != expected[5]
     for mesh, found in drawn(av_world, tmp_path / "eight.json", 8, MESHES).items():
         assert found == expected, mesh
+
+
+def test_a_mesh_that_shares_slots_is_refused():
+    mesh = jax.sharding.AbstractMesh((1, 1, 2, 1), ("data", "fsdp", "context", "tensor"))
+    with pytest.raises(ConfigError, match=r"mesh\.context is 2: answers are made with context=1"):
+        Engine(*tiny_assistant(), mesh)
