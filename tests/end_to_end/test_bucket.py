@@ -87,12 +87,15 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, environment, av_world, t
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
-    process = subprocess.Popen(arguments, env=bucket, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    said = tmp_path / "stderr"  # a file: a pipe that nobody reads meanwhile would hold the run up
+    with said.open("w") as stderr:
+        process = subprocess.Popen(arguments, env=bucket, cwd=REPOSITORY, stderr=stderr)
     while str(process.pid) not in in_bucket(bucket, "(root / 'runs/a/lock').read_text()"):
         assert process.poll() is None
         time.sleep(0.5)
     refused = run(arguments, bucket)
-    _, errors = process.communicate(timeout=600)
+    process.wait(timeout=600)
+    errors = said.read_text()
     assert process.returncode == 0 and "resumed at step 3" in errors, errors[-3000:]
     assert refused.returncode == 2 and f"a run is at it (process {process.pid} on " in refused.stderr
     files = in_bucket(bucket, "sorted(path.name for path in (root / 'runs/a').iterdir())")
