@@ -101,9 +101,8 @@ def test_killed_and_started_again_the_shards_are_the_same(data, shards, tmp_path
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    finished = {
-        path: path.stat().st_mtime_ns for path in out.glob("[!.]*-of-*")
-    }  # what is unfinished begins with a dot
+    # What is unfinished begins with a dot.
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("[!.]*-of-*")}
     if len(list(out.glob("conversations-*"))) < shards.manifest["shards"]:
         with pytest.raises(DataError, match="shards are missing; start the same `omnivinci shard` again"):
             open_records(epath.Path(out)).entries()
