@@ -51,16 +51,25 @@ def bucket(slots: int) -> int:
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def new_cache(config: Qwen2Config, rows: int, slots: int, dtype: DTypeLike, start: Int32[Array, " B"]) -> Cache:
     """An empty cache of `slots` slots and the slack, for rows whose first tokens are in the slots `start`."""
-    shape = (rows, config.num_key_value_heads, slots + SLACK, config.head_dim)
-    layers = (LayerCache(*(_shared(jnp.zeros(shape, dtype)) for _ in "kv")) for _ in range(config.num_hidden_layers))
+    rows_and_heads = rows, config.num_key_value_heads
+
+    def empty(*shape: int) -> jax.Array:
+        return _shared(jnp.zeros((*rows_and_heads, *shape), dtype))
+
+    places, width = slots + SLACK, config.head_dim
+    layers = (LayerCache(empty(width, places), empty(places, width)) for _ in range(config.num_hidden_layers))
     return Cache(tuple(layers), start, jnp.int32(0))
 
 
 @partial(jax.jit, static_argnums=1)
 def grown(cache: Cache, slots: int) -> Cache:
     """The cache with room for more."""
-    more = slots + SLACK - cache.layers[0].keys.shape[2]
-    return cache._replace(layers=jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))), cache.layers))
+    rest, more = ((0, 0), (0, 0)), (0, slots - slots_of(cache))
+    layers = (
+        LayerCache(jnp.pad(layer.keys, (*rest, (0, 0), more)), jnp.pad(layer.values, (*rest, more, (0, 0))))
+        for layer in cache.layers
+    )
+    return cache._replace(layers=tuple(layers))
 
 
 @jax.jit
@@ -72,7 +81,7 @@ def rows_of(cache: Cache, rows: Int32[Array, " R"]) -> Cache:
 
 def slots_of(cache: Cache) -> int:
     """How many slots the cache has, without the slack."""
-    return cache.layers[0].keys.shape[2] - SLACK
+    return cache.layers[0].values.shape[2] - SLACK
 
 
 def _shared(x: jax.Array) -> jax.Array:

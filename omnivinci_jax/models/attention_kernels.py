@@ -63,33 +63,33 @@ def _mask(start: int, end: int, keys: int, causal: bool, segment_ids: Array | No
 def _attend(
     q: Float[Array, "B t H D"], k: Float[Array, "B K D s"], v: Float[Array, "B K D s"], mask: Array | None
 ) -> Float[Array, "B t H D"]:
-    out, _, total = partial_attention(q, k, v, mask, "bkds")
+    out, _, total = partial_attention(q, k, v, mask)
     # Softmax divides after the product with v: width numbers a row instead of one a key.
     return (out / total[..., None]).astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def partial_attention(
     q: Float[Array, "B t H D"],
-    k: Float[Array, "B K _ _"],
+    k: Float[Array, "B K D s"],
     v: Float[Array, "B K _ _"],
     mask: Array | None,
-    layout: Literal["bkds", "bksd"],
+    values: Literal["bkds", "bksd"] = "bkds",
 ) -> tuple[Float[Array, "B K G t D"], Float[Array, "B K G t"], Float[Array, "B K G t"]]:
     """Attention to some of the keys: the sum of v times exp(logit - m), m, and the sum of exp(logit - m); in float32.
 
-    m is the largest logit. `mask` says which keys the queries see, [B or 1, t, s]; None for all. `layout` is that of k
-    and v: keys last is the fastest where there are many queries, and keys before channels where there is one.
+    m is the largest logit. `mask` says which keys the queries see, [B or 1, t, s]; None for all. `values` is the layout
+    of v: keys last, as those of k, is the fastest where there are many queries, and channels last where there is one.
     """
     batch, length, heads, width = q.shape
     kv_heads = k.shape[1]
     # The query heads of one key head become rows of one matrix product.
     q = (q * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
-    logits = jnp.einsum(f"bkgtd,{layout}->bkgts", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bkgtd,bkds->bkgts", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask[:, None, None], logits, MASKED)
     largest = jax.lax.stop_gradient(logits.max(axis=-1))
     weights = jnp.exp(logits - largest[..., None])
-    out = jnp.einsum(f"bkgts,{layout}->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = jnp.einsum(f"bkgts,{values}->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return out, largest, weights.sum(axis=-1)
 
 

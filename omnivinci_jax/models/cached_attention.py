@@ -5,6 +5,7 @@ query sees is two comparisons: slot s of a row sees slots start … s. Slots bef
 nothing sees; slots past the end are written before they are seen.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,9 +18,9 @@ _BLOCK = 512  # keys taken at once by several queries
 
 
 class LayerCache(NamedTuple):
-    """Keys (rotated) and values of one layer."""
+    """Keys (rotated) and values of one layer, each as the product of a single query reads them in order."""
 
-    keys: Float[Array, "B K S D"]
+    keys: Float[Array, "B K D S"]
     values: Float[Array, "B K S D"]
 
 
@@ -42,27 +43,36 @@ def cached_attention(
         length: first new slot.
     """
     new = q.shape[1]
+    keys, values = k.transpose(0, 2, 3, 1).astype(layer.keys.dtype), v.swapaxes(1, 2).astype(layer.values.dtype)
     layer = LayerCache(
-        *(
-            jax.lax.dynamic_update_slice_in_dim(past, x.swapaxes(1, 2).astype(past.dtype), length, axis=2)
-            for past, x in zip(layer, (k, v), strict=True)
-        )
+        jax.lax.dynamic_update_slice_in_dim(layer.keys, keys, length, axis=3),
+        jax.lax.dynamic_update_slice_in_dim(layer.values, values, length, axis=2),
     )
     slots = length + jnp.arange(new)
 
     def visible(keys: Int[Array, " s"]) -> Bool[Array, "B T s"]:
         return (keys >= start[:, None, None]) & (keys <= slots[:, None])
 
-    capacity = layer.keys.shape[2]
+    capacity = layer.values.shape[2]
     block = min(_BLOCK, capacity)
     if new == 1:  # a block loop would cost more than the slots it leaves out
-        out, _, total = partial_attention(q, *layer, visible(jnp.arange(capacity)), "bksd")
+        half = capacity // 2
+
+        def attend(slots: int, q: Array, layer: LayerCache, seen: Array) -> tuple[Array, Array, Array]:
+            return partial_attention(q, layer.keys[..., :slots], layer.values[:, :, :slots], seen[..., :slots], "bksd")
+
+        # Besides the slots that it leaves out, the branch keeps XLA from making the cache twice on CPUs, once for the
+        # result and once for the products.
+        branches = partial(attend, half), partial(attend, capacity)
+        out, _, total = jax.lax.cond(length < half, *branches, q, layer, visible(jnp.arange(capacity)))
         return _finish(out, total, v), layer
 
     def add_block(number: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         # The last block ends with the cache: what it shares with the one before is left to that one.
         first = jnp.minimum(number * block, capacity - block)
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, block, axis=2) for x in layer)
+        keys, values = (
+            jax.lax.dynamic_slice_in_dim(x, first, block, axis) for x, axis in ((layer.keys, 3), (layer.values, 2))
+        )
         places = first + jnp.arange(block)
         seen = visible(places) & (places >= number * block)
         return _merged(state, partial_attention(q, keys, values, seen, "bksd"))
