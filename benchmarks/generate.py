@@ -95,13 +95,13 @@ def draw(rows: dict[int, dict[str, float]], path: Path) -> None:
     """Time to the first token and tokens a second against the clip's frames."""
     figure, (first, rate) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     series = {name: [row[name] for row in rows.values()] for name in next(iter(rows.values()))}
-    first.loglog(rows, series["theirs_first"], "s--", color="0.5", label="transformers' PyTorch")
-    first.loglog(rows, series["ours_first"], "o-", label="OmniVinci in JAX")
-    first.loglog(rows, series["second"], "o:", color="tab:blue", label="a second question")
+    first.loglog(list(rows), series["theirs_first"], "s--", color="0.5", label="transformers' PyTorch")
+    first.loglog(list(rows), series["ours_first"], "o-", label="OmniVinci in JAX")
+    first.loglog(list(rows), series["second"], "o:", color="tab:blue", label="a second question")
     first.set(xlabel="frames (with sound)", ylabel="seconds to the first token")
-    rate.semilogx(rows, series["limit"], "k:", label="memory bandwidth")
-    rate.semilogx(rows, series["ours_rate"], "o-", label="OmniVinci in JAX")
-    rate.semilogx(rows, series["theirs_rate"], "s--", color="0.5", label="transformers' PyTorch")
+    rate.semilogx(list(rows), series["limit"], "k:", label="memory bandwidth")
+    rate.semilogx(list(rows), series["ours_rate"], "o-", label="OmniVinci in JAX")
+    rate.semilogx(list(rows), series["theirs_rate"], "s--", color="0.5", label="transformers' PyTorch")
     rate.set(xlabel="frames (with sound)", ylabel="tokens a second", ylim=(0, None))
     for axes in (first, rate):
         axes.set_xticks(list(rows), map(str, rows))
