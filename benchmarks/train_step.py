@@ -1,6 +1,6 @@
 """A training step of the mid-size model against the same model of transformers' PyTorch parts, on the same cores.
 
-python -m benchmarks.train_step                        # configs/mid.py in float32; needs torch, takes five minutes
+python -m benchmarks.train_step                        # configs/mid.py in float32; needs torch, takes ten minutes
 python -m benchmarks.train_step --dtype bfloat16
 
 Same weights, same batch (two rows of 1,024 slots, each a video with sound and text), same update: loss, gradients,
