@@ -1,7 +1,8 @@
 """Text to speech: `make_voice` gives a back end, `speak` and `read_aloud` say a text that is still being written."""
 
 from omnivinci_jax.speech.aloud import read_aloud
+from omnivinci_jax.speech.backends import make_voice
 from omnivinci_jax.speech.spoken import spoken_file
-from omnivinci_jax.speech.voice import Sound, Voice, VoiceConfig, make_voice, speak
+from omnivinci_jax.speech.voice import Sound, Voice, VoiceConfig, speak
 
 __all__ = ["Sound", "Voice", "VoiceConfig", "make_voice", "read_aloud", "speak", "spoken_file"]

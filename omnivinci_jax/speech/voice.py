@@ -47,17 +47,6 @@ class Voice(Protocol):
         """A text, mostly a sentence, as sound; raises UserError."""
 
 
-def make_voice(config: VoiceConfig) -> Voice:
-    """The voice of a configuration; raises UserError where its back end is not there."""
-    if config.backend == "server":
-        from omnivinci_jax.speech.server import Server
-
-        return Server(config)
-    from omnivinci_jax.speech.espeak import Espeak
-
-    return Espeak(config)
-
-
 def sentences(pieces: Iterable[str]) -> Iterator[str]:
     """The sentences of a text that comes in pieces, each as soon as the next one begins."""
     rest = ""

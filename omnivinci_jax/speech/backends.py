@@ -1,0 +1,12 @@
+"""The back ends that a configuration can name."""
+
+from omnivinci_jax.speech.espeak import Espeak
+from omnivinci_jax.speech.server import Server
+from omnivinci_jax.speech.voice import Voice, VoiceConfig
+
+BACKENDS = {"espeak-ng": Espeak, "server": Server}
+
+
+def make_voice(config: VoiceConfig) -> Voice:
+    """The voice of a configuration; raises UserError where its back end is not there."""
+    return BACKENDS[config.backend](config)
