@@ -1,6 +1,7 @@
 """`omnivinci ablate`: the arms of a table, each trained from several seeds, with a table and a plot of them."""
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 from etils import epath
 from matplotlib import pyplot as plt
 
-from omnivinci_jax.data.records import Jsonl
+from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.generate.assistant import load
 from omnivinci_jax.paths import absolute
@@ -83,22 +84,22 @@ def ablate(config: AblationConfig, folder: epath.Path) -> str:
         UserError, Preempted: see train/loop.py.
     """
     folder = Path(absolute(folder))
-    total, finished = len(config.arms) * config.seeds, 0
     runs: dict[str, list[Path]] = {arm.label: [] for arm in config.arms}
-    for number in range(config.seeds):  # every arm once before any twice: a table can be looked at early
-        for arm in config.arms:
-            run = config.run(arm, number)
-            path = folder / "arms" / _name(run) / f"seed_{run.seed}"
-            finished += 1
-            if not (path / "results.json").exists():
-                log.info("ablate: %d of %d, %s, seed %d: %s", finished, total, arm.label, run.seed, path)
-                train(run, epath.Path(path))
-                jax.clear_caches()
-            runs[arm.label].append(path)
-    table = _table(config, runs)
+    # Every arm once before any twice: a table can be looked at early.
+    planned = list(itertools.product(range(config.seeds), config.arms))
+    for place, (number, arm) in enumerate(planned, start=1):
+        run = config.run(arm, number)
+        path = folder / "arms" / _name(run) / f"seed_{run.seed}"
+        if not (path / "results.json").exists():
+            log.info("ablate: %d of %d, %s, seed %d: %s", place, len(planned), arm.label, run.seed, path)
+            train(run, epath.Path(path))
+            jax.clear_caches()
+        runs[arm.label].append(path)
+    results = {label: [json.loads((path / "results.json").read_text()) for path in runs[label]] for label in runs}
+    table = _table(config, runs, results)
     name = config.title.lower().replace(" ", "_")
     (folder / f"{name}.md").write_text(f"# {config.title}\n\n{table}\n\n![{config.title}]({name}.png)\n")
-    _plot(config, runs, folder / f"{name}.png")
+    _plot(config.title, runs, results, folder / f"{name}.png")
     return table
 
 
@@ -117,23 +118,23 @@ def _name(run: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _table(config: AblationConfig, runs: dict[str, list[Path]]) -> str:
+def _table(config: AblationConfig, runs: dict[str, list[Path]], results: dict[str, list[dict]]) -> str:
     """Mean ± standard deviation over the seeds, in per cent."""
     header = ["arm", *config.kinds, "all questions", "seconds of training"]
     header += ["sound tokens a minute", "first token, ms"] if config.costs else []
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for arm in config.arms:
-        results = [json.loads((path / "results.json").read_text()) for path in runs[arm.label]]
-        columns = [[result["by_kind"][kind] for result in results] for kind in config.kinds]
-        columns.append([result["overall"] for result in results])
-        cells = [arm.label, *map(_spread, columns), f"{np.mean([result['seconds'] for result in results]):.0f}"]
+        found = results[arm.label]
+        columns = [[result["by_kind"][kind] for result in found] for kind in config.kinds]
+        columns.append([result["overall"] for result in found])
+        cells = [arm.label, *map(_spread, columns), f"{np.mean([result['seconds'] for result in found]):.0f}"]
         if config.costs:
             run = config.run(arm, 0)
             minute = 60 * run.model.sampling_rate / run.model.window_samples * run.model.window_tokens
-            seconds = _first_token(runs[arm.label][0] / "model", Path(absolute(run.data.held_out)))
+            seconds = _first_token(runs[arm.label][0] / "model", absolute(run.data.held_out))
             cells += [f"{minute:.0f}", f"{1000 * seconds:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    questions = ", ".join(f"{count} {kind}" for kind, count in results[0]["counts"].items())
+    questions = ", ".join(f"{count} {kind}" for kind, count in found[0]["counts"].items())
     return "\n".join([*lines, "", f"Per cent of held-out questions ({questions}); mean ± deviation of {config.seeds}."])
 
 
@@ -142,13 +143,12 @@ def _spread(values: list[float]) -> str:
     return f"{100 * np.mean(values):.1f}{deviation}"
 
 
-def _first_token(model: Path, held_out: Path) -> float:
+def _first_token(model: Path, held_out: epath.Path) -> float:
     """Median seconds to the first token of questions about clips of which nothing is known yet, programs compiled."""
-    assistant, records = load(model), Jsonl(held_out)
-    entries = list(records.entries())
-    chosen = entries[:: max(1, len(entries) // (2 * _TIMED))]
-    questions = [records.conversation(entry) for entry in chosen[: 2 * _TIMED]]
-    asked = [question.unanswered for question in questions]
+    assistant, records = load(model), open_records(held_out)
+    entries = records.entries()
+    chosen = entries[:: max(1, len(entries) // (2 * _TIMED))][: 2 * _TIMED]
+    asked = [records.conversation(entry).unanswered for entry in chosen]
     times = [assistant.generate(question, max_new_tokens=1).first_token_seconds for question in asked]
     return float(np.median(times[len(times) // 2 :]))  # the first half compiles
 
@@ -159,7 +159,7 @@ def _curves(paths: list[Path]) -> Iterator[Curve]:
         yield Curve([line["step"] for line in lines], [line["accuracy"] for line in lines])
 
 
-def _plot(config: AblationConfig, runs: dict[str, list[Path]], path: Path) -> None:
+def _plot(title: str, runs: dict[str, list[Path]], results: dict[str, list[dict]], path: Path) -> None:
     """Validation accuracy by step, the seeds' mean with each seed thin behind it, and held-out accuracy as bars."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     names = list(runs)
@@ -168,7 +168,7 @@ def _plot(config: AblationConfig, runs: dict[str, list[Path]], path: Path) -> No
         for curve in curves:
             left.plot(*curve, color=colour, linewidth=0.6, alpha=0.4)
         left.plot(curves[0].steps, np.mean([curve.accuracy for curve in curves], axis=0), color=colour, label=name)
-        found = [json.loads((run / "results.json").read_text())["overall"] for run in paths]
+        found = [result["overall"] for result in results[name]]
         right.barh(number, np.mean(found), color=colour, alpha=0.7)
         right.plot(found, [number] * len(found), "k.", markersize=5)
     left.set(xlabel="step", ylabel="validation accuracy", ylim=(0, 1))
@@ -177,6 +177,6 @@ def _plot(config: AblationConfig, runs: dict[str, list[Path]], path: Path) -> No
     right.invert_yaxis()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.suptitle(config.title)
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -44,7 +44,7 @@ def run(arguments: Namespace) -> int:
 
 
 def sampling_of(arguments: Namespace) -> Sampling:
-    """The flags of `_sampling_flags` in cli.py; raises ConfigError."""
+    """The sampling among the flags of `_generation_flags` in cli.py; raises ConfigError."""
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "max_new_tokens")
     return Sampling(stop=tuple(arguments.stop), **{name: getattr(arguments, name) for name in names})
 

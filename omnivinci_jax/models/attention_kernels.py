@@ -14,6 +14,7 @@ from einops import repeat
 from jax.experimental.pallas.ops.gpu import attention as gpu_attention
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 Implementation = Literal["xla", "pallas", "splash"]
@@ -64,8 +65,7 @@ def _attend(
     q: Float[Array, "B t H D"], k: Float[Array, "B K D s"], v: Float[Array, "B K D s"], mask: Array | None
 ) -> Float[Array, "B t H D"]:
     out, _, total = partial_attention(q, k, v, mask)
-    # Softmax divides after the product with v: width numbers a row instead of one a key.
-    return (out / total[..., None]).astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    return divided(out, total, v.dtype)
 
 
 def partial_attention(
@@ -91,6 +91,15 @@ def partial_attention(
     weights = jnp.exp(logits - largest[..., None])
     out = jnp.einsum(f"bkgts,{values}->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return out, largest, weights.sum(axis=-1)
+
+
+def divided(
+    out: Float[Array, "B K G t D"], total: Float[Array, "B K G t"], dtype: DTypeLike
+) -> Float[Array, "B t H D"]:
+    """The output of `partial_attention` over all keys: softmax divides here, width numbers a row, not one a key."""
+    batch, kv_heads, groups, length, width = out.shape
+    out = (out / total[..., None]).astype(dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * groups, width)
 
 
 def pallas_attention(

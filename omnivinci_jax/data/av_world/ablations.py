@@ -10,13 +10,12 @@ import argparse
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ...errors import DataError, UserError
-from .generate import is_finished, question_rows, training_rows, write_clip, write_rows
+from ...errors import UserError
+from .generate import question_rows, training_rows, write_clip, write_once, write_rows
 from .timeline import draw_clips
 
 CLIPS = {"train": 1100, "val": 60, "held_out": 220}
@@ -32,27 +31,22 @@ def write_ablation_data(out: Path, seed: int = 0, scale: float = 1.0, workers: i
         DataError: `out` holds something else, or cannot be written.
     """
     arguments = {"seed": seed, "scale": scale}
-    try:
-        if is_finished(out, arguments, "ablations.json"):
-            return
-        (out / "clips").mkdir(parents=True, exist_ok=True)
-        write_rows(out / "ablations.json", [arguments | {"finished": False}])
-        clips = {
-            split: draw_clips(seed, split, max(1, round(scale * count)), paired=True) for split, count in CLIPS.items()
-        }
-        everything = [clip for split in clips.values() for clip in split]
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            written = pool.map(partial(write_clip, out), everything, chunksize=8)
-            for _ in tqdm(written, "ablations", len(everything), unit="file"):
-                pass
-        rows = [training_rows(clip) for clip in clips["train"]]
-        write_rows(out / "captions.jsonl", (row for conversations in rows for row in conversations[:CAPTIONS]))
-        write_rows(out / "questions.jsonl", (row for conversations in rows for row in conversations[CAPTIONS:]))
-        for split in ("val", "held_out"):
-            write_rows(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip)))
-        write_rows(out / "ablations.json", [arguments | {"finished": True}])
-    except OSError as error:
-        raise DataError(f"{out}: the data set cannot be written: {error}") from error
+    write_once(out, "ablations", arguments, ("clips",), workers, partial(_write_all, out, seed, scale))
+
+
+def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) -> None:
+    clips = {
+        split: draw_clips(seed, split, max(1, round(scale * count)), paired=True) for split, count in CLIPS.items()
+    }
+    everything = [clip for split in clips.values() for clip in split]
+    written = pool.map(partial(write_clip, out), everything, chunksize=8)
+    for _ in tqdm(written, "ablations", len(everything), unit="file"):
+        pass
+    rows = [training_rows(clip) for clip in clips["train"]]
+    write_rows(out / "captions.jsonl", (row for conversations in rows for row in conversations[:CAPTIONS]))
+    write_rows(out / "questions.jsonl", (row for conversations in rows for row in conversations[CAPTIONS:]))
+    for split in ("val", "held_out"):
+        write_rows(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

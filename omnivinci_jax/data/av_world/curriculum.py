@@ -11,15 +11,14 @@ import argparse
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from ...errors import DataError, UserError
+from ...errors import UserError
 from .extras import can_speak, image_row, silent_row, sound_row, speech_row, text_row
-from .generate import is_finished, question_rows, training_rows, write_clip, write_rows
+from .generate import question_rows, training_rows, write_clip, write_once, write_rows
 from .timeline import draw_clips
 
 Row = dict[str, Any]
@@ -53,17 +52,8 @@ def write_curriculum(out: Path, seed: int = 0, scale: float = 1.0, workers: int 
         DataError: `out` holds something else, or cannot be written.
     """
     arguments = {"seed": seed, "scale": scale, "speech": can_speak()}
-    try:
-        if is_finished(out, arguments, "curriculum.json"):
-            return
-        for folder in ("clips", "images", "sounds", "speech"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        write_rows(out / "curriculum.json", [arguments | {"finished": False}])
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            _write_all(out, seed, scale, pool)
-        write_rows(out / "curriculum.json", [arguments | {"finished": True}])
-    except OSError as error:
-        raise DataError(f"{out}: the data set cannot be written: {error}") from error
+    folders = ("clips", "images", "sounds", "speech")
+    write_once(out, "curriculum", arguments, folders, workers, partial(_write_all, out, seed, scale))
 
 
 def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) -> None:

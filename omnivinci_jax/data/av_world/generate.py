@@ -8,7 +8,7 @@ and options. Media paths are relative to these files. No clip is in two splits.
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -55,35 +55,28 @@ def generate(
             f"seed {seed}, clips {counts}, workers {workers}: none may be negative, and workers at least 1"
         )
     arguments = {"version": VERSION, "seed": seed, "clips": counts} | ({} if asking == "all" else {"asking": asking})
-    try:
-        if is_finished(out, arguments, "av_world.json"):
-            return
-        for folder in ("clips", "images", "sounds"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        write_rows(out / "av_world.json", [arguments | {"finished": False}])
-        clips = {split: draw_clips(seed, split, count) for split, count in counts.items()}
-        if asking == "rank":
-            clips["train"] = [clip for clip in clips["train"] if clip.is_full]
-        everything = [clip for split in clips.values() for clip in split]
-        extras = round(EXTRA_ROWS_PER_CLIP * train_clips) if asking == "all" else 0
-        with (
-            ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-            tqdm(total=len(everything) + extras, desc="av_world", unit="file") as progress,
-        ):
-            for _ in pool.map(partial(write_clip, out), everything, chunksize=8):
-                progress.update()
-            extra_rows = []
-            for row in pool.map(partial(write_extra, out, seed), range(extras), chunksize=8):
-                extra_rows.append(row)
-                progress.update()
-        write_rows(out / "timelines.jsonl", ({"file": f"clips/{clip.name}"} | asdict(clip) for clip in everything))
-        rows = (row for clip in clips["train"] for row in training_rows(clip, asking))
-        write_rows(out / "train.jsonl", [*rows, *extra_rows])
-        for split in ("val", "held_out"):
-            write_rows(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip, asking)))
-        write_rows(out / "av_world.json", [arguments | {"finished": True}])
-    except OSError as error:
-        raise DataError(f"{out}: the data set cannot be written: {error}") from error
+    folders = ("clips", "images", "sounds")
+    write_once(out, "av_world", arguments, folders, workers, partial(_write_all, out, seed, counts, asking))
+
+
+def _write_all(out: Path, seed: int, counts: dict[str, int], asking: Asking, pool: ProcessPoolExecutor) -> None:
+    clips = {split: draw_clips(seed, split, count) for split, count in counts.items()}
+    if asking == "rank":
+        clips["train"] = [clip for clip in clips["train"] if clip.is_full]
+    everything = [clip for split in clips.values() for clip in split]
+    extras = round(EXTRA_ROWS_PER_CLIP * counts["train"]) if asking == "all" else 0
+    extra_rows = []
+    with tqdm(total=len(everything) + extras, desc="av_world", unit="file") as progress:
+        for _ in pool.map(partial(write_clip, out), everything, chunksize=8):
+            progress.update()
+        for row in pool.map(partial(write_extra, out, seed), range(extras), chunksize=8):
+            extra_rows.append(row)
+            progress.update()
+    write_rows(out / "timelines.jsonl", ({"file": f"clips/{clip.name}"} | asdict(clip) for clip in everything))
+    rows = (row for clip in clips["train"] for row in training_rows(clip, asking))
+    write_rows(out / "train.jsonl", [*rows, *extra_rows])
+    for split in ("val", "held_out"):
+        write_rows(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip, asking)))
 
 
 def write_clip(out: Path, clip: Clip) -> None:
@@ -120,21 +113,43 @@ def question_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
     ]
 
 
-def is_finished(out: Path, arguments: dict[str, Any], note: str) -> bool:
-    """Whether the file `note` in `out` says that the data set of these arguments is whole.
+def write_once(
+    out: Path,
+    name: str,
+    arguments: dict[str, Any],
+    folders: Sequence[str],
+    workers: int,
+    write: Callable[[ProcessPoolExecutor], None],
+) -> None:
+    """Writes a data set into `out` and its `folders` by `write`, unless it is whole; NAME.json notes its arguments.
 
     Raises:
-        DataError: `out` holds something else.
+        DataError: `out` holds something else, or cannot be written.
     """
-    path = out / note
-    if not path.exists():
+    note = out / f"{name}.json"
+    try:
+        if _is_finished(note, arguments):
+            return
+        for folder in folders:
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        write_rows(note, [arguments | {"finished": False}])
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            write(pool)
+        write_rows(note, [arguments | {"finished": True}])
+    except OSError as error:
+        raise DataError(f"{out}: the data set cannot be written: {error}") from error
+
+
+def _is_finished(note: Path, arguments: dict[str, Any]) -> bool:
+    out = note.parent
+    if not note.exists():
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out}: not empty and not an av_world data set; name a new or an empty folder")
         return False
-    found = json.loads(path.read_text())
+    found = json.loads(note.read_text())
     finished = found.pop("finished")
     if found != arguments:
-        raise DataError(f"{path}: made with {found}, not with {arguments}; name another folder or delete this one")
+        raise DataError(f"{note}: made with {found}, not with {arguments}; name another folder or delete this one")
     return finished
 
 
