@@ -5,7 +5,7 @@ python benchmarks/scaling.py --topologies v5p:4x4x4 --tokens 32768 --trained all
 
 Each row compiles the step that trains what the stage `omni` does (towers frozen) or all parameters, with rows of so
 many slots, of which 1,024 have three frames and 3,277 a window of sound, and one row to each set of chips that share
-its slots: the fewest, from 1 upwards, with which the step fits. Nothing else should run meanwhile.
+its slots: the fewest of --contexts with which the step fits. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from pathlib import Path
 
 import jax
 
-from omnivinci_jax.mesh.aot import DoesNotFit, Plan, plan
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.mesh.aot import Plan, plan
 from omnivinci_jax.mesh.hardware import GIB
 from omnivinci_jax.mesh.topology import get_topology
 from omnivinci_jax.sequence.batch import Capacity
@@ -26,7 +27,6 @@ from omnivinci_jax.train.stages import frozen_in
 
 TOPOLOGIES = ("v5e:8x8", "v5e:16x16", "v6e:8x8", "v5p:4x4x4", "v5p:8x8x8", "h100:8", "h200:8")
 TRAINED = {"omni": frozen_in("omni"), "all": TrainConfig().frozen}
-CONTEXTS = (1, 2, 4, 8, 16)
 HEADER = (
     "machine",
     "trained",
@@ -49,31 +49,35 @@ def row_capacity(slots: int, context: int) -> Capacity:
     return Capacity(rows=1, slots=slots, tiles=divided(slots * 96 / 32_768), windows=divided(slots / 3277), clips=4)
 
 
-def fitting_plan(topology: str, trained: str, slots: int) -> Plan:
-    """The step with the fewest chips to a row that it fits with; raises DoesNotFit where it fits with none."""
+def fitting_plan(topology: str, trained: str, slots: int, contexts: list[int]) -> Plan:
+    """The step with the fewest chips to a row that it fits with; raises UserError where it fits with none."""
     from configs.omnivinci_9b import get_config
 
     jax.config.update("jax_platforms", "cpu")
     machine, config = get_topology(topology), from_mapping(TrainConfig, get_config())
-    config = dataclasses.replace(config, frozen=TRAINED[trained])
-    for context in CONTEXTS[: CONTEXTS.index(min(len(machine.devices), CONTEXTS[-1])) + 1]:
+    # The published decoder reads 32,768 positions; longer rows are asked of one that reads as many as there are slots.
+    positions = max(slots, config.model.text.max_position_embeddings)
+    text = dataclasses.replace(config.model.text, max_position_embeddings=positions)
+    model = dataclasses.replace(config.model, text=text)
+    config = dataclasses.replace(config, frozen=TRAINED[trained], model=model)
+    for context in sorted(context for context in contexts if context <= len(machine.devices)):
         groups, capacity = len(machine.devices) // context, row_capacity(slots, context)
         data, mesh = dataclasses.replace(config.data, groups=groups, capacity=capacity), MeshConfig(context=context)
         try:
             planned = plan(dataclasses.replace(config, data=data, mesh=mesh), machine)
             planned.check_memory()
             return planned
-        except DoesNotFit as error:
+        except UserError as error:  # too much memory, or a mesh that the torus cannot be
             reason = error
             print(f"{slots:,} slots over {context}: {error}", file=sys.stderr, flush=True)
     raise reason
 
 
-def describe(topology: str, trained: str, slots: int) -> tuple[str, ...]:
+def describe(topology: str, trained: str, slots: int, contexts: list[int]) -> tuple[str, ...]:
     """The cells of one row."""
     try:
-        planned = fitting_plan(topology, trained, slots)
-    except DoesNotFit:
+        planned = fitting_plan(topology, trained, slots, contexts)
+    except UserError:
         return topology, trained, f"{slots:,}", "does not fit", *[""] * 5
     memory = planned.memory
     mesh = " x ".join(f"{axis} {size}" for axis, size in planned.mesh.items() if size > 1)
@@ -97,6 +101,7 @@ def main() -> None:
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
     parser.add_argument("--trained", nargs="+", choices=TRAINED, default=list(TRAINED))
     parser.add_argument("--tokens", nargs="+", type=int, default=[8192, 32_768, 131_072], help="slots of a row")
+    parser.add_argument("--contexts", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="chips to a row, to be tried")
     options = parser.parse_args()
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
     for topology in options.topologies:
@@ -104,7 +109,7 @@ def main() -> None:
             for slots in options.tokens:
                 # A process for each: compilers keep what they have once taken.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                    cells = process.submit(describe, topology, trained, slots).result()
+                    cells = process.submit(describe, topology, trained, slots, options.contexts).result()
                 print(f"| {' | '.join(cells)} |", flush=True)
 
 

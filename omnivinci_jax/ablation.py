@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +19,11 @@ from matplotlib import pyplot as plt
 from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.generate.assistant import load
-from omnivinci_jax.paths import absolute
+from omnivinci_jax.paths import absolute, written_whole
 from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
 from omnivinci_jax.train.loop import train
 from omnivinci_jax.train.metrics import read_metrics
+from omnivinci_jax.train.workdir import without_machine
 
 log = logging.getLogger("omnivinci")
 
@@ -83,8 +83,8 @@ def ablate(config: AblationConfig, folder: epath.Path) -> str:
     Raises:
         UserError, Preempted: see train/loop.py.
     """
-    folder = Path(absolute(folder))
-    runs: dict[str, list[Path]] = {arm.label: [] for arm in config.arms}
+    folder = absolute(folder)
+    runs: dict[str, list[epath.Path]] = {arm.label: [] for arm in config.arms}
     # Every arm once before any twice: a table can be looked at early.
     planned = list(itertools.product(range(config.seeds), config.arms))
     for place, (number, arm) in enumerate(planned, start=1):
@@ -92,7 +92,7 @@ def ablate(config: AblationConfig, folder: epath.Path) -> str:
         path = folder / "arms" / _name(run) / f"seed_{run.seed}"
         if not (path / "results.json").exists():
             log.info("ablate: %d of %d, %s, seed %d: %s", place, len(planned), arm.label, run.seed, path)
-            train(run, epath.Path(path))
+            train(run, path)
             jax.clear_caches()
         runs[arm.label].append(path)
     results = {label: [json.loads((path / "results.json").read_text()) for path in runs[label]] for label in runs}
@@ -112,13 +112,13 @@ def _merged(values: dict, changes: Mapping) -> dict:
 
 
 def _name(run: TrainConfig) -> str:
-    """A name for a configuration, whatever its seed."""
-    values = to_mapping(run)
+    """A name for a configuration, whatever its seed and the machine."""
+    values = without_machine(to_mapping(run))
     del values["seed"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _table(config: AblationConfig, runs: dict[str, list[Path]], results: dict[str, list[dict]]) -> str:
+def _table(config: AblationConfig, runs: dict[str, list[epath.Path]], results: dict[str, list[dict]]) -> str:
     """Mean ± standard deviation over the seeds, in per cent."""
     header = ["arm", *config.kinds, "all questions", "seconds of training"]
     header += ["sound tokens a minute", "first token, ms"] if config.costs else []
@@ -143,7 +143,7 @@ def _spread(values: list[float]) -> str:
     return f"{100 * np.mean(values):.1f}{deviation}"
 
 
-def _first_token(model: Path, held_out: epath.Path) -> float:
+def _first_token(model: epath.Path, held_out: epath.Path) -> float:
     """Median seconds to the first token of questions about clips of which nothing is known yet, programs compiled."""
     assistant, records = load(model), open_records(held_out)
     entries = records.entries()
@@ -153,13 +153,13 @@ def _first_token(model: Path, held_out: epath.Path) -> float:
     return float(np.median(times[len(times) // 2 :]))  # the first half compiles
 
 
-def _curves(paths: list[Path]) -> Iterator[Curve]:
+def _curves(paths: list[epath.Path]) -> Iterator[Curve]:
     for path in paths:
         lines = [line for line in read_metrics(path / "metrics.jsonl") if line["split"] == "val"]
         yield Curve([line["step"] for line in lines], [line["accuracy"] for line in lines])
 
 
-def _plot(title: str, runs: dict[str, list[Path]], results: dict[str, list[dict]], path: Path) -> None:
+def _plot(title: str, runs: dict[str, list[epath.Path]], results: dict[str, list[dict]], path: epath.Path) -> None:
     """Validation accuracy by step, the seeds' mean with each seed thin behind it, and held-out accuracy as bars."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     names = list(runs)
@@ -178,5 +178,6 @@ def _plot(title: str, runs: dict[str, list[Path]], results: dict[str, list[dict]
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as part:
+        figure.savefig(part, format="png", dpi=120)
     plt.close(figure)

@@ -38,7 +38,7 @@ STAGES = {
     "vision_4": Stage("images", 2e-3, 300, IMAGES),
     "vision_5": Stage("videos", 5e-3, 1200, VIDEOS),
     "audio_1": Stage("sounds", 5e-3, 300, SOUNDS),
-    "audio_2": Stage("sounds", 2e-3, 600, SOUNDS),
+    "audio_2": Stage("sounds", 5e-3, 750, SOUNDS),
     "omni": Stage("omni", 5e-3, 1800, OMNI),
 }
 

@@ -15,7 +15,16 @@ from omnivinci_jax.train.claim import Claim, sole_run
 CONFIG = "config.json"
 
 # What says how a machine does the work, and not what the work is: a run goes on with other values.
-_OF_THE_MACHINE = {"config.mesh", "config.data.workers", "config.data.cache"}
+_OF_THE_MACHINE = {"mesh": True, "data": {"workers": True, "cache": True}}
+
+
+def without_machine(values: dict, machine: dict = _OF_THE_MACHINE) -> dict:
+    """A configuration's values but for those with which the same run may go on elsewhere."""
+    return {
+        name: without_machine(value, machine[name]) if name in machine else value
+        for name, value in values.items()
+        if machine.get(name) is not True
+    }
 
 
 def read_workdir(workdir: epath.Path) -> TrainConfig:
@@ -33,7 +42,8 @@ def check_workdir(workdir: epath.Path, config: TrainConfig) -> None:
     """Raises ConfigError for a folder that holds a run of another configuration, or something else."""
     path = workdir / CONFIG
     if path.exists():
-        key = _first_difference(json.loads(path.read_text()), to_mapping(config), "config")
+        old, new = (without_machine(values) for values in (json.loads(path.read_text()), to_mapping(config)))
+        key = _first_difference(old, new, "config")
         if key:
             raise ConfigError(
                 f"{workdir}: it holds a run of another configuration ({key}); "
@@ -64,8 +74,6 @@ def claimed(workdir: epath.Path, config: TrainConfig) -> Iterator[Claim]:
 
 
 def _first_difference(old: object, new: object, key: str) -> str:
-    if key in _OF_THE_MACHINE:
-        return ""
     if isinstance(old, dict) and isinstance(new, dict):
         differences = (_first_difference(old.get(name), new.get(name), f"{key}.{name}") for name in {**old, **new})
         return next(filter(None, differences), "")

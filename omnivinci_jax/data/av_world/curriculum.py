@@ -2,9 +2,9 @@
 
     python -m omnivinci_jax.data.av_world.curriculum runs/curriculum
 
-`images`, `sounds` (with speech, where espeak-ng is installed), `videos` (without sound) and `omni` (videos with sound,
-and some of everything else, as in Section 3.2) have training rows in NAME.jsonl and questions in NAME_val.jsonl;
-`held_out.jsonl` has questions of each modality, their `kind`. No file is in two of these.
+`images`, `sounds` (of one event, tracks of clips, speech where espeak-ng is installed), `videos` (without sound) and
+`omni` (videos with sound, and some of everything else: Section 3.2) have training rows in NAME.jsonl and questions
+in NAME_val.jsonl; `held_out.jsonl` has questions of each modality, their `kind`. No file is in two of these.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ...errors import UserError
-from .extras import can_speak, image_row, silent_row, sound_row, speech_row, text_row
+from .extras import can_speak, image_row, silent_row, sound_row, soundtrack_row, speech_row, text_row
 from .generate import question_rows, training_rows, write_clip, write_once, write_rows
 from .timeline import draw_clips
 
@@ -32,15 +32,17 @@ class Modality(NamedTuple):
     joint: int
 
 
+VERSION = 2  # of what is made of the arguments: to be raised when that changes
 VAL, HELD_OUT, JOINT_CLIPS, QUESTIONS = 40, 220, 1100, 5
 MODALITIES = {
     "image": Modality(image_row, 1600, 200),
     "text": Modality(text_row, 400, 50),
     "sound": Modality(sound_row, 1200, 150),
+    "sound track": Modality(soundtrack_row, 600, 100),
     "speech": Modality(speech_row, 1200, 150),
     "video": Modality(silent_row, 600, 100),
 }
-FILES = {"images": ("image", "text"), "sounds": ("sound", "speech"), "videos": ("video",)}
+FILES = {"images": ("image", "text"), "sounds": ("sound", "sound track", "speech"), "videos": ("video",)}
 
 
 def write_curriculum(out: Path, seed: int = 0, scale: float = 1.0, workers: int = 2) -> None:
@@ -51,7 +53,7 @@ def write_curriculum(out: Path, seed: int = 0, scale: float = 1.0, workers: int 
     Raises:
         DataError: `out` holds something else, or cannot be written.
     """
-    arguments = {"seed": seed, "scale": scale, "speech": can_speak()}
+    arguments = {"version": VERSION, "seed": seed, "scale": scale, "speech": can_speak()}
     folders = ("clips", "images", "sounds", "speech")
     write_once(out, "curriculum", arguments, folders, workers, partial(_write_all, out, seed, scale))
 

@@ -1,4 +1,4 @@
-"""Rows of other kinds than clips with sound: images, sound files, silent clips, plain text, speech.
+"""Rows of other kinds than clips with sound: images, sound files, silent clips, plain text, sound tracks, speech.
 
 A few of the first four are among the training rows, so that batches mix modalities; a curriculum (curriculum.py) has
 many, and speech where espeak-ng is there to speak it.
@@ -14,9 +14,20 @@ import numpy as np
 from PIL import Image
 
 from .encode import write_media
-from .questions import IMAGE, NUMBERS, SOUND, SPEECH, SUBTRACT, Turn, all_questions, caption_turns, name_question
-from .render import FRAME_RATE, RGB, SHAPES, draw_shape, render_frames, render_sound
-from .timeline import COLOURS, LONGEST, SOUNDS, draw_clips, generator
+from .questions import (
+    IMAGE,
+    NUMBERS,
+    SOUND,
+    SPEECH,
+    SUBTRACT,
+    Kind,
+    Turn,
+    all_questions,
+    caption_turns,
+    name_question,
+)
+from .render import FRAME_RATE, RGB, SAMPLE_RATE, SHAPES, draw_shape, render_frames, render_sound, render_waveform
+from .timeline import COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips, generator
 
 SOUND_FILES = (("wav", 16_000), ("flac", 44_100), ("ogg", 48_000), ("wav", 44_100), ("flac", 16_000), ("ogg", 16_000))
 
@@ -79,13 +90,25 @@ def silent_row(out: Path, seed: int, number: int) -> dict[str, Any]:
     path = out / "clips" / clip.name
     if not path.exists():
         write_media(path, render_frames(clip), FRAME_RATE, None, 0)
-    questions = all_questions(clip, clip.rng("questions"))
-    seen = {event.name for event in clip.sights}
-    about_sights = [*questions["seen"][:2], *(q for q in questions["when"] if q.asked in seen)]
-    turns = [(question.text, question.answer) for question in about_sights]
-    return conversation_row(
-        f"silent-{number:06d}", ("video", f"clips/{path.name}"), [*turns, caption_turns(clip)["seen"]]
-    )
+    turns = _stream_turns(clip, "seen", clip.sights)
+    return conversation_row(f"silent-{number:06d}", ("video", f"clips/{path.name}"), turns)
+
+
+def soundtrack_row(out: Path, seed: int, number: int) -> dict[str, Any]:
+    """The sound of a clip, asked what was heard and when, with a caption."""
+    clip = draw_clips(seed, "soundtrack", number + 1)[number]
+    path = out / "sounds" / Path(clip.name).with_suffix(".flac")
+    if not path.exists():
+        write_media(path, None, 0, render_waveform(clip)[None], SAMPLE_RATE)
+    turns = _stream_turns(clip, "heard", clip.sounds)
+    return conversation_row(f"soundtrack-{number:06d}", ("audio", f"sounds/{path.name}"), turns)
+
+
+def _stream_turns(clip: Clip, kind: Kind, stream: tuple[Event, ...]) -> list[Turn]:
+    """Questions about one stream of a clip, and last its caption."""
+    questions, names = all_questions(clip, clip.rng("questions")), {event.name for event in stream}
+    asked = [*questions[kind][:2], *(question for question in questions["when"] if question.asked in names)]
+    return [*((question.text, question.answer) for question in asked), caption_turns(clip)[kind]]
 
 
 def speech_row(out: Path, seed: int, number: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan", "white", "orange")
 SOUNDS = ("hum", "tone", "beep", "whistle", "hiss", "buzz", "siren", "clicks")
-SPLITS = ("train", "val", "held_out", "silent")
+SPLITS = ("train", "val", "held_out", "silent", "soundtrack")
 BASE, LONGEST = 6.5, 12.0  # s
 APART = 0.5  # s between onsets whose order is asked: one frame at 2 frames a second
 MARGIN = 0.1  # s by which a sound lies inside the sight that it is asked with

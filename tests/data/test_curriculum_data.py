@@ -1,0 +1,68 @@
+"""The data of the tiny curriculum: every modality in the file that its stage reads, and nothing in two splits."""
+
+import json
+
+import pytest
+import soundfile
+
+from omnivinci_jax.data.av_world.curriculum import write_curriculum
+from omnivinci_jax.data.av_world.extras import can_speak
+from omnivinci_jax.data.av_world.questions import NUMBERS
+from omnivinci_jax.data.av_world.timeline import draw_clips
+
+SCALE = 0.005
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("curriculum") / "data"
+    write_curriculum(out, seed=5, scale=SCALE)
+    return out
+
+
+def rows(folder, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def sources(rows: list[dict]) -> set[str]:
+    """What kinds of rows there are, by the first part of their names."""
+    return {row["id"].split("-")[0] for row in rows}
+
+
+def test_each_file_has_its_modalities(folder):
+    spoken = {"speech"} if can_speak() else set()
+    assert sources(rows(folder, "images")) == {"image", "text"}
+    assert sources(rows(folder, "sounds")) == {"sound", "soundtrack"} | spoken
+    assert sources(rows(folder, "videos")) == {"silent"}
+    assert sources(rows(folder, "omni")) == {"train", "image", "text", "sound", "soundtrack", "silent"} | spoken
+    kinds = {"image", "sound", "sound track", "video", "video with sound"} | spoken
+    assert (
+        {row["kind"] for row in rows(folder, "omni_val")} == {row["kind"] for row in rows(folder, "held_out")} == kinds
+    )
+
+
+def test_no_medium_trains_and_measures(folder):
+    def media(name: str) -> set[str]:
+        first = (row["messages"][0]["content"][0] for row in rows(folder, name))
+        return {part[part["type"]] for part in first if part["type"] != "text"}
+
+    train, val = media("images") | media("sounds") | media("videos") | media("omni"), media("omni_val")
+    held_out = media("held_out")
+    assert not (train & val or train & held_out or val & held_out)
+    assert all((folder / path).is_file() for path in train | val | held_out)
+
+
+def test_a_question_is_asked_alone_and_can_be_answered(folder):
+    for row in rows(folder, "held_out"):
+        question, answer = row["messages"]
+        assert answer["content"] in question["content"][-1]["text"]
+
+
+def test_a_sound_track_is_that_of_its_clip(folder):
+    first, *_ = (row for row in rows(folder, "sounds") if row["id"] == "soundtrack-000000")
+    clip = draw_clips(5, "soundtrack", 1)[0]
+    info = soundfile.info(folder / first["messages"][0]["content"][0]["audio"])
+    assert abs(info.duration - clip.duration) < 0.1
+    assert first["messages"][-1]["content"] == " ".join(
+        word for sound in clip.sounds for word in (NUMBERS[int(sound.start)], sound.name)
+    )
