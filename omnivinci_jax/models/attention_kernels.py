@@ -22,8 +22,7 @@ Implementation = Literal["xla", "pallas", "splash"]
 MASKED = -1e30  # finite, so that a row's maximum is never -inf and no NaN can start
 _CAUSAL_BLOCKS = 4
 _GPU_BLOCK = 128
-_TPU_BLOCKS = (1024, 512, 256, 128)
-_TPU_LONG = 65_536  # beyond it, the indices of 512 x 512 blocks are more than a TPU's scalar memory holds
+_TPU_BLOCKS = (512, 256, 128)
 
 
 def xla_attention(
@@ -135,9 +134,11 @@ def splash_attention(
 ) -> Float[Array, "B T H D"]:
     """JAX's splash attention for TPUs; scores are never whole, blocks that `causal` hides are never computed."""
     length, heads, width = q.shape[1:]
-    q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, _TPU_BLOCKS[-1])
+    # The largest whose padding is no more than an eighth: indices of all blocks of 100,000 slots by 128 are more than a
+    # TPU's scalar memory holds.
+    block = next((block for block in _TPU_BLOCKS if 8 * (-length % block) <= length), _TPU_BLOCKS[-1])
+    q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, block)
     padded = q.shape[1]
-    block = next(b for b in _TPU_BLOCKS[padded <= _TPU_LONG :] if padded % b == 0)
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     mask = (splash_mask.CausalMask if causal else splash_mask.FullMask)((padded, padded))
     kernel = splash.make_splash_mha_single_device(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ...errors import UserError
-from .extras import can_speak, image_row, silent_row, sound_row, soundtrack_row, speech_row, text_row
+from .extras import can_speak, image_row, log_row, silent_row, sound_row, soundtrack_row, speech_row, text_row
 from .generate import question_rows, training_rows, write_clip, write_once, write_rows
 from .timeline import draw_clips
 
@@ -36,13 +36,14 @@ VERSION = 2  # of what is made of the arguments: to be raised when that changes
 VAL, HELD_OUT, JOINT_CLIPS, QUESTIONS = 40, 220, 1100, 5
 MODALITIES = {
     "image": Modality(image_row, 1600, 200),
-    "text": Modality(text_row, 400, 50),
+    "sum": Modality(text_row, 400, 50),
+    "text": Modality(log_row, 3000, 300),
     "sound": Modality(sound_row, 1200, 150),
     "sound track": Modality(soundtrack_row, 600, 100),
     "speech": Modality(speech_row, 1200, 150),
     "video": Modality(silent_row, 600, 100),
 }
-FILES = {"images": ("image", "text"), "sounds": ("sound", "sound track", "speech"), "videos": ("video",)}
+FILES = {"images": ("image", "sum", "text"), "sounds": ("sound", "sound track", "speech"), "videos": ("video",)}
 
 
 def write_curriculum(out: Path, seed: int = 0, scale: float = 1.0, workers: int = 2) -> None:
@@ -73,7 +74,7 @@ def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) ->
         rows = list(tqdm(made, desc=kind, total=len(numbers), unit="file"))
         train[kind] = rows[:count]
         joint += rows[: scaled(modality.joint)]
-        if kind != "text":
+        if kind != "sum":
             questions = [_question(row, kind, number) for number, row in enumerate(rows[count:])]
             val_questions[kind] = questions[:val]
             held_out_questions += questions[val:]

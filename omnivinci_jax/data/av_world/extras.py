@@ -1,7 +1,7 @@
-"""Rows of other kinds than clips with sound: images, sound files, silent clips, plain text, sound tracks, speech.
+"""Rows of other kinds than clips with sound: images, sounds, silent clips, sums, sound tracks, speech, clips in words.
 
 A few of the first four are among the training rows, so that batches mix modalities; a curriculum (curriculum.py) has
-many, and speech where espeak-ng is there to speak it.
+many of all, and speech where espeak-ng is there to speak it.
 """
 
 import shutil
@@ -24,10 +24,12 @@ from .questions import (
     Turn,
     all_questions,
     caption_turns,
+    clip_log,
     name_question,
+    training_conversations,
 )
 from .render import FRAME_RATE, RGB, SAMPLE_RATE, SHAPES, draw_shape, render_frames, render_sound, render_waveform
-from .timeline import COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips, generator
+from .timeline import COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clip, generator
 
 SOUND_FILES = (("wav", 16_000), ("flac", 44_100), ("ogg", 48_000), ("wav", 44_100), ("flac", 16_000), ("ogg", 16_000))
 
@@ -86,7 +88,7 @@ def sound_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 def silent_row(out: Path, seed: int, number: int) -> dict[str, Any]:
     """A clip without sound, asked what was seen and when, with a caption."""
-    clip = draw_clips(seed, "silent", number + 1)[number]
+    clip = draw_clip(seed, "silent", number)
     path = out / "clips" / clip.name
     if not path.exists():
         write_media(path, render_frames(clip), FRAME_RATE, None, 0)
@@ -96,7 +98,7 @@ def silent_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 def soundtrack_row(out: Path, seed: int, number: int) -> dict[str, Any]:
     """The sound of a clip, asked what was heard and when, with a caption."""
-    clip = draw_clips(seed, "soundtrack", number + 1)[number]
+    clip = draw_clip(seed, "soundtrack", number)
     path = out / "sounds" / Path(clip.name).with_suffix(".flac")
     if not path.exists():
         write_media(path, None, 0, render_waveform(clip)[None], SAMPLE_RATE)
@@ -139,6 +141,15 @@ def text_row(out: Path, seed: int, number: int) -> dict[str, Any]:
         start, end = sorted(map(int, rng.integers(int(LONGEST) + 1, size=2)))
         turns.append((SUBTRACT.format(start=NUMBERS[start], end=NUMBERS[end]), NUMBERS[end - start]))
     return conversation_row(f"text-{number:06d}", None, turns)
+
+
+def log_row(out: Path, seed: int, number: int) -> dict[str, Any]:
+    """A clip told in words, asked what clips are asked, without media."""
+    clip = draw_clip(seed, "log", number)
+    *_, turns = training_conversations(clip, repeats=1 + number % 2)
+    row = conversation_row(f"log-{number:06d}", None, turns)
+    row["messages"][0]["content"].insert(0, {"type": "text", "text": f"{clip_log(clip)}\n"})
+    return row
 
 
 KINDS_OF_ROW: tuple[Callable[[Path, int, int], dict[str, Any]], ...] = (image_row, sound_row, silent_row, text_row)

@@ -9,6 +9,7 @@ Two more kinds, of rank, are in no data set beside the others: they are there to
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -145,6 +146,16 @@ def caption_turns(clip: Clip) -> dict[str, Turn]:
         kind: (request, " ".join(f"{NUMBERS[event.second]} {event.name}" for event in events))
         for kind, request, events in streams
     } | {kind: (request, _each(facts[kind])) for kind, request in (("while", LIST_WHILE), ("order", list_next))}
+
+
+def clip_log(clip: Clip) -> str:
+    """The clip in words: every second by its number, and after it what is seen and heard in each of its halves."""
+    words = []
+    for half in range(math.ceil(2 * clip.duration)):
+        start, end = half / 2, (half + 1) / 2
+        words += [NUMBERS[half // 2]] if half % 2 == 0 else []
+        words += [event.name for event in (*clip.sights, *clip.sounds) if event.start < end and start < event.end]
+    return " ".join(words)
 
 
 def lookup_turns(clip: Clip, rng: np.random.Generator) -> dict[Kind, Turn]:

@@ -24,7 +24,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan", "white", "orange")
 SOUNDS = ("hum", "tone", "beep", "whistle", "hiss", "buzz", "siren", "clicks")
-SPLITS = ("train", "val", "held_out", "silent", "soundtrack")
+SPLITS = ("train", "val", "held_out", "silent", "soundtrack", "log")
 BASE, LONGEST = 6.5, 12.0  # s
 APART = 0.5  # s between onsets whose order is asked: one frame at 2 frames a second
 MARGIN = 0.1  # s by which a sound lies inside the sight that it is asked with
@@ -102,6 +102,11 @@ def draw_clips(seed: int, split: str, count: int, paired: bool = False) -> list[
     """
     clips = [clip for group in range(-(-count // GROUP)) for clip in _draw_group(seed, split, group, paired)][:count]
     return [_thinned(clip, (1, 2, 4, 4)[clip.number // 2 % 4]) for clip in clips] if split == "train" else clips
+
+
+def draw_clip(seed: int, split: str, number: int) -> Clip:
+    """Clip `number` of a split of full clips, without those before it."""
+    return _draw_group(seed, split, number // GROUP, paired=False)[number % GROUP]
 
 
 def _thinned(clip: Clip, events: int) -> Clip:
