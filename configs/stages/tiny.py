@@ -1,18 +1,19 @@
-"""The paper's stages at the tiny size, with rates of their own. What trains in each: omnivinci_jax/train/stages.py.
+"""The paper's stages at the tiny size, with the demo's settings but for rates and lengths of their own.
 
-Stage 0 gives them the language model and image encoder that the paper starts from: it trains both on text and
-questions about images, through a projector that stays as it was drawn.
+What trains in each: omnivinci_jax/train/stages.py. Stage 0 gives them the language model and image encoder that the
+paper starts from: it trains both on text and questions about images, through a projector that stays as it was drawn.
 
     python -m omnivinci_jax.data.av_world.curriculum runs/curriculum
     launch/curriculum.sh configs/stages/tiny.py runs/stages          # all nine, or one of them:
     omnivinci train --config configs/stages/tiny.py:vision_1 --workdir runs/stages/vision_1
 """
 
+import dataclasses
 from typing import NamedTuple
 
-from configs.tiny import TOKENIZER, model_config
+from configs import tiny
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, to_config_dict
+from omnivinci_jax.settings import TrainConfig, from_mapping, to_config_dict
 from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
 
 
@@ -45,28 +46,23 @@ STAGES = {
 
 def get_config(name: str = ""):
     check_stage(name, STAGES)
-    stage = STAGES[name]
-    data = DataConfig(
+    stage, demo = STAGES[name], from_mapping(TrainConfig, tiny.get_config())
+    data = dataclasses.replace(
+        demo.data,
         train=f"runs/curriculum/{stage.data}.jsonl",
         val=f"runs/curriculum/{stage.data}_val.jsonl",
-        groups=3,
+        held_out="",
         capacity=stage.group,
-        workers=1,
-        cache_media=True,
     )
     return to_config_dict(
-        TrainConfig(
-            model=model_config(),
+        dataclasses.replace(
+            demo,
             start_from="" if name == "stage_0" else f"runs/stages/{stage_before(name)}",
-            tokenizer=str(TOKENIZER),
             data=data,
-            optimizer=OptimizerConfig(name="muon", learning_rate=stage.learning_rate),
+            optimizer=dataclasses.replace(demo.optimizer, learning_rate=stage.learning_rate),
             steps=stage.steps,
-            align_weight=0.01 if name == "omni" else 0.0,
+            align_weight=demo.align_weight if name == "omni" else 0.0,
             frozen=frozen_in(name),
-            dtype="float32",
-            tower_remat="dots",
-            decoder_remat="dots",
             eval_every=150,
             checkpoint_every=150,
         )

@@ -7,7 +7,7 @@ import soundfile
 
 from omnivinci_jax.data.av_world.curriculum import write_curriculum
 from omnivinci_jax.data.av_world.extras import can_speak
-from omnivinci_jax.data.av_world.questions import NUMBERS
+from omnivinci_jax.data.av_world.questions import NUMBERS, clip_log
 from omnivinci_jax.data.av_world.timeline import draw_clips
 
 SCALE = 0.005
@@ -31,11 +31,12 @@ def sources(rows: list[dict]) -> set[str]:
 
 def test_each_file_has_its_modalities(folder):
     spoken = {"speech"} if can_speak() else set()
-    assert sources(rows(folder, "images")) == {"image", "text"}
+    assert sources(rows(folder, "images")) == {"image", "text", "log", "log_caption"}
     assert sources(rows(folder, "sounds")) == {"sound", "soundtrack"} | spoken
     assert sources(rows(folder, "videos")) == {"silent"}
-    assert sources(rows(folder, "omni")) == {"train", "image", "text", "sound", "soundtrack", "silent"} | spoken
-    kinds = {"image", "sound", "sound track", "video", "video with sound"} | spoken
+    every = {"image", "text", "log", "log_caption", "sound", "soundtrack", "silent", "train"} | spoken
+    assert sources(rows(folder, "omni")) == every
+    kinds = {"image", "text", "sound", "sound track", "video", "video with sound"} | spoken
     assert (
         {row["kind"] for row in rows(folder, "omni_val")} == {row["kind"] for row in rows(folder, "held_out")} == kinds
     )
@@ -56,6 +57,17 @@ def test_a_question_is_asked_alone_and_can_be_answered(folder):
     for row in rows(folder, "held_out"):
         question, answer = row["messages"]
         assert answer["content"] in question["content"][-1]["text"]
+
+
+def test_a_clip_told_in_words_has_its_events_in_their_seconds():
+    clip = draw_clips(5, "log", 1)[0]
+    told, second = [], 0
+    for word in clip_log(clip).split():
+        if word in NUMBERS:
+            second = NUMBERS.index(word)
+        elif word not in [name for _, name in told]:
+            told.append((second, word))
+    assert sorted(told) == sorted((event.second, event.name) for event in (*clip.sights, *clip.sounds))
 
 
 def test_a_sound_track_is_that_of_its_clip(folder):

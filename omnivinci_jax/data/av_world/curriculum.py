@@ -17,7 +17,17 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ...errors import UserError
-from .extras import can_speak, image_row, log_row, silent_row, sound_row, soundtrack_row, speech_row, text_row
+from .extras import (
+    can_speak,
+    image_row,
+    log_caption_row,
+    log_row,
+    silent_row,
+    sound_row,
+    soundtrack_row,
+    speech_row,
+    text_row,
+)
 from .generate import question_rows, training_rows, write_clip, write_once, write_rows
 from .timeline import draw_clips
 
@@ -25,25 +35,34 @@ Row = dict[str, Any]
 
 
 class Modality(NamedTuple):
-    """How rows of a modality are made, and how many of them train; of those, `joint` also in joint training."""
+    """How rows of a modality are made, and how many of them train; of those, `joint` also in joint training.
+
+    asked: whether questions of it measure a model.
+    """
 
     make: Callable[[Path, int, int], Row]
     train: int
     joint: int
+    asked: bool = True
 
 
 VERSION = 2  # of what is made of the arguments: to be raised when that changes
 VAL, HELD_OUT, JOINT_CLIPS, QUESTIONS = 40, 220, 1100, 5
 MODALITIES = {
     "image": Modality(image_row, 1600, 200),
-    "sum": Modality(text_row, 400, 50),
+    "sum": Modality(text_row, 400, 50, asked=False),
     "text": Modality(log_row, 3000, 300),
+    "text caption": Modality(log_caption_row, 3000, 300, asked=False),
     "sound": Modality(sound_row, 1200, 150),
     "sound track": Modality(soundtrack_row, 600, 100),
     "speech": Modality(speech_row, 1200, 150),
     "video": Modality(silent_row, 600, 100),
 }
-FILES = {"images": ("image", "sum", "text"), "sounds": ("sound", "sound track", "speech"), "videos": ("video",)}
+FILES = {
+    "images": ("image", "sum", "text", "text caption"),
+    "sounds": ("sound", "sound track", "speech"),
+    "videos": ("video",),
+}
 
 
 def write_curriculum(out: Path, seed: int = 0, scale: float = 1.0, workers: int = 2) -> None:
@@ -74,7 +93,7 @@ def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) ->
         rows = list(tqdm(made, desc=kind, total=len(numbers), unit="file"))
         train[kind] = rows[:count]
         joint += rows[: scaled(modality.joint)]
-        if kind != "sum":
+        if modality.asked:
             questions = [_question(row, kind, number) for number, row in enumerate(rows[count:])]
             val_questions[kind] = questions[:val]
             held_out_questions += questions[val:]

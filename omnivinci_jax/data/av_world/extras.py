@@ -147,7 +147,17 @@ def log_row(out: Path, seed: int, number: int) -> dict[str, Any]:
     """A clip told in words, asked what clips are asked, without media."""
     clip = draw_clip(seed, "log", number)
     *_, turns = training_conversations(clip, repeats=1 + number % 2)
-    row = conversation_row(f"log-{number:06d}", None, turns)
+    return _told(f"log-{number:06d}", clip, turns)
+
+
+def log_caption_row(out: Path, seed: int, number: int) -> dict[str, Any]:
+    """A training clip told in words, with captions or open questions."""
+    clip = draw_clip(seed, "train", number)
+    return _told(f"log_caption-{number:06d}", clip, training_conversations(clip, repeats=0)[number % 4])
+
+
+def _told(name: str, clip: Clip, turns: list[Turn]) -> dict[str, Any]:
+    row = conversation_row(name, None, turns)
     row["messages"][0]["content"].insert(0, {"type": "text", "text": f"{clip_log(clip)}\n"})
     return row
 

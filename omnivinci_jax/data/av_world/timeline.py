@@ -100,18 +100,18 @@ def draw_clips(seed: int, split: str, count: int, paired: bool = False) -> list[
     paired: every colour has its sound, and a full clip with one has the other at some time, so that streams can be
         told to belong together. Questions about times are as before.
     """
-    clips = [clip for group in range(-(-count // GROUP)) for clip in _draw_group(seed, split, group, paired)][:count]
-    return [_thinned(clip, (1, 2, 4, 4)[clip.number // 2 % 4]) for clip in clips] if split == "train" else clips
+    return [draw_clip(seed, split, number, paired) for number in range(count)]
 
 
-def draw_clip(seed: int, split: str, number: int) -> Clip:
-    """Clip `number` of a split of full clips, without those before it."""
-    return _draw_group(seed, split, number // GROUP, paired=False)[number % GROUP]
+def draw_clip(seed: int, split: str, number: int, paired: bool = False) -> Clip:
+    """Clip `number` of a split; see `draw_clips`."""
+    clip = _draw_group(seed, split, number // GROUP, paired)[number % GROUP]
+    return _thinned(clip) if split == "train" else clip
 
 
-def _thinned(clip: Clip, events: int) -> Clip:
-    """The clip with `events` random events of each stream."""
-    rng = clip.rng("thin")
+def _thinned(clip: Clip) -> Clip:
+    """The clip with one, two, or all four events of each stream, chosen at random."""
+    rng, events = clip.rng("thin"), (1, 2, 4, 4)[clip.number // 2 % 4]
     sights, sounds = (
         tuple(stream[i] for i in sorted(rng.permutation(len(stream))[:events])) for stream in (clip.sights, clip.sounds)
     )
