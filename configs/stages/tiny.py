@@ -13,14 +13,18 @@ from typing import NamedTuple
 
 from configs import tiny
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.settings import TrainConfig, from_mapping, to_config_dict
+from omnivinci_jax.settings import Source, TrainConfig, from_mapping, to_config_dict
 from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
 
 
 class Stage(NamedTuple):
-    """The numbers of a stage; `data` is the name of its file, `group` what one group of its batch holds."""
+    """The numbers of a stage.
 
-    data: str
+    data: the names of its files with their weights; the first has the questions that choose its model.
+    group: what one group of its batch holds.
+    """
+
+    data: dict[str, float]
     learning_rate: float
     steps: int
     group: Capacity
@@ -31,17 +35,19 @@ VIDEOS = Capacity(rows=4, slots=304, tiles=128, windows=1, clips=14)
 SOUNDS = Capacity(rows=4, slots=304, tiles=1, windows=32, clips=32)
 OMNI = Capacity(rows=4, slots=304, tiles=128, windows=14, clips=14)
 
+# Language that trains is given text beside, or it forgets what it can do without media.
 STAGES = {
-    "stage_0": Stage("images", 5e-3, 600, IMAGES),
-    "vision_1": Stage("images", 5e-3, 150, IMAGES),
-    "vision_2": Stage("images", 2e-3, 150, IMAGES),
-    "vision_3": Stage("images", 2e-3, 150, IMAGES),
-    "vision_4": Stage("images", 2e-3, 300, IMAGES),
-    "vision_5": Stage("videos", 5e-3, 1200, VIDEOS),
-    "audio_1": Stage("sounds", 5e-3, 300, SOUNDS),
-    "audio_2": Stage("sounds", 5e-3, 750, SOUNDS),
-    "omni": Stage("omni", 5e-3, 1800, OMNI),
+    "stage_0": Stage({"images": 1, "text": 3}, 5e-3, 1500, IMAGES),
+    "vision_1": Stage({"images": 1}, 5e-3, 150, IMAGES),
+    "vision_2": Stage({"images": 1}, 2e-3, 150, IMAGES),
+    "vision_3": Stage({"images": 1, "text": 1}, 2e-3, 150, IMAGES),
+    "vision_4": Stage({"images": 1, "text": 1}, 2e-3, 300, IMAGES),
+    "vision_5": Stage({"videos": 2, "text": 1}, 5e-3, 1200, VIDEOS),
+    "audio_1": Stage({"sounds": 1}, 5e-3, 300, SOUNDS),
+    "audio_2": Stage({"sounds": 2, "text": 1}, 5e-3, 750, SOUNDS),
+    "omni": Stage({"omni": 1}, 5e-3, 1800, OMNI),
 }
+MODALITIES = {"text": "text", "images": "image", "videos": "video", "sounds": "sound", "omni": "omni"}
 
 
 def get_config(name: str = ""):
@@ -49,8 +55,12 @@ def get_config(name: str = ""):
     stage, demo = STAGES[name], from_mapping(TrainConfig, tiny.get_config())
     data = dataclasses.replace(
         demo.data,
-        train=f"runs/curriculum/{stage.data}.jsonl",
-        val=f"runs/curriculum/{stage.data}_val.jsonl",
+        train="",
+        sources=tuple(
+            Source(file, f"runs/curriculum/{file}.jsonl", MODALITIES[file], weight)
+            for file, weight in stage.data.items()
+        ),
+        val=f"runs/curriculum/{next(iter(stage.data))}_val.jsonl",
         held_out="",
         capacity=stage.group,
     )

@@ -31,7 +31,8 @@ def sources(rows: list[dict]) -> set[str]:
 
 def test_each_file_has_its_modalities(folder):
     spoken = {"speech"} if can_speak() else set()
-    assert sources(rows(folder, "images")) == {"image", "text", "log", "log_caption"}
+    assert sources(rows(folder, "text")) == {"text", "log", "log_caption"}
+    assert sources(rows(folder, "images")) == {"image"}
     assert sources(rows(folder, "sounds")) == {"sound", "soundtrack"} | spoken
     assert sources(rows(folder, "videos")) == {"silent"}
     every = {"image", "text", "log", "log_caption", "sound", "soundtrack", "silent", "train"} | spoken

@@ -2,9 +2,10 @@
 
     python -m omnivinci_jax.data.av_world.curriculum runs/curriculum
 
-`images`, `sounds` (of one event, tracks of clips, speech where espeak-ng is installed), `videos` (without sound) and
-`omni` (videos with sound, and some of everything else: Section 3.2) have training rows in NAME.jsonl and questions
-in NAME_val.jsonl; `held_out.jsonl` has questions of each modality, their `kind`. No file is in two of these.
+`text` (clips told in words, sums), `images`, `sounds` (of one event, tracks of clips, and speech where espeak-ng is
+installed), `videos` (without sound) and `omni` (videos with sound, and some of everything else, as in Section 3.2) have
+training rows in NAME.jsonl and questions, about text too, in NAME_val.jsonl; `held_out.jsonl` has questions of each
+modality, their `kind`. No file is in two of these.
 """
 
 import argparse
@@ -59,7 +60,8 @@ MODALITIES = {
     "video": Modality(silent_row, 600, 100),
 }
 FILES = {
-    "images": ("image", "sum", "text", "text caption"),
+    "text": ("sum", "text", "text caption"),
+    "images": ("image",),
     "sounds": ("sound", "sound track", "speech"),
     "videos": ("video",),
 }
@@ -99,7 +101,8 @@ def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) ->
             held_out_questions += questions[val:]
     for name, kinds in FILES.items():
         write_rows(out / f"{name}.jsonl", (row for kind in kinds for row in train.get(kind, ())))
-        write_rows(out / f"{name}_val.jsonl", (row for kind in kinds for row in val_questions.get(kind, ())))
+        asked = dict.fromkeys(("text", *kinds))
+        write_rows(out / f"{name}_val.jsonl", (row for kind in asked for row in val_questions.get(kind, ())))
 
     counts = {"train": scaled(JOINT_CLIPS), "val": -(-val // QUESTIONS), "held_out": -(-held_out // QUESTIONS)}
     clips = {split: draw_clips(seed, split, count) for split, count in counts.items()}
