@@ -119,6 +119,7 @@ class TrainConfig:
 
     start_from: a model directory, or that of a run, whose parameters are the first; "" for random ones. It must stay
         while the run lives: what does not train is read from it again.
+    start_modules: modules that are taken from there ("llm", "vision_tower", ...), the rest being random; () for all.
     tokenizer: folder with tokenizer.json.
     align_weight: weight of the OmniAlignNet loss beside the language loss.
     frozen: regular expressions over parameter paths ("llm/layers/..."); what one matches in full is not trained.
@@ -132,6 +133,7 @@ class TrainConfig:
 
     model: OmniVinciConfig = field(default_factory=OmniVinciConfig)
     start_from: str = ""
+    start_modules: tuple[str, ...] = ()
     tokenizer: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -1,7 +1,10 @@
 """What the ablations share: the tiny model on clips whose frames are spread evenly, so that a place is not a time.
 
     python -m omnivinci_jax.data.av_world.ablations runs/ablation_data
+    python -m omnivinci_jax.data.av_world.curriculum runs/curriculum
+    omnivinci train --config configs/stages/tiny.py:stage_0 --workdir runs/stages/stage_0
 
+As in the paper, every arm starts from a language model and an image encoder, which have met neither sound nor time.
 The demo samples two frames a second; here 16 frames are spread over 6.5 to 12 seconds, and only what knows the time can
 tell which frame goes with which sound.
 """
@@ -32,4 +35,13 @@ def baseline() -> TrainConfig:
         cache="runs/ablation_data/cache",
     )
     model = demo.model.replace(num_video_frames=16, video_time=CRTE, sound_time=CRTE)
-    return dataclasses.replace(demo, model=model, data=data, steps=1500, align_weight=0.0, eval_every=150)
+    return dataclasses.replace(
+        demo,
+        model=model,
+        start_from="runs/stages/stage_0",
+        start_modules=("llm", "vision_tower"),
+        data=data,
+        steps=600,
+        align_weight=0.0,
+        eval_every=60,
+    )

@@ -6,24 +6,36 @@ from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.model_dir import abstract_params, check_shapes, stored_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.paths import absolute
-from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.settings import TrainConfig, nearest
 
 
 def find_start(config: TrainConfig, model: OmniVinci) -> epath.Path | None:
     """The model directory that `config.start_from` names, None where it names none.
 
     Raises:
-        UserError: no model is there, or one of another shape.
+        UserError: no model is there, or one of another shape or without a module that is to be taken.
     """
+    modules = config.start_modules
+    if config.lora.rank and (modules or not config.start_from):
+        raise ConfigError(
+            f"config.lora.rank is {config.lora.rank}: adapters need config.start_from, a whole model to adapt"
+        )
     if not config.start_from:
-        if config.lora.rank:
-            raise ConfigError(
-                f"config.lora.rank is {config.lora.rank}: adapters need config.start_from, a model to adapt"
-            )
+        if modules:
+            raise ConfigError(f"config.start_modules is {modules}: there is no config.start_from to take them from")
         return None
-    folder = model_folder(absolute(config.start_from))
-    check_shapes(stored_params(folder), abstract_params(model), folder / "params", asking="config.model")
+    folder, expected = model_folder(absolute(config.start_from)), abstract_params(model)
+    for module in modules:
+        if module not in expected:
+            raise ConfigError(f"config.start_modules: {module!r}: no such module{nearest(module, expected)}")
+    stored, expected = (only_modules(tree, modules) for tree in (stored_params(folder), expected))
+    check_shapes(stored, expected, folder / "params", asking="config.model")
     return folder
+
+
+def only_modules(params: dict, modules: tuple[str, ...]) -> dict:
+    """The top-level modules of a tree that are named, all of them where none is."""
+    return {name: tree for name, tree in params.items() if name in modules} if modules else params
 
 
 def model_folder(folder: epath.Path) -> epath.Path:

@@ -26,6 +26,7 @@ from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.models.lora import add_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.train.start import only_modules
 
 
 @struct.dataclass
@@ -123,7 +124,7 @@ def create_state(
 ) -> TrainState:
     """The initial state, every array created in its shards; `start` is what `find_start` returned."""
     init = jax.jit(_initializer(model, optimizer, config), out_shardings=shardings)
-    return init(jax.random.PRNGKey(config.seed), _read(start, shardings.params))
+    return init(jax.random.PRNGKey(config.seed), _read(start, config, shardings.params))
 
 
 def create_frozen(
@@ -136,11 +137,12 @@ def create_frozen(
     """What does not train of the state that `create_state` makes of the same arguments."""
     init = _initializer(model, optimizer, config)
     frozen = jax.jit(lambda key, given: init(key, given).frozen, out_shardings=shardings.frozen)
-    return frozen(jax.random.PRNGKey(config.seed), _read(start, shardings.frozen))
+    return frozen(jax.random.PRNGKey(config.seed), _read(start, config, shardings.frozen))
 
 
-def _read(start: epath.Path | None, shardings: dict) -> dict:
-    return load_params(start, without_adapters(shardings)) if start else {}
+def _read(start: epath.Path | None, config: TrainConfig, shardings: dict) -> dict:
+    taken = only_modules(without_adapters(shardings), config.start_modules)
+    return load_params(start, taken) if start and taken else {}
 
 
 def _initializer(

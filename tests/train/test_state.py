@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
+from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import RULES
 from omnivinci_jax.model_dir import abstract_params, save
@@ -48,3 +49,34 @@ def test_a_checkpoint_and_the_start_make_the_state_again(rank, tmp_path):
         np.testing.assert_array_equal(found[path].astype(jnp.bfloat16), leaf, err_msg=path)
     added = {path.rpartition("/")[2] for path in found.keys() - given.keys()}
     assert added == ({"lora_a", "lora_b", "lora_scale"} if rank else set())
+
+
+def test_named_modules_are_taken_and_the_rest_is_new(tmp_path):
+    config = dataclasses.replace(tiny_settings(), start_from=str(tmp_path / "base"), start_modules=("llm",))
+    mesh, base = make_mesh(config.mesh), make_model(config, "cpu")
+    given = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), abstract_params(base))
+    save(tmp_path / "base", config.model, given, tiny_tokenizer())
+    other = dataclasses.replace(config.model, audio_compression="conv")  # whose projector the given model lacks
+    config = dataclasses.replace(config, model=other)
+    model, optimizer = make_model(config, "cpu"), make_optimizer(config.optimizer, config.steps)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        _, shardings = abstract_state(model, optimizer, config, mesh)
+        taken = create_state(model, optimizer, config, shardings, find_start(config, model)).params
+        drawn = create_state(model, optimizer, config, shardings).params
+    jax.tree.map(np.testing.assert_array_equal, taken, drawn | {"llm": given["llm"]})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"start_modules": ("lm",)}, "'lm': no such module"),
+        ({"start_modules": ("llm",), "lora": LoraConfig(rank=2)}, "a whole model to adapt"),
+        ({"start_from": "", "start_modules": ("llm",)}, "no config.start_from"),
+    ],
+)
+def test_modules_that_cannot_be_taken_are_refused(changes, message, tmp_path):
+    config = dataclasses.replace(tiny_settings(), start_from=str(tmp_path / "base"))
+    model = make_model(config, "cpu")
+    save(tmp_path / "base", config.model, jax.tree.map(jnp.zeros_like, abstract_params(model)), tiny_tokenizer())
+    with pytest.raises(ConfigError, match=message):
+        find_start(dataclasses.replace(config, **changes), model)
