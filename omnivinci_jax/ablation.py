@@ -120,14 +120,14 @@ def _name(run: TrainConfig) -> str:
 
 def _table(config: AblationConfig, runs: dict[str, list[epath.Path]], results: dict[str, list[dict]]) -> str:
     """Mean ± standard deviation over the seeds, in per cent."""
-    header = ["arm", *config.kinds, "all questions", "seconds of training"]
+    header = ["arm", *config.kinds, "all questions"]
     header += ["sound tokens a minute", "first token, ms"] if config.costs else []
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for arm in config.arms:
         found = results[arm.label]
         columns = [[result["by_kind"][kind] for result in found] for kind in config.kinds]
         columns.append([result["overall"] for result in found])
-        cells = [arm.label, *map(_spread, columns), f"{np.mean([result['seconds'] for result in found]):.0f}"]
+        cells = [arm.label, *map(_spread, columns)]
         if config.costs:
             run = config.run(arm, 0)
             minute = 60 * run.model.sampling_rate / run.model.window_samples * run.model.window_tokens

@@ -361,6 +361,7 @@ def test_extra_rows_cover_the_other_modalities(tmp_path):
     assert [path.suffix for path in files] == [".wav", ".flac", ".ogg", ".wav"]
     assert [soundfile.info(path).samplerate for path in files] == [16_000, 44_100, 48_000, 44_100]
     before = contents(tmp_path)
+    assert rows == [write_extra(tmp_path, 0, number) for number in (0, 1, 2, 3, 5, 9, 13)]  # the files being there
     for path in files:
         path.unlink()
         write_extra(tmp_path, 0, int(path.stem))

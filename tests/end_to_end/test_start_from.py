@@ -92,7 +92,7 @@ def test_an_export_measures_as_the_adapters_do(adapted, av_world, environment, t
             "embedding has the shape (512, 128), and config.model asks for (512, 64)",
         ),
         ("base", ("--config.lora.rank=2", "--config.lora.targets=('llm/layer/.*',)"), "matches no dense kernel"),
-        ("", ("--config.lora.rank=2",), "adapters need config.start_from, a model to adapt"),
+        ("", ("--config.lora.rank=2",), "adapters need config.start_from, a whole model to adapt"),
     ],
 )
 def test_a_start_that_cannot_be_is_one_line(start, overrides, message, base, adapted, av_world, environment, tmp_path):

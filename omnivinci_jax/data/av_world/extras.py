@@ -80,8 +80,9 @@ def sound_row(out: Path, seed: int, number: int) -> dict[str, Any]:
     name = str(rng.choice(SOUNDS))
     sound = np.pad(render_sound(rng, name, rng.uniform(0.5, 1.0), rate), rng.integers(rate // 10, rate, size=2))
     gains = rng.uniform(0.3, 0.7, size=(rng.integers(1, 3), 1))
+    sound = gains * sound + 0.001 * rng.standard_normal(len(sound))
     if not path.exists():
-        write_media(path, None, 0, gains * sound + 0.001 * rng.standard_normal(len(sound)), rate)
+        write_media(path, None, 0, sound, rate)
     question = name_question(rng, "heard", SOUND, name, [name], SOUNDS)
     return conversation_row(f"sound-{number:06d}", ("audio", f"sounds/{path.name}"), [(question.text, name)])
 
