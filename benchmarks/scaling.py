@@ -17,9 +17,10 @@ from pathlib import Path
 
 import jax
 
-from omnivinci_jax.errors import UserError
-from omnivinci_jax.mesh.aot import Plan, plan
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.mesh.aot import DoesNotFit, Plan, plan
 from omnivinci_jax.mesh.hardware import GIB
+from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.topology import get_topology
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import MeshConfig, TrainConfig, from_mapping
@@ -50,7 +51,7 @@ def row_capacity(slots: int, context: int) -> Capacity:
 
 
 def fitting_plan(topology: str, trained: str, slots: int, contexts: list[int]) -> Plan:
-    """The step with the fewest chips to a row that it fits with; raises UserError where it fits with none."""
+    """The step with the fewest chips to a row that it fits with; raises DoesNotFit where it fits with none."""
     from configs.omnivinci_9b import get_config
 
     jax.config.update("jax_platforms", "cpu")
@@ -64,20 +65,24 @@ def fitting_plan(topology: str, trained: str, slots: int, contexts: list[int]) -
         groups, capacity = len(machine.devices) // context, row_capacity(slots, context)
         data, mesh = dataclasses.replace(config.data, groups=groups, capacity=capacity), MeshConfig(context=context)
         try:
+            make_mesh(mesh, machine.devices)
+        except ConfigError as error:  # one that the torus cannot be
+            print(f"{slots:,} slots over {context}: {error}", file=sys.stderr, flush=True)
+            continue
+        try:
             planned = plan(dataclasses.replace(config, data=data, mesh=mesh), machine)
             planned.check_memory()
             return planned
-        except UserError as error:  # too much memory, or a mesh that the torus cannot be
-            reason = error
+        except DoesNotFit as error:
             print(f"{slots:,} slots over {context}: {error}", file=sys.stderr, flush=True)
-    raise reason
+    raise DoesNotFit(f"{topology}: {slots:,} slots fit over none of {contexts} chips")
 
 
 def describe(topology: str, trained: str, slots: int, contexts: list[int]) -> tuple[str, ...]:
     """The cells of one row."""
     try:
         planned = fitting_plan(topology, trained, slots, contexts)
-    except UserError:
+    except DoesNotFit:
         return topology, trained, f"{slots:,}", "does not fit", *[""] * 5
     memory = planned.memory
     mesh = " x ".join(f"{axis} {size}" for axis, size in planned.mesh.items() if size > 1)

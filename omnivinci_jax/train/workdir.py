@@ -15,16 +15,13 @@ from omnivinci_jax.train.claim import Claim, sole_run
 CONFIG = "config.json"
 
 # What says how a machine does the work, and not what the work is: a run goes on with other values.
-_OF_THE_MACHINE = {"mesh": True, "data": {"workers": True, "cache": True}}
+_OF_THE_MACHINE = {"config.mesh", "config.data.workers", "config.data.cache"}
 
 
-def without_machine(values: dict, machine: dict = _OF_THE_MACHINE) -> dict:
+def without_machine(values: dict, key: str = "config") -> dict:
     """A configuration's values but for those with which the same run may go on elsewhere."""
-    return {
-        name: without_machine(value, machine[name]) if name in machine else value
-        for name, value in values.items()
-        if machine.get(name) is not True
-    }
+    kept = {name: value for name, value in values.items() if f"{key}.{name}" not in _OF_THE_MACHINE}
+    return {n: without_machine(value, f"{key}.{n}") if isinstance(value, dict) else value for n, value in kept.items()}
 
 
 def read_workdir(workdir: epath.Path) -> TrainConfig:

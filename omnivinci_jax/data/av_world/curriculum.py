@@ -101,8 +101,8 @@ def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) ->
             held_out_questions += questions[val:]
     for name, kinds in FILES.items():
         write_rows(out / f"{name}.jsonl", (row for kind in kinds for row in train.get(kind, ())))
-        asked = dict.fromkeys(("text", *kinds))
-        write_rows(out / f"{name}_val.jsonl", (row for kind in asked for row in val_questions.get(kind, ())))
+        choosing = dict.fromkeys(("text", *kinds))
+        write_rows(out / f"{name}_val.jsonl", (row for kind in choosing for row in val_questions.get(kind, ())))
 
     counts = {"train": scaled(JOINT_CLIPS), "val": -(-val // QUESTIONS), "held_out": -(-held_out // QUESTIONS)}
     clips = {split: draw_clips(seed, split, count) for split, count in counts.items()}

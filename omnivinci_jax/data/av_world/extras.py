@@ -154,7 +154,8 @@ def log_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 def log_caption_row(out: Path, seed: int, number: int) -> dict[str, Any]:
     """A training clip told in words, with captions or open questions."""
     clip = draw_clip(seed, "train", number)
-    return _told(f"log_caption-{number:06d}", clip, training_conversations(clip, repeats=0)[number % 4])
+    conversations = training_conversations(clip, repeats=0)
+    return _told(f"log_caption-{number:06d}", clip, conversations[number % len(conversations)])
 
 
 def _told(name: str, clip: Clip, turns: list[Turn]) -> dict[str, Any]:
