@@ -38,4 +38,4 @@ lint: .venv/test.stamp
 	touch $@ .venv/demo.stamp
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs/av_world runs/tiny runs/cache

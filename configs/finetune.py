@@ -6,7 +6,7 @@ MODEL is a model directory, or the directory of a run. As in the paper's joint t
 projectors and decoder train. With --config.lora.rank=16 adapters train instead.
 """
 
-from pathlib import Path
+from etils import epath
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config
@@ -30,7 +30,7 @@ def finetune(model: OmniVinciConfig) -> TrainConfig:
 def get_config(start: str = ""):
     if not start:
         raise ConfigError("give the model to start from: --config configs/finetune.py:MODEL")
-    folder = model_folder(Path(start).expanduser())
+    folder = model_folder(epath.Path(start).expanduser())
     values = to_config_dict(finetune(read_config(folder / "config.json")))
     values.start_from, values.tokenizer = start, str(folder)
     return values

@@ -7,7 +7,7 @@ reached by its name: --config.data.sources.video_qa.weight=0 leaves one out. Mor
 weights of those of one kind then add up to that kind's share.
 """
 
-from pathlib import Path
+from etils import epath
 
 from configs.omnivinci_9b import get_config as published
 from omnivinci_jax.settings import DataConfig, Source, to_config_dict
@@ -27,7 +27,7 @@ SHARES = {
 def sources(folder: str) -> tuple[Source, ...]:
     """The mixture of the data sets in a folder."""
     return tuple(
-        Source(name, str(Path(folder) / name), modality, float(weight))
+        Source(name, str(epath.Path(folder) / name), modality, float(weight))
         for modality, parts in SHARES.items()
         for name, weight in parts.items()
     )

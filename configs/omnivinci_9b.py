@@ -6,8 +6,9 @@ Smaller decoders: --config configs/omnivinci_9b.py:1.5b (0.5b, 1.5b, 3b or 7b), 
 """
 
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, Qwen2Config
+from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, to_config_dict
+from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, nearest, to_config_dict
 
 # Qwen2.5's decoders; the smaller ones share their embedding with their head.
 DECODERS = {
@@ -20,6 +21,8 @@ DECODERS = {
 
 def model_config(decoder: str = "7b") -> OmniVinciConfig:
     """The published model, or its towers and projectors on a smaller Qwen2.5."""
+    if decoder not in DECODERS:
+        raise ConfigError(f"{decoder!r}: no such decoder{nearest(decoder, DECODERS)}")
     text = DECODERS[decoder]
     align = OmniAlignConfig(num_heads=text.num_attention_heads)
     return OmniVinciConfig(text=text, omni_align=align)

@@ -58,8 +58,13 @@ class AblationConfig:
     def __post_init__(self):
         if self.seeds < 1 or not self.arms:
             raise ConfigError(f"config.seeds is {self.seeds}, with {len(self.arms)} arms: both are 1 or more")
+        labels = [arm.label for arm in self.arms]
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"config.arms: each needs a label of its own, not {labels}")
         for arm in self.arms:
-            self.run(arm, 0)  # so that a wrong key or value ends the command before the first training
+            run = self.run(arm, 0)  # so that a wrong key or value ends the command before the first training
+            if not run.data.held_out or run.lora.rank:
+                raise ConfigError(f"config.arms.{arm.label}: an arm has config.data.held_out, and no adapters")
 
     def run(self, arm: Arm, number: int) -> TrainConfig:
         """What an arm trains as its run of a number; raises ConfigError for a change that does not fit."""
@@ -84,6 +89,11 @@ def ablate(config: AblationConfig, folder: epath.Path) -> str:
         UserError, Preempted: see train/loop.py.
     """
     folder = absolute(folder)
+    records = open_records(absolute(config.train.data.held_out))
+    asked = {records.record(entry).get("kind") for entry in records.entries()}
+    for kind in config.kinds:
+        if kind not in asked:
+            raise ConfigError(f"config.kinds: {kind!r}: {records.path} asks no such question")
     runs: dict[str, list[epath.Path]] = {arm.label: [] for arm in config.arms}
     # Every arm once before any twice: a table can be looked at early.
     planned = list(itertools.product(range(config.seeds), config.arms))

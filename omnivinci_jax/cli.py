@@ -56,14 +56,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "train", _train, "train a model; --config FILE and --config.key=value say how")
     command.add_argument(
-        "--workdir", type=_folder, required=True, help="where the run lives; the same command resumes it"
+        "--workdir", type=_path, required=True, help="where the run lives; the same command resumes it"
     )
     command.add_argument("--distributed", action="store_true", help="be one of several processes (launch/ has scripts)")
     command.add_argument("--profile_steps", type=_steps, default=range(0), metavar="FIRST:LAST", help="trace for XProf")
 
     command = _command(commands, "ablate", _ablate, "train the arms of a table and write it, with a plot")
     command.add_argument(
-        "--workdir", type=_folder, required=True, help="of all tables: arms that they share are trained once"
+        "--workdir", type=_path, required=True, help="of all tables: arms that they share are trained once"
     )
 
     _command(commands, "index", _index, "measure the data of a configuration: what it takes, what is wrong with it")
@@ -77,22 +77,22 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "shard", _shard, "write a JSONL file and its media as ArrayRecord shards")
     command.add_argument("data", type=Path, help="JSONL file")
     command.add_argument(
-        "--out", type=_folder, required=True, help="folder of the shards, on a disk or gs://; the same command goes on"
+        "--out", type=_path, required=True, help="folder of the shards, on a disk or gs://; the same command goes on"
     )
     command.add_argument("--per_shard", type=_positive, default=1000, help="conversations in a shard")
     command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
     command.add_argument("--decoder", choices=("default", "tfio"), default="default", help="what reads sound files")
 
     command = _command(commands, "evaluate", _evaluate, "exact-match accuracy of a model on a data file")
-    command.add_argument("--model", type=_folder, required=True, help="model directory")
-    command.add_argument("--data", type=_folder, required=True, help="JSONL file, or folder of shards")
-    command.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    command.add_argument("--model", type=_path, required=True, help="model directory")
+    command.add_argument("--data", type=_path, required=True, help="JSONL file, or folder of shards")
+    command.add_argument("--out", type=_path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="leave a stream out")
     command.add_argument("--rows", type=int, default=8, help="conversations measured at once")
 
     command = _command(commands, "export", _export, "merge a run's adapters into a model directory of its own")
-    command.add_argument("--run", dest="workdir", type=Path, required=True, help="directory of a run with adapters")
-    command.add_argument("--out", type=Path, required=True, help="model directory to make")
+    command.add_argument("--run", dest="workdir", type=_path, required=True, help="directory of a run with adapters")
+    command.add_argument("--out", type=_path, required=True, help="model directory to make")
 
     command = _command(commands, "generate", _generate, "answer a question about any mix of media, in their order")
     _generation_flags(command)
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "inspect", _inspect, "a picture of what the model sees of a file")
     command.add_argument("file", type=Path)
-    command.add_argument("--model", type=_folder, help="model directory; without it, the published 9B configuration")
+    command.add_argument("--model", type=_path, help="model directory; without it, the published 9B configuration")
     command.add_argument("--out", type=Path, help="PNG to write; default: FILE.inspect.png in this folder")
 
     command = _command(commands, "av_world", _av_world, "generate the embedded data set of video files")
@@ -146,7 +146,7 @@ class _MediaAction(argparse.Action):
 
 def _generation_flags(command: argparse.ArgumentParser) -> None:
     """What `generate` and `chat` share."""
-    command.add_argument("--model", type=_folder, required=True, help="model directory")
+    command.add_argument("--model", type=_path, required=True, help="model directory")
     command.add_argument("--system", default="", help="system prompt; default: the published one")
     command.add_argument("--max_new_tokens", type=int, default=256, help="where an answer is cut")
     command.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token; 1: draw")
@@ -165,7 +165,7 @@ def _steps(text: str) -> range:
     return range(int(first), int(last) + 1)
 
 
-def _folder(text: str) -> epath.Path:
+def _path(text: str) -> epath.Path:
     return epath.Path(text).expanduser()
 
 
@@ -236,6 +236,7 @@ def _evaluate(arguments) -> int:
     from omnivinci_jax.train.evaluation import accuracy_table, evaluate_file
     from omnivinci_jax.train.report import write_results
 
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     started = time.monotonic()
     evaluation = evaluate_file(arguments.model, arguments.data, arguments.drop, arguments.rows)
     write_results(arguments.out, evaluation, time.monotonic() - started)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from etils import epath
 
+from omnivinci_jax.errors import UserError
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in a bucket."""
@@ -26,18 +28,35 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 @contextmanager
+def writing(target: epath.PathLike) -> Iterator[None]:
+    """Makes one line of what goes wrong while `target` is written: a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # Orbax tells a full disk by a ValueError
+        reason = str(error).strip().splitlines()[-1][:200]
+        raise UserError(f"{target}: it could not be written ({reason}); make room there and start again") from None
+
+
+@contextmanager
 def written_whole(target: epath.Path) -> Iterator[Path]:
-    """A file of this machine to write; it becomes `target` when the block ends, and not at all where that raises."""
+    """A file of this machine to write; it becomes `target` when the block ends, and not at all where that raises.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     if is_remote(target):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, writing(target):
             part = Path(folder) / target.name
             yield part
             target.write_bytes(part.read_bytes())
         return
     part = Path(target).with_name(f".{target.name}.{os.uname().nodename}-{os.getpid()}.part")
     try:
-        yield part
-        part.replace(target)
+        with writing(target):
+            yield part
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
@@ -52,8 +71,9 @@ def local_copy(path: epath.PathLike) -> Path:
     copy = Path(tempfile.gettempdir()) / "omnivinci" / f"{digest}-{path.name}"
     if not copy.exists():
         copy.parent.mkdir(exist_ok=True)
+        content = path.read_bytes()
         with written_whole(epath.Path(copy)) as part:
-            part.write_bytes(path.read_bytes())
+            part.write_bytes(content)
     return copy
 
 

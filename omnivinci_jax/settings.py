@@ -158,6 +158,13 @@ class TrainConfig:
     checkpoint_every: int = 500
     log_every: int = 10
 
+    def __post_init__(self):
+        for name in ("steps", "microbatches", "eval_every", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"config.{name} is {getattr(self, name)}: it is 1 or more")
+        if self.data.groups < 1:
+            raise ConfigError(f"config.data.groups is {self.data.groups}: it is 1 or more")
+
     @property
     def untrained(self) -> tuple[str, ...]:
         """Regular expressions over paths of what does not train: `frozen`, or everything but adapters."""

@@ -53,6 +53,11 @@ class Index:
         return len(self.places)
 
     @property
+    def problem_share(self) -> float:
+        """Share of the file's samples that cannot be used."""
+        return len(self.problems) / (len(self) + len(self.problems))
+
+    @property
     def path(self) -> Path:
         """The file."""
         return self.records.path
@@ -137,8 +142,12 @@ def open_index(
     too_long: TooLong,
     folder: epath.Path,
     measurers: Measurers,
+    max_skipped: float = 1.0,
 ) -> Index:
-    """The index saved in `folder`, or a new one where the file, the settings or the tokenizer changed."""
+    """The index saved in `folder`, or a new one where the file, the settings or the tokenizer changed.
+
+    One with a larger share of problems than `max_skipped` is not saved: they are there to be mended.
+    """
     identity = (records.identity(), processor.tokenizer.digest, processor.config, processor.drop)
     key = hashlib.sha256(repr((identity, capacity, too_long)).encode()).hexdigest()[:16]
     saved = folder / f"{records.path.stem}-{key}.npz"
@@ -147,6 +156,8 @@ def open_index(
             columns = [arrays[name] for name in ("places", "lines", "sizes", "max_frames")]
             return Index(records, *columns, tuple(arrays["problems"].tolist()))
     index = build_index(records, processor, capacity, too_long, measurers)
+    if index.problem_share > max_skipped:
+        return index
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(saved) as part, open(part, "wb") as file:
         np.savez(

@@ -1,8 +1,9 @@
 """Batches from indexed files: planned packs, read by Grain's worker processes.
 
-What group number n holds is a pure function of (mixture, capacity, seed, n); resuming is an integer.
+What group number n holds is a pure function of (mixture, capacity, seed, n), so a place in the data is an integer.
 """
 
+import bisect
 import multiprocessing.connection
 import os
 import signal
@@ -15,7 +16,7 @@ import jax  # for its trees alone; Grain imports it in every worker anyway
 import numpy as np
 
 from omnivinci_jax.data.index import Index
-from omnivinci_jax.data.mixture import Blocks, Mixture
+from omnivinci_jax.data.mixture import PACKED_TOGETHER, Blocks, Mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import MediaError, Preempted, UserError
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
@@ -29,31 +30,48 @@ Planned = list[list[list[int]]]
 
 def plan_all(index: Index, settings: DataConfig) -> Planned:
     """Every sample of a file once, with empty groups at the end up to whole batches."""
-    groups = pack(index.sizes, settings.capacity)
+    groups = []
+    for start in range(0, len(index), PACKED_TOGETHER):
+        part = pack(index.sizes[start : start + PACKED_TOGETHER], settings.capacity)
+        groups += [[[start + sample for sample in row] for row in rows] for rows in part]
     return groups + [[] for _ in range(-len(groups) % settings.groups)]
 
 
 class Plan:
-    """Which samples each group holds, endlessly: block after block of a mixture, each packed and shuffled."""
+    """Which samples each group holds, endlessly: block after block of a mixture, each packed and shuffled.
 
-    def __init__(self, mixture: Mixture, capacity: Capacity, seed: int):
+    How many groups come before a block, only packing all of them tells. `begin` saves that: a block, and the number of
+    its first group, as `block_of` of an earlier plan named them. What comes before it is not to be asked for.
+    """
+
+    def __init__(self, mixture: Mixture, capacity: Capacity, seed: int, begin: tuple[int, int] = (0, 0)):
         self._sizes, self._capacity, self._seed = mixture.sizes, capacity, seed
         self._blocks = Blocks(mixture, seed)
-        self._planned = 0
-        self._groups: Planned = []
+        self._begin, first = begin
+        self._firsts = [first]  # groups that blocks begin with, of those from `begin` on and of the next
+        self._packed: dict[int, Planned] = {}
 
     def __getitem__(self, number: int) -> list[list[int]]:
         """Rows of group `number`, each a list of sample numbers."""
-        while number >= len(self._groups):
-            self._plan_block()
-        return self._groups[number]
+        block, first = self.block_of(number)
+        return self._groups(block)[number - first]
 
-    def _plan_block(self) -> None:
-        block = self._blocks[self._planned]
-        groups = pack(self._sizes[block], self._capacity)
-        for group in np.random.default_rng((self._seed, self._planned)).permutation(len(groups)):
-            self._groups.append([[int(block[sample]) for sample in row] for row in groups[group]])
-        self._planned += 1
+    def block_of(self, number: int) -> tuple[int, int]:
+        """The block that holds group `number`, and its first group."""
+        while number >= self._firsts[-1]:
+            self._firsts.append(self._firsts[-1] + len(self._groups(self._begin + len(self._firsts) - 1)))
+        place = bisect.bisect(self._firsts, number) - 1
+        return self._begin + place, self._firsts[place]
+
+    def _groups(self, number: int) -> Planned:
+        if number not in self._packed:
+            if len(self._packed) > 2:  # reading goes forward, and looks back a step or two
+                del self._packed[min(self._packed)]
+            block = self._blocks[number]
+            groups = pack(self._sizes[block], self._capacity)
+            order = np.random.default_rng((self._seed, number)).permutation(len(groups))
+            self._packed[number] = [[block[row].tolist() for row in groups[group]] for group in order]
+        return self._packed[number]
 
 
 class Loaded(NamedTuple):
@@ -101,7 +119,7 @@ class Groups(grain.sources.RandomAccessDataSource):
         row = self._processor.lay_out(conversation, sizes)
         if row_size(row, len(conversation.media)) != tuple(self._index.sizes[sample]):
             names = ", ".join(item.path for item in conversation.media)
-            raise MediaError(f"{names}: changed since it was indexed; index the data again")
+            raise MediaError(f"{names}: changed since it was indexed; delete the folder index in config.data.cache")
         return PackedRow(place, segment, row, tiles, windows, self._index.source_of(sample))
 
 

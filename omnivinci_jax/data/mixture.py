@@ -4,6 +4,7 @@ Which samples a block holds is a pure function of (mixture, seed, block number);
 source's own order. So shares are exact, and no sample comes again before all others of its source have come.
 """
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from omnivinci_jax.sequence.chat import Conversation
 from omnivinci_jax.settings import Source
 
 # Samples that are packed together: enough to fill groups well, few enough to plan any epoch piece by piece.
-_MOST, _LEAST = 2048, 512
+PACKED_TOGETHER, _LEAST = 2048, 512
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Mixture:
         """See `Index`."""
         return np.concatenate([index.max_frames for index in self.indices])
 
+    @cached_property
+    def digest(self) -> str:
+        """Of all that the order of samples depends on."""
+        names = [(source.name, source.weight) for source in self.sources]
+        places = [np.column_stack([index.places, index.sizes]) for index in self.indices]
+        return hashlib.sha256(repr(names).encode() + np.concatenate(places).tobytes()).hexdigest()
+
     @property
     def problems(self) -> tuple[str, ...]:
         """See `Index`."""
@@ -91,9 +99,10 @@ class Blocks:
     def __init__(self, mixture: Mixture, seed: int):
         self._mixture, self._seed = mixture, seed
         self._orders = {}
-        # The source that is through first fills whole blocks with each epoch, so no block has one of its samples twice.
+        # The source that is through first fills whole blocks with each epoch, so that no block has one of its samples
+        # twice, unless such blocks would be too short.
         epoch = min(len(index) / share for index, share in zip(mixture.indices, mixture.shares, strict=True))
-        self._length = max(epoch / np.ceil(epoch / _MOST), min(_LEAST, len(mixture)))
+        self._length = max(epoch / np.ceil(epoch / PACKED_TOGETHER), min(_LEAST, len(mixture)))
 
     def __getitem__(self, number: int) -> Int64[np.ndarray, " samples"]:
         """Numbers of the samples of a block: of each source those that keep its share, rounded, in its own order."""

@@ -152,6 +152,7 @@ class Processor:
             hop_length=config.audio_hop_length,
             n_fft=config.audio_n_fft,
             num_mel_bins=config.audio.num_mel_bins,
+            sampling_rate=config.sampling_rate,
         )
 
     def load_item(

@@ -42,8 +42,7 @@ def open_data(path: str, processor: Processor, settings: DataConfig) -> Index:
 def open_usable(records: Records, processor: Processor, settings: DataConfig, measurers: Measurers) -> Index:
     """The index of some records; raises DataError where more than `max_skipped` of them cannot be used."""
     index = open_settings_index(records, processor, settings, measurers)
-    share = len(index.problems) / (len(index) + len(index.problems))
-    if share > settings.max_skipped:
+    if index.problem_share > settings.max_skipped:
         shown = "".join(f"\n  {problem}" for problem in index.problems[:20])
         raise DataError(
             f"{records.path}: {len(index.problems)} of {len(index) + len(index.problems)} samples cannot be used, more "
@@ -55,4 +54,4 @@ def open_usable(records: Records, processor: Processor, settings: DataConfig, me
 def open_settings_index(records: Records, processor: Processor, settings: DataConfig, measurers: Measurers) -> Index:
     """The index of some records, made or read in the configuration's cache."""
     folder = absolute(settings.cache) / "index"
-    return open_index(records, processor, settings.capacity, settings.too_long, folder, measurers)
+    return open_index(records, processor, settings.capacity, settings.too_long, folder, measurers, settings.max_skipped)

@@ -9,8 +9,9 @@ import io
 import json
 import math
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -107,24 +108,30 @@ def _write_manifest(out: epath.Path, manifest: dict) -> None:
 
 
 def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: epath.Path, decoder: Decoder) -> None:
-    conversations, media, numbers = [], [], {}
+    media, conversations = (out / name for name in names)
+    numbers, lines = {}, []
     read_waveform = _decoder(decoder)
-    for entry in entries:
-        # Paths as the file has them, which they keep in the folder of shards.
-        items = {media_key(item): item for item in records.conversation(entry, Path()).media}
-        for key, item in items.items():
-            if key not in numbers:
-                numbers[key] = len(media)
-                media.append(_stored(item, records.path.parent, read_waveform))
-        record = {"line": entry.line, "record": records.record(entry), "media": {key: numbers[key] for key in items}}
-        conversations.append(json.dumps(record, ensure_ascii=False).encode())
-    # Media are compressed already. The conversations come last: where they are, the shard is whole.
-    for name, contents, options in zip(names, (media, conversations), ("uncompressed", "zstd"), strict=True):
-        with written_whole(out / name) as part:
-            writer = ArrayRecordWriter(str(part), f"group_size:1,{options}")
-            for content in contents:
-                writer.write(content)
-            writer.close()
+    with _writer(media, "uncompressed") as write:  # they are compressed already
+        for entry in entries:
+            # Paths as the file has them, which they keep in the folder of shards.
+            items = {media_key(item): item for item in records.conversation(entry, Path()).media}
+            for key, item in items.items():
+                if key not in numbers:
+                    numbers[key] = len(numbers)
+                    write(_stored(item, records.path.parent, read_waveform))
+            line = {"line": entry.line, "record": records.record(entry), "media": {key: numbers[key] for key in items}}
+            lines.append(json.dumps(line, ensure_ascii=False).encode())
+    # Last: where they are, the shard is whole.
+    with _writer(conversations, "zstd") as write:
+        for line in lines:
+            write(line)
+
+
+@contextmanager
+def _writer(path: epath.Path, compression: str) -> Iterator[Callable[[bytes], object]]:
+    """What appends a record to a file that is there when all are written."""
+    with written_whole(path) as part, closing(ArrayRecordWriter(str(part), f"group_size:1,{compression}")) as writer:
+        yield writer.write
 
 
 def _stored(item: Media, folder: Path, read_waveform: Callable[[Path], Float32[np.ndarray, " t"]]) -> bytes:

@@ -3,6 +3,7 @@
 import os
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from omnivinci_jax.errors import ConfigError
@@ -37,6 +38,14 @@ def join() -> None:
 def is_main() -> bool:
     """Whether this is the process that writes what is written once: metrics, reports, configurations."""
     return jax.process_index() == 0
+
+
+def check_same(what: str, digest: str) -> None:
+    """Raises ConfigError where another process has another SHA-256 of `what`."""
+    if jax.process_count() > 1:
+        own = np.frombuffer(bytes.fromhex(digest), np.uint8)
+        if (multihost_utils.process_allgather(own) != own).any():
+            raise ConfigError(f"{what} are not the same for all processes: give every host the same readable files")
 
 
 def barrier(name: str) -> None:

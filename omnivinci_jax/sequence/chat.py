@@ -138,8 +138,11 @@ def _item(item: object, where: str, folder: Path) -> str | Media:
 def _from_llava(record: dict, where: str, folder: Path) -> tuple[Message, ...]:
     paths = {kind: [] for kind in PLACEHOLDERS}
     for key, kind in _ITEM_KINDS.items():
-        listed = record.get(key, [])
-        paths[kind] += [listed] if isinstance(listed, str) else list(listed)
+        listed = record.get(key) or []
+        listed = [listed] if isinstance(listed, str) else listed
+        if not isinstance(listed, list) or not all(isinstance(path, str) for path in listed):
+            raise DataError(f"{where}: '{key}' is a path or a list of paths: {str(listed)[:80]}")
+        paths[kind] += listed
     turns = record["conversations"]
     if not isinstance(turns, list) or any(
         not isinstance(t, dict) or t.get("from") not in _LLAVA_ROLES or not isinstance(t.get("value"), str)

@@ -1,7 +1,7 @@
 """The tokenizer of a model directory: `tokenizer.json` in Qwen2's format with the media tokens."""
 
 import hashlib
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import tokenizers
@@ -28,11 +28,8 @@ class Tokenizer:
         self.media_ids = {kind: self._special(token) for kind, token in PLACEHOLDERS.items()}
         (self.newline_id,) = self.encode("\n")
 
-    def __getstate__(self):
-        return self.path.parent
-
-    def __setstate__(self, folder: epath.Path):
-        self.__init__(folder)
+    def __reduce__(self):
+        return _read_once, (self.path.parent,)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -69,3 +66,9 @@ class Tokenizer:
         if token_id is None:
             raise UserError(f"{self.path}: the tokenizer has no {token}; add the media tokens of the published model")
         return token_id
+
+
+@lru_cache(maxsize=2)
+def _read_once(folder: epath.Path) -> Tokenizer:
+    """A tokenizer that another process sent: pools send it with every piece of work, and reading it takes a second."""
+    return Tokenizer(folder)

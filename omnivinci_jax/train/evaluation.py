@@ -54,7 +54,7 @@ class Evaluation:
 def evaluate(
     eval_step: Callable, params: dict, index: Index, processor: Processor, settings: DataConfig, mesh: Mesh
 ) -> Evaluation:
-    """Measures every sample of a file once; every process gets the whole result."""
+    """Measures every sample of a file once; every process gets the whole result. Raises DataError where none can be."""
     plan, own = plan_all(index, settings), own_groups(settings.groups, mesh)
     batches = read_batches(index, plan, processor, settings, own, start=0, stop=len(plan) // settings.groups)
     kinds, right, skipped, losses, weights, clips = [], [], [], 0.0, 0.0, {}
@@ -72,13 +72,17 @@ def evaluate(
             for row, samples in enumerate(rows):
                 for segment, sample in enumerate(samples, start=1):
                     slots = scores.segment_ids[group, row] == segment
-                    if slots.any():
-                        right.append(bool(scores.right[group, row][slots].all()))
-                        kinds.append(index.record(sample).get("kind", "all"))
-                    else:
+                    if not slots.any():
                         skipped.append(reasons.get(sample, f"{index.where(sample)}: not readable on its host"))
+                    elif not scores.weights[group, row][slots].any():
+                        skipped.append(f"{index.where(sample)}: the assistant says nothing that could be right")
+                    else:
+                        right.append(bool(scores.right[group, row][slots].all()))
+                        kinds.append(str(index.record(sample).get("kind") or "all"))
                     bar.update()
     bar.close()
+    if not right:
+        raise DataError(f"{index.path}: no sample could be measured:\n  " + "\n  ".join(skipped[:20]))
     by_kind = defaultdict(list)
     for kind, answer in zip(kinds, right, strict=True):
         by_kind[kind].append(answer)

@@ -16,11 +16,11 @@ from omnivinci_jax.data.loader import Plan, read_batches
 from omnivinci_jax.data.mixture import Mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.setup import make_processor, open_data, open_mixture
-from omnivinci_jax.errors import DataError, Preempted, UserError
+from omnivinci_jax.errors import ConfigError, DataError, Preempted, UserError
 from omnivinci_jax.mesh.mesh import make_mesh
-from omnivinci_jax.mesh.processes import is_main
+from omnivinci_jax.mesh.processes import check_same, is_main
 from omnivinci_jax.mesh.rules import RULES, check_batch, own_groups, put_batch
-from omnivinci_jax.paths import Mirrored, absolute
+from omnivinci_jax.paths import Mirrored, absolute, writing
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
@@ -47,6 +47,8 @@ class Progress:
     step: steps done, which is also the place in the data; nonfinite: updates left out among them.
     read: samples of all processes; skipped: those that could not be read, by source.
     best: best validation accuracy so far, -1 before the first.
+    data: digest of what the order of the samples depends on.
+    block: the block of samples that the next step begins in, and its first group (`Plan`).
     """
 
     step: int = 0
@@ -55,6 +57,8 @@ class Progress:
     nonfinite: int = 0
     best: float = -1.0
     seconds: float = 0.0
+    data: str = ""
+    block: tuple[int, int] = (0, 0)
 
 
 def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range(0)) -> Evaluation | None:
@@ -78,24 +82,34 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
     shapes, shardings = abstract_state(model, optimizer, config, mesh)
     processor = make_processor(config)
     mixture = open_mixture(processor, config.data)
-    val_index = open_data(config.data.val, processor, config.data) if config.data.val else None
-    for index in filter(None, (mixture, val_index)):
+    check_same("the training data", mixture.digest)
+    # What is measured at the end is opened now, so that a mistake shows before the work and not after it.
+    val_index, held_out = (
+        open_data(path, processor, config.data) if path else None for path in (config.data.val, config.data.held_out)
+    )
+    for index in filter(None, (mixture, val_index, held_out)):
         for problem in index.problems:
             log.warning("left out: %s", problem)
 
     with claimed(workdir, config) as claim, jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         checkpoints = Checkpoints(workdir / "checkpoints")
         if checkpoints.latest_step is None:
-            state, progress = create_state(model, optimizer, config, shardings, start), Progress()
+            state = create_state(model, optimizer, config, shardings, start)
+            progress = Progress(data=mixture.digest)
         else:
             frozen = create_frozen(model, optimizer, config, shardings, start)
             state, saved = checkpoints.restore(shapes, shardings, frozen)
             progress = Progress(**saved)
+            if progress.data != mixture.digest:
+                raise ConfigError(
+                    f"{workdir}: the training data are not those that the run began with, nor is then their order; "
+                    "bring those back, or start another run from its model (config.start_from)"
+                )
             log.info("resumed at step %d", progress.step)
         train_step = make_train_step(
             model, optimizer, config.align_weight, shardings, config.microbatches, len(mixture.sources)
         )
-        run = _Run(config, workdir, processor, model, mesh, claim, checkpoints, progress, mixture, val_index)
+        run = _Run(config, workdir, processor, model, mesh, claim, checkpoints, progress, mixture, val_index, held_out)
         try:
             frozen = run.steps(state, train_step, profile_steps)
             return run.finish(shardings, frozen)
@@ -114,7 +128,9 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
 class _Run:
     """The loop's state on the host."""
 
-    def __init__(self, config, workdir, processor, model, mesh, claim, checkpoints, progress, mixture, val_index):
+    def __init__(
+        self, config, workdir, processor, model, mesh, claim, checkpoints, progress, mixture, val_index, held_out
+    ):
         self.config: TrainConfig = config
         self.workdir: epath.Path = workdir
         self.files = Mirrored(workdir, ("metrics.jsonl", self._skipped_name))
@@ -125,7 +141,8 @@ class _Run:
         self.progress: Progress = progress
         self.mixture: Mixture = mixture
         self.val_index: Index | None = val_index
-        self.plan = Plan(mixture, config.data.capacity, config.seed)
+        self.held_out: Index | None = held_out
+        self.plan = Plan(mixture, config.data.capacity, config.seed, tuple(progress.block))
         self.sources = SourceMeter(mixture)
         self.eval_step = make_eval_step(model, mesh, align=config.align_weight > 0)
         self.metrics = MetricsLog(self.files.local, progress.step) if is_main() else None
@@ -160,7 +177,7 @@ class _Run:
                     self._look(pending)
                     pending = None
                     values = {name: float(value) for name, value in jax.device_get(metrics).items() if not value.ndim}
-                    values["learning_rate"] = float(schedule(step - 1))
+                    values["learning_rate"] = float(schedule(step - 1 - progress.nonfinite))
                     values |= meter.rates() | self.sources.values(progress.skipped)
                     self._write(step, values)
                     bar.set_postfix_str(
@@ -175,6 +192,7 @@ class _Run:
                     self._look(pending)
                     pending = None
                     progress.seconds = time.monotonic() - self.started
+                    progress.block = self.plan.block_of(step * groups)
                     with meter.saving():
                         self.claim.check()
                         self.files.sync()
@@ -185,18 +203,16 @@ class _Run:
         if progress.step < config.steps:
             self._close()
             raise Preempted(f"SIGTERM: saved at step {progress.step}; the same command goes on from there")
-        if not self.val_index and not self._best.exists():
+        if not self.val_index:
             self._export(state)
         return state.frozen
 
     def finish(self, shardings: TrainState, frozen: dict) -> Evaluation | None:
         """Measures the best model on the held-out data and writes the report."""
-        data = self.config.data
         params = merge(frozen, model_dir.load_params(self._best, shardings.trainable))
         evaluation = None
-        if data.held_out:
-            index = open_data(data.held_out, self.processor, data)
-            evaluation = evaluate(self.eval_step, params, index, self.processor, data, self.mesh)
+        if self.held_out:
+            evaluation = self._evaluate(params, self.held_out)
         self._close()
         if is_main():
             parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -213,18 +229,22 @@ class _Run:
 
     def _measure(self, state: TrainState) -> None:
         """Validates and keeps the model if it is the best so far."""
-        result = evaluate(self.eval_step, state.params, self.val_index, self.processor, self.config.data, self.mesh)
+        result = self._evaluate(state.params, self.val_index)
         self._write(self.progress.step, result.metrics, "val")
         if result.overall > self.progress.best:
             self.progress.best = result.overall
             self._export(state)
 
+    def _evaluate(self, params: dict, index: Index) -> Evaluation:
+        return evaluate(self.eval_step, params, index, self.processor, self.config.data, self.mesh)
+
     def _export(self, state: TrainState) -> None:
-        if self.config.lora.rank:
-            with model_dir.replaced(self._best) as part:
-                model_dir.save_params(part, state.trainable)
-        else:
-            model_dir.save(self._best, self.config.model, state.params, self.processor.tokenizer)
+        with writing(self._best):
+            if self.config.lora.rank:
+                with model_dir.replaced(self._best) as part:
+                    model_dir.save_params(part, state.trainable)
+            else:
+                model_dir.save(self._best, self.config.model, state.params, self.processor.tokenizer)
 
     def _write(self, step: int, values: dict[str, float], split: str = "train") -> None:
         if self.metrics:

@@ -9,7 +9,8 @@ from omnivinci_jax.settings import OptimizerConfig
 def learning_rate(settings: OptimizerConfig, steps: int, peak: float | None = None) -> optax.Schedule:
     """Linear warm-up over the first share of the steps to `peak`, then cosine to zero (Appendix C.3)."""
     warmup = max(1, round(settings.warmup * steps))
-    return optax.warmup_cosine_decay_schedule(0.0, peak or settings.learning_rate, warmup, max(steps, warmup + 1))
+    peak = settings.learning_rate if peak is None else peak
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
 
 
 def make_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -38,6 +38,8 @@ def read_workdir(workdir: epath.Path) -> TrainConfig:
 def check_workdir(workdir: epath.Path, config: TrainConfig) -> None:
     """Raises ConfigError for a folder that holds a run of another configuration, or something else."""
     path = workdir / CONFIG
+    if path.exists() and not _has_saved(workdir):
+        return  # a first try: nothing is lost with another
     if path.exists():
         old, new = (without_machine(values) for values in (json.loads(path.read_text()), to_mapping(config)))
         key = _first_difference(old, new, "config")
@@ -68,6 +70,11 @@ def claimed(workdir: epath.Path, config: TrainConfig) -> Iterator[Claim]:
             part.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
         barrier("claimed")
         yield claim
+
+
+def _has_saved(workdir: epath.Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
 def _first_difference(old: object, new: object, key: str) -> str:

@@ -49,6 +49,10 @@ def test_a_group_is_a_function_of_seed_and_number(index):
     plan = Plan(alone(index), CAPACITY, seed=3)
     groups = [plan[number] for number in range(12)]
     assert Plan(alone(index), CAPACITY, seed=3)[11] == groups[11]
+    later = [plan[number] for number in (200, 300)]
+    begin = plan.block_of(200)
+    assert begin[0] > 0 and [Plan(alone(index), CAPACITY, 3, begin)[number] for number in (200, 300)] == later
+    assert [plan[number] for number in range(12)] == groups
     assert [Plan(alone(index), CAPACITY, seed=4)[number] for number in range(12)] != groups
 
 
@@ -151,6 +155,19 @@ def test_an_index_is_kept_until_the_file_or_the_settings_change(av_world, proces
     assert sizes(CAPACITY._replace(rows=3))[1] == 2
     data.write_text((json.dumps(line) + "\n") * 2)
     assert len(sizes()[0]) == 2
+
+
+def test_an_index_of_more_problems_than_are_allowed_is_not_kept(av_world, processor, tmp_path):
+    content = [{"type": "image", "image": "late.png"}, {"type": "text", "text": "What?"}]
+    data = tmp_path / "late.jsonl"
+    data.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}))
+
+    def problems() -> tuple[str, ...]:
+        return open_index(Jsonl(data), processor, CAPACITY, "skip", tmp_path / "index", Measurers(1), 0.01).problems
+
+    assert "late.png: no such file" in problems()[0]
+    shutil.copy(next(av_world.rglob("*.png")), tmp_path / "late.png")
+    assert not problems()
 
 
 def test_a_line_that_is_no_conversation_stops_with_its_place(processor, tmp_path):

@@ -1,15 +1,18 @@
 """`omnivinci ablate`: every arm trained once, whoever asks, and a table of what came out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from etils import epath
 
-from omnivinci_jax.ablation import AblationConfig
+from omnivinci_jax.ablation import AblationConfig, Arm
+from omnivinci_jax.ablation import ablate as ablate_arms
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.settings import load_config
 from tests.end_to_end.commands import SMALL, command, run
-from tests.tiny import REPOSITORY
+from tests.tiny import REPOSITORY, tiny_settings
 
 TABLE = """
 from tests.tiny import tiny_settings
@@ -64,6 +67,13 @@ def test_the_papers_tables_are_configurations(table):
     assert len(set(map(str, runs))) == len(runs) >= 3 and config.seeds == 3
     baseline = {run.optimizer for run in runs}, {run.steps for run in runs}, {run.data.capacity for run in runs}
     assert all(len(values) == 1 for values in baseline)  # no arm is tuned by itself
+
+
+def test_kinds_that_nobody_asks_end_it_before_the_first_training(av_world, tmp_path):
+    config = AblationConfig("x", tiny_settings(), (Arm("max", {}),), kinds=("smelt",))
+    data = replace(config.train.data, held_out=str(av_world / "held_out.jsonl"))
+    with pytest.raises(ConfigError, match=r"config\.kinds: 'smelt': .*held_out.jsonl asks no such question"):
+        ablate_arms(replace(config, train=replace(config.train, data=data)), epath.Path(tmp_path))
 
 
 def test_a_change_that_does_not_fit_is_named(tmp_path):

@@ -84,13 +84,18 @@ def test_missing_variables_are_one_line(av_world, environment, tmp_path):
 
 
 SLURM = {
-    # As srun does: every task with its number, all ended when one fails, its own end that of the first to fail.
+    # As srun does: every task with its number, all ended some time after one fails; it ends with the highest code.
     "srun": """#!/usr/bin/env bash
 shift
 for ((task = 0; task < SLURM_NTASKS; task++)); do SLURM_PROCID=$task "$@" & pids+=($!); done
-code=0
-for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
-exit $code
+highest=0
+for pid in "${pids[@]}"; do
+  code=0
+  wait -n "${pids[@]}" || code=$?
+  ((code <= highest)) || highest=$code
+  ((!code)) || (sleep 20; kill -KILL "${pids[@]}" 2>/dev/null) >/dev/null 2>&1 &
+done
+exit $highest
 """,
     "scontrol": """#!/usr/bin/env bash
 case $1 in show) echo localhost ;; requeue) echo "requeued $2" >&2 ;; esac
@@ -119,3 +124,5 @@ def test_the_slurm_script_starts_a_process_a_task_and_is_requeued_when_preempted
     code, errors = finished(launch(["bash", "launch/slurm.sbatch"], arguments, environment))
     assert code == 0 and "requeued" not in errors, errors[-3000:]
     assert losses(workdir) == losses(two_processes)
+    code, errors = finished(launch(["bash", "launch/slurm.sbatch"], [*arguments, "--config.sed=1"], environment))
+    assert code == 255 and "no such key" in errors and "requeued" not in errors, errors[-3000:]

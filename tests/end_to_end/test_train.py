@@ -11,7 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from etils import epath
 
+from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.settings import TrainConfig, to_mapping
+from omnivinci_jax.train.workdir import check_workdir
 from tests.end_to_end.commands import STEPS, command, losses, run, train_command, wait_for_step
 from tests.tiny import REPOSITORY
 
@@ -115,7 +119,7 @@ def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world,
 
 
 def test_evaluate_gives_the_runs_own_result(trained, av_world, environment, tmp_path):
-    out = tmp_path / "results.json"
+    out = tmp_path / "new" / "results.json"
     done = run(
         command("evaluate", "--model", trained / "model", "--data", av_world / "held_out.jsonl", "--out", out),
         environment,
@@ -124,6 +128,15 @@ def test_evaluate_gives_the_runs_own_result(trained, av_world, environment, tmp_
     found, expected = (json.loads(path.read_text()) for path in (out, trained / "results.json"))
     assert found["by_kind"] == expected["by_kind"] and found["counts"] == expected["counts"]
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_questions_without_answers_are_not_counted_as_right(trained, environment, tmp_path):
+    data = tmp_path / "questions.jsonl"
+    data.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}], "kind": None}) + "\n")
+    out = tmp_path / "results.json"
+    done = run(command("evaluate", "--model", trained / "model", "--data", data, "--out", out), environment)
+    assert done.returncode == 2 and not out.exists()
+    assert f"{data}:1: the assistant says nothing that could be right" in done.stderr
 
 
 def test_generate_answers_about_any_mix_of_media(trained, av_world, environment):
@@ -206,6 +219,12 @@ def test_bad_data_stops_training_with_its_name(kind, message, av_world, environm
     assert not (tmp_path / "run").exists()  # nothing was begun, so the mended command starts afresh
 
 
+def test_a_mistake_in_what_is_measured_at_the_end_shows_before_the_first_step(av_world, environment, tmp_path):
+    done = run(train_command(av_world, tmp_path / "run", "--config.data.held_out=nowhere.jsonl"), environment)
+    assert_one_error(done, "nowhere.jsonl: no such file")
+    assert not (tmp_path / "run").exists()
+
+
 def assert_one_error(done: subprocess.CompletedProcess, message: str) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
     errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("omnivinci train: ")]
@@ -222,6 +241,15 @@ def test_a_work_directory_of_another_configuration_is_left_alone(trained, av_wor
     done = run(train_command(av_world, trained, "--config.seed=5"), environment)
     assert_one_error(done, "it holds a run of another configuration (config.seed is 5, there it is 0)")
     assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
+
+
+def test_a_work_directory_without_a_checkpoint_takes_another_configuration(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(to_mapping(TrainConfig(seed=1))))
+    check_workdir(epath.Path(tmp_path), TrainConfig())
+    (tmp_path / "checkpoints" / "3").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.seed is 0, there it is 1"):
+        check_workdir(epath.Path(tmp_path), TrainConfig())
 
 
 def test_a_work_directory_that_holds_something_else_is_left_alone(av_world, environment, tmp_path):
@@ -247,3 +275,7 @@ def test_files_that_break_during_training_are_skipped_up_to_the_limit(av_world, 
     assert done.returncode == 0, done.stderr[-3000:]
     named = (tmp_path / "run" / "skipped.txt").read_text()
     assert f"{tmp_path / 'train.jsonl'}:" in named and str(victim) in named and f"skipped: {tmp_path}" in done.stderr
+
+    with open(tmp_path / "train.jsonl", "a") as file:
+        file.write(json.dumps({"messages": [{"role": "assistant", "content": "more"}]}) + "\n")
+    assert_one_error(run(arguments, environment), "the training data are not those that the run began with")

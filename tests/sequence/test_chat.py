@@ -49,6 +49,7 @@ def test_only_what_the_assistant_says_is_trained():
 def test_llava_form_is_the_same_conversation():
     llava = {
         "video": "a.mp4",
+        "image": None,
         "conversations": [
             {"from": "human", "value": "<video>\nWhat?\n"},
             {"from": "gpt", "value": "  red"},
@@ -75,6 +76,10 @@ def test_llava_form_is_the_same_conversation():
             "2 <video> in the text but 1 video path",
         ),
         ({"image": ["a.png"], "conversations": [{"from": "human", "value": "hi"}]}, "0 <image> in the text but 1"),
+        (
+            {"video": 3, "conversations": [{"from": "human", "value": "<video>"}]},
+            "'video' is a path or a list",
+        ),
         ({"conversations": [{"from": "robot", "value": "hi"}]}, "'conversations' is a list of"),
     ],
 )
