@@ -34,10 +34,11 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def curriculum(folder: Path) -> subprocess.Popen:
+def curriculum(folder: Path, root: str = "runs") -> subprocess.Popen:
+    environment = os.environ | {"TRAIN": "./train", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(
-        [REPOSITORY / "launch" / "curriculum.sh", "tiny.py", "runs", "--config.seed=3"],
-        env=os.environ | {"TRAIN": "./train"}, cwd=folder, stderr=subprocess.PIPE, text=True,
+        [REPOSITORY / "launch" / "curriculum.sh", "tiny.py", root, "--config.seed=3"],
+        env=environment, cwd=folder, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -57,6 +58,15 @@ def test_all_stages_in_their_order_each_from_the_one_before(folder):
     assert curriculum(folder).wait() == 0
     assert calls(folder) == expected(list(STAGES))
     assert curriculum(folder).wait() == 0 and len(calls(folder)) == len(STAGES)  # nothing is run again
+
+
+def test_in_a_bucket_nothing_is_run_again_either(folder):
+    """With a folder named as the bucket is, and a stand-in for gcloud that lists it."""
+    (folder / "gcloud").write_text('#!/usr/bin/env bash\n[[ "$1 $2" == "storage ls" && -e $3 ]]\n')
+    (folder / "gcloud").chmod(0o755)
+    for _ in range(2):
+        assert curriculum(folder, "gs://bucket/runs").wait() == 0
+        assert len(calls(folder)) == len(STAGES)
 
 
 def test_a_model_directory_in_the_place_of_stage_0_is_started_from(folder):
