@@ -6,7 +6,7 @@
 # Stage s runs in runs/stages/s. Stopped or killed anywhere, the same command goes on where it was: a stage that
 # finished is not run again, and so is stage_0 where it is a model directory. SIGTERM saves the stage and ends with 75,
 # on which a scheduler is to start this script again. TRAIN (default "omnivinci train") runs a stage; on several
-# processes: TRAIN="launch/local.sh 3".
+# processes: TRAIN="launch/local.sh 2", with groups that they divide.
 set -euo pipefail
 usage="usage: launch/curriculum.sh CONFIG DIRECTORY [--config.key=value ...]"
 config=${1:?$usage}

@@ -2,7 +2,7 @@
 # One run as several processes of this machine, each as a host is on a pod; started again when it was preempted or a
 # process was lost.
 #
-#   launch/local.sh 3 --config configs/tiny.py --workdir runs/tiny
+#   launch/local.sh 2 --config configs/tiny.py --workdir runs/tiny --config.data.groups=2
 #
 # HARDWARE (cpu, gpu or tpu; default cpu) chooses the flags of xla_flags.sh. MAX_RESTARTS (default 20) ends a run that
 # always fails. SIGTERM saves the run and ends it with 75, on which a scheduler is to start this script again.
