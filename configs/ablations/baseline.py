@@ -1,6 +1,7 @@
 """What the ablations share: the tiny model on clips whose frames are spread evenly, so that a place is not a time.
 
-    python -m omnivinci_jax.data.av_world.ablations runs/ablation_data
+    python -m omnivinci_jax.data.av_world.ablations runs/ablation_data/paired --paired
+    python -m omnivinci_jax.data.av_world.ablations runs/ablation_data/independent
     python -m omnivinci_jax.data.av_world.curriculum runs/curriculum
     omnivinci train --config configs/stages/tiny.py:stage_0 --workdir runs/stages/stage_0
 
@@ -10,27 +11,31 @@ tell which frame goes with which sound.
 """
 
 import dataclasses
+from typing import Literal
 
 from configs import tiny
 from omnivinci_jax.config import TimeEmbeddingConfig
 from omnivinci_jax.settings import Source, TrainConfig, from_mapping
 
-# The horizon is the longest clip, for every scheme that has one.
-CRTE = TimeEmbeddingConfig(scheme="crte", max_time=12.0, trope_dim=64)
+# The horizon of every scheme that has one: on validation clips better than that of the longest clip, 12 s (crte.py).
+CRTE = TimeEmbeddingConfig(scheme="crte", max_time=60.0, trope_dim=64)
 
 
-def baseline() -> TrainConfig:
-    """Temporal Embedding Grouping with CRTE, max-pooled sound tokens, questions and omni captions; else the demo's."""
-    demo = from_mapping(TrainConfig, tiny.get_config())
+def baseline(clips: Literal["paired", "independent"]) -> TrainConfig:
+    """Temporal Embedding Grouping with CRTE, max-pooled sound tokens, questions and omni captions; else the demo's.
+
+    clips: paired, where streams are to be aligned; independent, where it counts what only one of them tells.
+    """
+    demo, folder = from_mapping(TrainConfig, tiny.get_config()), f"runs/ablation_data/{clips}"
     data = dataclasses.replace(
         demo.data,
         train="",
         sources=(
-            Source("questions", "runs/ablation_data/questions.jsonl", "video"),
-            Source("captions", "runs/ablation_data/captions.jsonl", "omni"),
+            Source("questions", f"{folder}/questions.jsonl", "video"),
+            Source("captions", f"{folder}/captions.jsonl", "omni"),
         ),
-        val="runs/ablation_data/val.jsonl",
-        held_out="runs/ablation_data/held_out.jsonl",
+        val=f"{folder}/val.jsonl",
+        held_out=f"{folder}/held_out.jsonl",
         capacity=demo.data.capacity._replace(tiles=112),
         cache="runs/ablation_data/cache",
     )

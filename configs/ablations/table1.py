@@ -18,7 +18,7 @@ def get_config():
         Arm("+++ OmniAlignNet", {"align_weight": 0.1}),
     )
     kinds = ("seen", "heard", "while", "order", "when")
-    return to_config_dict(AblationConfig("Table 1", baseline(), arms, kinds=kinds))
+    return to_config_dict(AblationConfig("Table 1", baseline("paired"), arms, kinds=kinds))
 
 
 def _time(scheme: str) -> dict:

@@ -16,4 +16,4 @@ def get_config():
         Arm("max pooling", {}),
     )
     kinds = ("heard", "while", "order", "when")
-    return to_config_dict(AblationConfig("Table 18", baseline(), arms, kinds=kinds, costs=True))
+    return to_config_dict(AblationConfig("Table 18", baseline("independent"), arms, kinds=kinds, costs=True))

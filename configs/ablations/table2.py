@@ -17,4 +17,4 @@ def get_config():
         Arm("vision + audio + omni captions (explicit)", {}),
     )
     kinds = ("seen", "heard", "while", "order", "when")
-    return to_config_dict(AblationConfig("Table 2", baseline(), arms, kinds=kinds))
+    return to_config_dict(AblationConfig("Table 2", baseline("independent"), arms, kinds=kinds))

@@ -1,9 +1,11 @@
-"""The data of the ablations (configs/ablations/): clips whose streams belong together, with two kinds of training rows.
+"""The data of the ablations (configs/ablations/): clips with two kinds of training rows.
 
-    python -m omnivinci_jax.data.av_world.ablations runs/ablation_data
+    python -m omnivinci_jax.data.av_world.ablations runs/ablation_data/paired --paired
+    python -m omnivinci_jax.data.av_world.ablations runs/ablation_data/independent
 
 `questions.jsonl` holds conversations of multiple choice, `captions.jsonl` what a data engine writes about sight and
-sound together (Section 3.2); `val.jsonl` and `held_out.jsonl` as in av_world. A clip's colours and sounds are pairs.
+sound together (Section 3.2); `val.jsonl` and `held_out.jsonl` as in av_world. Where a clip's colours and sounds are
+pairs, OmniAlignNet has something to align, and who sees a clip knows what it sounds like; else only hearing tells.
 """
 
 import argparse
@@ -22,22 +24,20 @@ CLIPS = {"train": 1100, "val": 60, "held_out": 220}
 CAPTIONS = 4  # conversations of a clip that are captions; the others are questions
 
 
-def write_ablation_data(out: Path, seed: int = 0, scale: float = 1.0, workers: int = 2) -> None:
+def write_ablation_data(out: Path, paired: bool, seed: int = 0, scale: float = 1.0, workers: int = 2) -> None:
     """Writes the data set into `out`; a second call finishes what an interrupted one began, or does nothing.
 
-    `scale` multiplies the numbers of clips; the files depend on it and on `seed` alone.
+    `scale` multiplies the numbers of clips; the files depend on it, on `paired` and on `seed` alone.
 
     Raises:
         DataError: `out` holds something else, or cannot be written.
     """
-    arguments = {"seed": seed, "scale": scale}
-    write_once(out, "ablations", arguments, ("clips",), workers, partial(_write_all, out, seed, scale))
+    arguments = {"paired": paired, "seed": seed, "scale": scale}
+    write_once(out, "ablations", arguments, ("clips",), workers, partial(_write_all, out, paired, seed, scale))
 
 
-def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) -> None:
-    clips = {
-        split: draw_clips(seed, split, max(1, round(scale * count)), paired=True) for split, count in CLIPS.items()
-    }
+def _write_all(out: Path, paired: bool, seed: int, scale: float, pool: ProcessPoolExecutor) -> None:
+    clips = {split: draw_clips(seed, split, max(1, round(scale * count)), paired) for split, count in CLIPS.items()}
     everything = [clip for split in clips.values() for clip in split]
     written = pool.map(partial(write_clip, out), everything, chunksize=8)
     for _ in tqdm(written, "ablations", len(everything), unit="file"):
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line of this module."""
     parser = argparse.ArgumentParser(description="Write the data set of the ablations.")
     parser.add_argument("out", type=Path, help="a new folder, or one whose generation was interrupted")
+    parser.add_argument("--paired", action="store_true", help="every colour of a clip has its sound in it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of clips")
     parser.add_argument("--workers", type=int, default=2, help="processes")
