@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from flax.traverse_util import unflatten_dict
+
+from omnivinci_jax.model_dir import CHUNK_BYTES
 
 Shape = tuple[int, ...]
 Pieces = Iterator[tuple[int | None, np.ndarray]]
-CHUNK_BYTES = 256 * 2**20
 _BLOCK = 512  # columns a transposed copy takes at once: they fit a cache, and a plain copy is 7 times as slow
 
 
@@ -34,7 +35,7 @@ def save(folder: Path, leaves: dict[str, LazyLeaf]) -> None:
     types = ocp.type_handlers.create_type_handler_registry((LazyLeaf, _LazyHandler()))
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=types)
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(nested(leaves)))
+        checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(unflatten_dict(leaves, sep="/")))
 
 
 class StoredLeaf:
@@ -67,23 +68,6 @@ def contiguous(x: np.ndarray) -> np.ndarray:
     for start in range(0, x.shape[1], _BLOCK):
         copy[:, start : start + _BLOCK] = x[:, start : start + _BLOCK]
     return copy
-
-
-def nested(leaves: dict[str, object]) -> dict:
-    """Leaves by path with slashes as nested dicts."""
-    tree: dict = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def flat(tree: dict) -> dict[str, object]:
-    """The leaves of nested dicts by path with slashes."""
-    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 class _LazyHandler(ocp.type_handlers.NumpyHandler):

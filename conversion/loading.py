@@ -5,8 +5,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from conversion.leaves import LazyLeaf, nested
+from conversion.leaves import LazyLeaf
 from conversion.source import open_source
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
@@ -29,7 +30,7 @@ def load_model(folder: Path, dtype: jnp.dtype | None = None) -> tuple[OmniVinci,
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
     source = open_source(folder)
     params = {path: _array(leaf) for path, leaf in source.leaves.items()}
-    return OmniVinci(source.config, dtype=dtype or jnp.float32), nested(params)
+    return OmniVinci(source.config, dtype=dtype or jnp.float32), unflatten_dict(params, sep="/")
 
 
 def _array(leaf: LazyLeaf) -> jax.Array:

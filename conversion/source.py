@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from conversion.layouts import OURS, PARTS, read_layout, read_part
-from conversion.leaves import LazyLeaf, Pieces, flat
+from conversion.leaves import LazyLeaf, Pieces
 from conversion.mapping import SAME, Tensor, ours, tensors
 from conversion.tensor_files import DTYPES, StoredTensor
 from conversion.tokenizer import ReadTokenizer, read_tokenizer
@@ -108,7 +109,7 @@ def open_source(
         config = _grow(config, read.size, found, notes)
 
     model = OmniVinci(config)
-    shapes = {path: leaf.shape for path, leaf in flat(abstract_params(model)).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(model), sep="/").items()}
     expected = list(tensors(config, shapes))
     own = ours(config, shapes)
     initialised = {path for name, path in own.items() if f"{OURS}.{name}" not in found}
@@ -209,7 +210,7 @@ def _initialised_leaves(model: OmniVinci, paths: set[str], shapes: dict, dtype: 
 
     @jax.jit
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        everything = flat(nn.meta.unbox(model.init(key, batch)["params"]))
+        everything = flatten_dict(nn.meta.unbox(model.init(key, batch)["params"]), sep="/")
         return {path: everything[path].astype(dtype) for path in paths}
 
     made: dict[str, jax.Array] = {}

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from conversion.command import new_directory, progress, run
 from conversion.layouts import OURS, Layout, file_name
-from conversion.leaves import StoredLeaf, contiguous, flat
+from conversion.leaves import StoredLeaf, contiguous
 from conversion.mapping import SAME, Tensor, ours, tensors
 from conversion.source import DTYPE_NAMES
 from conversion.tensor_files import TensorWriter
-from conversion.tokenizer import FILES
 from omnivinci_jax.config_json import from_json, read_json, to_json, to_released
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.model_dir import abstract_params, check_shapes, stored_params
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.sequence.tokenizer import Tokenizer
+from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
 
 
 class _Export(NamedTuple):
@@ -49,12 +49,12 @@ def to_torch(folder: Path, destination: Path, *, layout: Layout, dtype: str | No
         stored = stored_params(folder)
         expected = abstract_params(OmniVinci(config))
         check_shapes(stored, expected, folder / "params")
-        types = {path: np.dtype(leaf.dtype) for path, leaf in flat(stored).items()}
+        types = {path: np.dtype(leaf.dtype) for path, leaf in flatten_dict(stored, sep="/").items()}
         if unknown := [path for path, kind in types.items() if kind not in DTYPE_NAMES.values()]:
             raise UserError(
                 f"{folder / 'params'}: {unknown[0]} is of type {types[unknown[0]]}; it must be floating point"
             )
-        shapes = {path: leaf.shape for path, leaf in flat(expected).items()}
+        shapes = {path: leaf.shape for path, leaf in flatten_dict(expected, sep="/").items()}
         everything = [*tensors(config, shapes)]
         everything += [Tensor(f"{OURS}.{name}", shapes[p], p, None, SAME) for name, p in ours(config, shapes).items()]
         folders: dict[str, list[_Export]] = {}

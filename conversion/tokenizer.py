@@ -9,18 +9,7 @@ import tokenizers
 
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.sequence.chat import PLACEHOLDERS
-
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
+from omnivinci_jax.sequence.tokenizer import FILES
 
 
 class ReadTokenizer(NamedTuple):

@@ -185,6 +185,9 @@ class OmniVinciConfig:
                 f"s2_scales is {self.s2_scales}: the first must be the tower's image_size {self.vision.image_size} "
                 "and the others multiples of it"
             )
+        least = (self.s2_scales[-1] // self.s2_scales[0]) ** 2
+        if self.max_tiles < least:
+            raise ConfigError(f"max_tiles is {self.max_tiles}: the largest of s2_scales alone has {least} tiles")
         for _, height, width in self.pool_sizes:
             if self.tile_grid % height or self.tile_grid % width:
                 raise ConfigError(

@@ -25,11 +25,11 @@ from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.settings import from_mapping, to_mapping
 
 OURS = "omnivinci_jax"
-# Part: (key of the merged form, folder of the released form, legacy key, key where a larger model's config has it)
+# Part: (key of the merged form and of larger models that have it, folder of the released form, legacy key)
 PARTS = {
-    "text": ("text_config", "llm", "llm_cfg", "text_config"),
-    "vision": ("vision_config", "vision_tower", "vision_tower_cfg", "vision_config"),
-    "audio": ("audio_config", "sound_tower", "sound_tower_cfg", "audio_config"),
+    "text": ("text_config", "llm", "llm_cfg"),
+    "vision": ("vision_config", "vision_tower", "vision_tower_cfg"),
+    "audio": ("audio_config", "sound_tower", "sound_tower_cfg"),
 }
 _PART_TYPES = {"text": Qwen2Config, "vision": SiglipConfig, "audio": AFWhisperConfig}
 _MODEL_TYPES = {"text": "qwen2", "vision": "siglip_vision_model", "audio": "qwen2_audio_encoder"}
@@ -89,7 +89,7 @@ def write_config(config: OmniVinciConfig, path: Path, base: Mapping[str, Any] | 
 def read_json(path: Path) -> dict[str, Any]:
     """A config.json in the merged form: parts in folders beside it or under legacy keys are brought into it."""
     root = _load(path, "a model directory holds config.json, tokenizer.json and params/")
-    for key, folder, legacy, _ in PARTS.values():
+    for key, folder, legacy in PARTS.values():
         beside = path.parent / folder / "config.json"
         if key not in root and beside.is_file():
             root[key] = _load(beside)
@@ -105,7 +105,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_part(part: str, path: Path) -> Any:
     """Config of one part (`text`, `vision` or `audio`) alone, from its own config.json or a larger model's."""
     values = _load(path)
-    nested = values.get(PARTS[part][3])
+    nested = values.get(PARTS[part][0])
     return _part(part, nested if isinstance(nested, Mapping) else values, str(path))
 
 
@@ -113,7 +113,7 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
     """OmniVinciConfig of a config.json in the merged form; `where` starts every error."""
     _check_root(root, where)
     parts = {}
-    for part, (key, folder, legacy, _) in PARTS.items():
+    for part, (key, folder, legacy) in PARTS.items():
         if not isinstance(root.get(key), Mapping):
             raise ConfigError(f"{where}: there is no {key}, no {legacy} and no {folder}/config.json")
         parts[part] = _part(part, root[key], f"{where}: {key}")
@@ -149,7 +149,7 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
 def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The merged form; keys of `base` that say nothing about the model's mathematics stay."""
     root = {"model_type": "audiovisualflamingo", **(base or {})}
-    for part, (key, _, legacy, _) in PARTS.items():
+    for part, (key, _, legacy) in PARTS.items():
         values = {"model_type": _MODEL_TYPES[part], **root.get(key, {}), **to_mapping(getattr(config, part))}
         if part == "text":
             rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
@@ -199,7 +199,7 @@ def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> d
 def to_released(root: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The released form of a merged one: contents by path, the encoders as JSON strings, scales as one string."""
     root = dict(root)
-    files = {f"{folder}/config.json": root.pop(key) for key, folder, _, _ in PARTS.values()}
+    files = {f"{folder}/config.json": root.pop(key) for key, folder, _ in PARTS.values()}
     for kind in _ENCODERS:
         root[f"{kind}_encoder"] = json.dumps(root[f"{kind}_encoder"])
     for name, types in _PROJECTORS:
@@ -240,7 +240,7 @@ def _check_fixed(part: str, values: Mapping[str, Any], where: str) -> None:
 
 
 def _part(part: str, values: Mapping[str, Any], where: str) -> Any:
-    nested = values.get(PARTS[part][3])
+    nested = values.get(PARTS[part][0])
     if part == "audio" and "d_model" not in values and isinstance(nested, Mapping):
         values = nested
     _check_fixed(part, values, where)

@@ -21,7 +21,7 @@ from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.paths import absolute, is_remote
 from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.sequence.tokenizer import Tokenizer
+from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
 
 CHUNK_BYTES = 256 * 2**20
 _SMALLEST = Capacity(rows=1, slots=2, tiles=1, windows=1, clips=1)
@@ -104,8 +104,8 @@ def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenize
     with replaced(epath.Path(folder)) as part:
         if is_main():
             write_config(config, part / "config.json")
-            for file in tokenizer.path.parent.iterdir():
-                if not file.is_dir() and file.name != "config.json":
+            for file in (tokenizer.path.with_name(name) for name in FILES):
+                if file.exists():
                     (part / file.name).write_bytes(file.read_bytes())
         save_params(part, params)
 

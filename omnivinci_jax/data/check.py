@@ -38,7 +38,9 @@ def _problem(item: Media) -> str:
             decode.read_waveform(item.path)
         else:
             info = decode.probe_video(item.path)
-            decode.read_frames(item.path, decode.sample_frames(info.frame_times, info.duration, 2.0, 128))
+            sampled = decode.sample_frames(info.frame_times, info.duration, 2.0, 128)
+            for _ in decode.iterate_frames(item.path, sampled):
+                pass
             if info.audio_seconds:
                 decode.read_waveform(item.path)
     except UserError as error:

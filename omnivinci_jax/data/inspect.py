@@ -12,8 +12,8 @@ from matplotlib.colors import ListedColormap
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.errors import MediaError, UserError
-from omnivinci_jax.media import decode
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, VideoSize, lay_out_media
@@ -28,7 +28,7 @@ def draw_file(path: Path, config: OmniVinciConfig, out: Path) -> dict:
     Raises:
         UserError: a file that is none of the three, or an `out` that cannot be written.
     """
-    conversation = Conversation((Message("user", (_as_media(path),)),))
+    conversation = Conversation((Message("user", (Media(media_kind(path), str(path)),)),))
     processor = Processor(config, tokenizer=None)
     (size,), tiles, windows = processor.load(conversation)
     row = lay_out_media(conversation.media[0], size, config)
@@ -45,18 +45,6 @@ def draw_file(path: Path, config: OmniVinciConfig, out: Path) -> dict:
         numbers["seconds"] = round(size.seconds, 3)
     tokens = {"vision_tokens": VISION, "audio_tokens": AUDIO, "newlines": TEXT}
     return numbers | {name: int((kinds == kind).sum()) for name, kind in tokens.items()}
-
-
-def _as_media(path: Path) -> Media:
-    """What a file is, tried in turn: pictures in motion, a sound, a picture."""
-    problems = []
-    for kind, probe in (("image", decode.probe_image), ("video", decode.probe_video), ("sound", decode.probe_audio)):
-        try:
-            probe(str(path))
-            return Media(kind, str(path))
-        except MediaError as error:
-            problems.append(str(error))
-    raise MediaError(problems[0] if not path.is_file() else problems[1])
 
 
 def _draw(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from omnivinci_jax.data.processor import Processor, file_state
+from omnivinci_jax.errors import MediaError
 from omnivinci_jax.generate.programs import encode_sound, encode_vision
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
@@ -82,5 +83,8 @@ class MediaCache:
 @lru_cache(maxsize=1024)
 def _digest(path: str, _size: int, _changed: int) -> bytes:
     """Of a file's content; of a file that does not change it is made once."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise MediaError(f"{path}: it cannot be read: {error.strerror}") from None

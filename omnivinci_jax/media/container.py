@@ -186,7 +186,11 @@ def _mono(frame: AudioFrame) -> Float32[np.ndarray, " t"]:
 
 def display_matrix(frame: VideoFrame) -> Int[np.ndarray, "3 3"] | None:
     """Where a player puts a picture: x' = m00·x + m10·y, y' = m01·x + m11·y (y points down); None is as stored."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for other data beside it, and lets none be read; the turn it knows
+        cosine, sine = np.cos(np.deg2rad(frame.rotation)), np.sin(np.deg2rad(frame.rotation))
+        return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]).round().astype(int)
     return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
 
 

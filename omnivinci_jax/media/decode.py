@@ -116,8 +116,8 @@ def sample_frames(
     return np.unique(np.maximum(on_screen, 0))
 
 
-def read_frames(path: PathLike, indices: Iterable[int]) -> UInt8[np.ndarray, "n h w 3"]:
-    """The frames with these numbers, at least one (in order of presentation, as in `probe_video`), in RGB and upright.
+def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The frames with these rising numbers (in order of presentation, as in `probe_video`), in RGB and upright.
 
     Decodes no further than needed, and from the nearest keyframe where frames are far apart. Frames of another size
     than the first (a stream may change) are scaled to it.
@@ -125,15 +125,6 @@ def read_frames(path: PathLike, indices: Iterable[int]) -> UInt8[np.ndarray, "n 
     Raises:
         MediaError: there is no such frame, or it cannot be decoded.
     """
-    indices = np.asarray(list(indices))
-    if not indices.size:
-        raise ValueError("read_frames needs at least one frame number")
-    wanted, places = np.unique(indices, return_inverse=True)
-    return np.stack(list(iterate_frames(path, wanted)))[places]
-
-
-def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """`read_frames` of rising numbers, one frame in memory at a time."""
     stamps, keyframes = _presentation_order(path)
     for index in indices:
         if not 0 <= index < len(stamps):
@@ -214,9 +205,11 @@ def probe_image(path: PathLike) -> tuple[int, int]:
         MediaError: the file is missing, or not an image.
     """
     with _opened_image(path) as image:
-        width, height = image.size
+        if image.format == "TIFF":  # Pillow has turned the size of some already
+            return ImageOps.exif_transpose(image).size
         # Orientations 5 to 8 are the four with a quarter turn.
-        return (height, width) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
+        turned = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
+        return image.size[::-1] if turned else image.size
 
 
 def read_image(path: PathLike) -> UInt8[np.ndarray, "h w 3"]:
@@ -270,7 +263,13 @@ def _stamped(frames: Iterable[VideoFrame], stamps: list[int]) -> Iterator[VideoF
 
 
 def _is_for_soundfile(path: PathLike) -> bool:
-    return Path(path).suffix.lower() in _SOUNDFILE_SUFFIXES
+    if Path(path).suffix.lower() not in _SOUNDFILE_SUFFIXES:
+        return False
+    try:
+        with _opened_sound(path):
+            return True
+    except MediaError:  # a file may have the name of another kind: what is wrong with it, FFmpeg tells
+        return False
 
 
 @contextmanager

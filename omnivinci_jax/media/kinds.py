@@ -14,7 +14,8 @@ def media_kind(path: str | Path) -> Literal["image", "video", "sound"]:
     ffmpeg.check_file(path)
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) == 1:
+            # A camera's JPEG may hold a preview too, and a TIFF pages: these are no frames.
+            if getattr(image, "n_frames", 1) == 1 or image.format not in ("GIF", "PNG"):
                 return "image"
     except Exception:  # whatever Pillow's readers raise: then it is no picture
         pass

@@ -18,7 +18,7 @@ import jax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from omnivinci_jax.errors import UserError
+from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.mesh.hardware import GIB, Chip
 from omnivinci_jax.mesh.hlo import Traffic, read_traffic
 from omnivinci_jax.mesh.mesh import AXES, make_mesh
@@ -259,6 +259,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     jax.config.update("jax_platforms", "cpu")  # a machine that has devices shall not start them
     try:
+        if arguments.hlo and not arguments.hlo.absolute().parent.is_dir():
+            raise ConfigError(f"--hlo: {arguments.hlo}: there is no such folder to write into")
         config, topology = load_config(rest), get_topology(arguments.topology)
         planned = plan(config, topology, arguments.hlo)
         print(describe(planned, config.data))

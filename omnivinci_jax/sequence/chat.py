@@ -60,8 +60,10 @@ class Conversation:
 
     @property
     def unanswered(self) -> "Conversation":
-        """The conversation without its last message, where that is an answer."""
+        """The conversation without its last message, where that is an answer; raises DataError if none is left."""
         last = len(self.messages) - (self.messages[-1].role == "assistant")
+        if not last:
+            raise DataError(f"{self.where}: nothing is asked: the only message is the assistant's")
         return replace(self, messages=self.messages[:last])
 
 

@@ -11,6 +11,19 @@ from jaxtyping import Bool, Int32
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.sequence.chat import PLACEHOLDERS, Conversation, render
 
+# What of a checkpoint's folder is the tokenizer's, or says how to talk with the model.
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
 
 class Tokenizer:
     """Text to ids and back. Reads `tokenizer.json` alone, so loader workers start without transformers."""

@@ -21,6 +21,7 @@ from omnivinci_jax.errors import DataError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import RULES, own_groups, put_batch, replicated
+from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, MeshConfig
 from omnivinci_jax.train.losses import contrastive_loss
@@ -115,6 +116,7 @@ def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int) ->
     slots, tiles, windows, clips = (int(most) for most in index.sizes.max(axis=0))
     capacity = Capacity(rows, slots, max(rows * tiles, 1), max(rows * windows, 1), max(rows * clips, 1))
     mesh = make_mesh(MeshConfig())
+    model = model.clone(attention=choose_implementation("auto", mesh.devices.flat[0].platform))
     settings = DataConfig(capacity=capacity, groups=mesh.size, workers=0)
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         params = jax.device_put(params, replicated(mesh))

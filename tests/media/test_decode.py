@@ -1,3 +1,4 @@
+import shutil
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -14,16 +15,18 @@ from PIL import Image
 
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import decode
+from omnivinci_jax.media.container import display_matrix
+from omnivinci_jax.media.container import upright as upright_by
 from omnivinci_jax.media.decode import (
     probe_audio,
     probe_image,
     probe_video,
-    read_frames,
     read_image,
     read_waveform,
     sample_frames,
 )
-from tests.media.files import frame_numbers, numbered_frames, onset, tone, write_video
+from omnivinci_jax.media.kinds import media_kind
+from tests.media.files import frame_numbers, numbered_frames, onset, read_frames, tone, write_video
 
 ALL_CLIPS = ["h264.mp4", "h264.mkv", "h264.ts", "hevc.mp4", "vp9.webm", "h264.avi"]
 
@@ -123,6 +126,20 @@ def test_frames_are_shown_upright(tmp_path, turn, mirror):
     assert (info.height, info.width) == shown.shape[1:3]
     assert np.abs(read_frames(path, [0, 1]).astype(int) - shown).mean() < 8
 
+    class Unreadable:
+        """A frame with side data that PyAV has no name for."""
+
+        @property
+        def side_data(self):
+            raise ValueError("31 is not a valid Type")
+
+    with av.open(path) as opened:
+        frame = next(opened.decode(video=0))
+    Unreadable.rotation = frame.rotation
+    if not mirror:
+        turned = upright_by(upright[0], display_matrix(Unreadable()))
+        np.testing.assert_array_equal(turned, np.rot90(upright[0], -turn // 90))
+
 
 def test_what_an_edit_list_leaves_out_is_not_there(tmp_path):
     path = write_video(tmp_path / "a.mp4", numbered_frames(24), fps=12, codec_options={"bf": "0"})
@@ -173,6 +190,19 @@ def test_stereo_flac_is_averaged_and_resampled(tmp_path):
     waveform = read_waveform(tmp_path / "a.flac")
     assert (waveform.dtype, waveform.shape, probe_audio(tmp_path / "a.flac")) == (np.float32, (32_000,), 2.0)
     np.testing.assert_allclose(waveform, soxr.resample((left + right) / 2, 44_100, 16_000, quality="HQ"), atol=1e-6)
+
+
+def test_a_sound_under_the_name_of_another_kind(tmp_path, clips):
+    shutil.copy(clips / "h264.mp4", tmp_path / "a.wav")
+    assert probe_audio(tmp_path / "a.wav") == probe_audio(clips / "h264.mp4")
+    np.testing.assert_array_equal(read_waveform(tmp_path / "a.wav"), read_waveform(clips / "h264.mp4"))
+
+
+def test_pictures_of_several_pages_are_pictures(tmp_path):
+    pages = [Image.fromarray(page) for page in numbered_frames(3)]
+    for name, options in (("a.gif", {}), ("a.tiff", {}), ("a.jpg", {"format": "MPO"})):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], **options)
+    assert [media_kind(tmp_path / name) for name in ("a.jpg", "a.tiff", "a.gif")] == ["image", "image", "video"]
 
 
 def test_8_bit_wav(tmp_path):
@@ -284,12 +314,13 @@ def test_transparent_pixels_are_white(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "b.png"), expected)
 
 
-@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
-def test_exif_orientation(tmp_path, orientation, turns):
+@pytest.mark.parametrize("name", ["a.jpg", "a.tiff"])
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1), (9, 0)])
+def test_exif_orientation(tmp_path, orientation, turns, name):
     pixels = numbered_frames(1)[0]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = _save(tmp_path / "a.jpg", pixels, exif=exif, quality=95)
+    path = _save(tmp_path / name, pixels, exif=exif, quality=95)
     shown = np.rot90(pixels, turns)
     image = read_image(path)
     assert probe_image(path) == (image.shape[1], image.shape[0]) == (shown.shape[1], shown.shape[0])

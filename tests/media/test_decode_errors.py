@@ -9,8 +9,8 @@ from PIL import Image
 
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import container, decode
-from omnivinci_jax.media.decode import probe_audio, probe_image, probe_video, read_frames, read_image, read_waveform
-from tests.media.files import frame_numbers, numbered_frames, onset, tone, write_video
+from omnivinci_jax.media.decode import probe_audio, probe_image, probe_video, read_image, read_waveform
+from tests.media.files import frame_numbers, numbered_frames, onset, read_frames, tone, write_video
 
 
 def _error(call, path) -> str:
