@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from conversion.layouts import file_name, read_layout
-from conversion.leaves import flat
 from conversion.mapping import tensors
 from conversion.tensor_files import DTYPES, TensorWriter
 from omnivinci_jax.config import OmniVinciConfig
@@ -33,7 +33,7 @@ CACHES = Path("/proc/sys/vm/drop_caches")
 
 def random_checkpoint(config: OmniVinciConfig, folder: Path, layout: str, dtype: np.dtype) -> int:
     """Writes a checkpoint of random bits in `layout` and returns its size in bytes."""
-    shapes = {path: leaf.shape for path, leaf in flat(abstract_params(OmniVinci(config))).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(OmniVinci(config)), sep="/").items()}
     folders: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for tensor in tensors(config, shapes):
         where, name = file_name(tensor.name, layout)

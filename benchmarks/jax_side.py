@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
-from conversion.leaves import flat, nested
 from omnivinci_jax.mesh.hardware import chip_of
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import RULES, put_batch
@@ -53,9 +53,15 @@ class JaxSide:
         _, shardings = abstract_state(self.model, self.optimizer, config, mesh)
         state = create_state(self.model, self.optimizer, config, shardings)
         if (weights := folder / "weights.safetensors").exists():
-            theirs = flat(params_from_torch(load_file(weights), config.model))
+            theirs = flatten_dict(params_from_torch(load_file(weights), config.model), sep="/")
             trainable, frozen = (
-                nested({path: jnp.asarray(theirs.get(path, leaf), leaf.dtype) for path, leaf in flat(tree).items()})
+                unflatten_dict(
+                    {
+                        path: jnp.asarray(theirs.get(path, leaf), leaf.dtype)
+                        for path, leaf in flatten_dict(tree, sep="/").items()
+                    },
+                    sep="/",
+                )
                 for tree in (state.trainable, state.frozen)
             )
             state = jax.device_put(state.replace(trainable=trainable, frozen=frozen), shardings)
@@ -74,10 +80,12 @@ class JaxSide:
         """
         gradient = jax.jit(make_gradient(self.model, self.config.align_weight))
         gradients, metrics = gradient(self.state.trainable, self.state.frozen, self.batch)
-        theirs = flat(params_from_torch(load_file(self.folder / "gradients.safetensors"), self.config.model))
+        theirs = flatten_dict(
+            params_from_torch(load_file(self.folder / "gradients.safetensors"), self.config.model), sep="/"
+        )
         distances = {
             path: float(jnp.linalg.norm(ours - theirs[path]) / jnp.linalg.norm(theirs[path]))
-            for path, ours in flat(gradients).items()
+            for path, ours in flatten_dict(gradients, sep="/").items()
         }
         return float(metrics["loss"]), distances
 
@@ -143,7 +151,7 @@ class JaxSide:
         """Forward, and with backward, of a part alone: to what it trains, and to `value` if that is an activation."""
 
         def forward(own: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array) -> jax.Array:
-            return function(nested(own | others), value, *rest)
+            return function(unflatten_dict(own | others, sep="/"), value, *rest)
 
         def backward(
             cotangent: jax.Array, own: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array
@@ -152,8 +160,12 @@ class JaxSide:
             return jax.vjp(lambda own, value=value: forward(own, others, value, *rest), *inputs)[1](cotangent)
 
         def run(compiled: Callable, *first: jax.Array) -> jax.Array:
-            own = {path: leaf for path, leaf in flat(self.state.trainable).items() if path.startswith(modules)}
-            others = {path: leaf for path, leaf in flat(self.state.params).items() if path not in own}
+            own = {
+                path: leaf
+                for path, leaf in flatten_dict(self.state.trainable, sep="/").items()
+                if path.startswith(modules)
+            }
+            others = {path: leaf for path, leaf in flatten_dict(self.state.params, sep="/").items() if path not in own}
             return jax.block_until_ready(compiled(*first, own, others, value, *rest))
 
         forward_program = partial(run, jax.jit(forward))

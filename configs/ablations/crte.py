@@ -15,7 +15,7 @@ def get_config():
         Arm("T_max 12 s, θ 10,000", {"model": _time(max_time=12.0, theta=10_000.0)}),
     )
     kinds = ("seen", "heard", "while", "order", "when")
-    return to_config_dict(AblationConfig("CRTE", baseline("paired"), arms, seeds=1, kinds=kinds))
+    return to_config_dict(AblationConfig("CRTE", baseline("paired"), arms, kinds=kinds))
 
 
 def _time(**values: float) -> dict:

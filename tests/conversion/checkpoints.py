@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 
 from benchmarks.convert import different, random_checkpoint
-from conversion.leaves import flat
 from conversion.tensor_files import DTYPES
 from omnivinci_jax.config import OmniVinciConfig
 from tests.tiny import tiny_config
@@ -23,4 +23,7 @@ def make(folder: Path, layout: str = "merged", dtype: str = "BF16", config: Omni
 def parameters(model: Path) -> dict[str, np.ndarray]:
     """What Orbax reads from a model directory, by path."""
     with ocp.StandardCheckpointer() as checkpointer:
-        return {path: np.asarray(leaf) for path, leaf in flat(checkpointer.restore(model / "params")).items()}
+        return {
+            path: np.asarray(leaf)
+            for path, leaf in flatten_dict(checkpointer.restore(model / "params"), sep="/").items()
+        }

@@ -3,9 +3,9 @@
 import math
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs.omnivinci_9b import DECODERS, model_config
-from conversion.leaves import flat
 from conversion.mapping import tensors
 from omnivinci_jax.model_dir import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
@@ -15,7 +15,7 @@ from tests.tiny import REPOSITORY
 
 def published(decoder: str) -> list:
     config = model_config(decoder)
-    shapes = {path: leaf.shape for path, leaf in flat(abstract_params(OmniVinci(config))).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(OmniVinci(config)), sep="/").items()}
     return list(tensors(config, shapes))
 
 

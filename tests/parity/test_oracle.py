@@ -6,8 +6,8 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from conversion.leaves import flat
 from conversion.mapping import tensors
 from conversion.verify import jitted
 from omnivinci_jax.config import (
@@ -57,7 +57,7 @@ def shape_of(config):
 @cache
 def weights_of(config):
     rng = np.random.default_rng(0)
-    shapes = {path: leaf.shape for path, leaf in flat(abstract_params(OmniVinci(config))).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(OmniVinci(config)), sep="/").items()}
     weights = {}
     for tensor in tensors(config, shapes):
         noise = rng.normal(size=tensor.shape)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from conversion.cases import case_batch, case_config
-from conversion.leaves import flat, nested
 from conversion.mapping import tensors
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
@@ -33,7 +33,7 @@ def run():
     case = recorded("e_video_audio_labels")
     config = case_config(CONFIG, case)
     batch, model = case_batch(config, case), OmniVinci(config)
-    leaves = flat(params())
+    leaves = flatten_dict(params(), sep="/")
     frozen = {path for path in leaves if any(re.fullmatch(pattern, path) for pattern in TrainConfig().frozen)}
     aside = frozen | {path for path in leaves if path.startswith("omni_align/")}
     optimizer = optax.adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)
@@ -41,7 +41,7 @@ def run():
     @jax.jit
     def gradients_of(leaves):
         def loss_of(leaves):
-            everything = {"params": nested(leaves)}
+            everything = {"params": unflatten_dict(leaves, sep="/")}
             output = model.apply(everything, batch)
             logits = model.apply(everything, output.hidden, method=model.logits)
             return weighted_mean(token_losses(logits, batch.targets), batch.loss_weights)
@@ -61,7 +61,7 @@ def run():
 
 
 def by_name(leaves):
-    shapes = {path: leaf.shape for path, leaf in flat(params()).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(params(), sep="/").items()}
     named = {}
     for tensor in tensors(CONFIG, shapes):
         if tensor.path in leaves:

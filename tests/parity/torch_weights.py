@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from conversion.leaves import flat, nested
 from conversion.mapping import tensors
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.model_dir import abstract_params
@@ -13,7 +13,7 @@ from omnivinci_jax.models.omnivinci import OmniVinci
 
 def params_from_torch(state: Mapping[str, np.ndarray], config: OmniVinciConfig) -> dict:
     """The leaves that `state` has tensors for; every tensor must be in the table and of its shape."""
-    shapes = {path: leaf.shape for path, leaf in flat(abstract_params(OmniVinci(config))).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(OmniVinci(config)), sep="/").items()}
     leaves: dict[str, np.ndarray] = {}
     used = set()
     for tensor in tensors(config, shapes):
@@ -23,4 +23,4 @@ def params_from_torch(state: Mapping[str, np.ndarray], config: OmniVinciConfig) 
             leaf = leaves.setdefault(tensor.path, np.empty(shapes[tensor.path], np.float32))
             leaf[... if tensor.index is None else tensor.index] = tensor.transform.to_tree(state[tensor.name])
     assert used == set(state), sorted(set(state) - used)
-    return nested(leaves)
+    return unflatten_dict(leaves, sep="/")
