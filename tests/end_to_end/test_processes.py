@@ -89,11 +89,12 @@ SLURM = {
 shift
 for ((task = 0; task < SLURM_NTASKS; task++)); do SLURM_PROCID=$task "$@" & pids+=($!); done
 highest=0
-for pid in "${pids[@]}"; do
+while ((${#pids[@]})); do
   code=0
-  wait -n "${pids[@]}" || code=$?
+  wait -n -p ended "${pids[@]}" || code=$?
   ((code <= highest)) || highest=$code
-  ((!code)) || (sleep 20; kill -KILL "${pids[@]}" 2>/dev/null) >/dev/null 2>&1 &
+  mapfile -t pids < <(printf '%s\\n' "${pids[@]}" | grep -vx "$ended")
+  if ((code && ${#pids[@]})); then (sleep 20; kill -KILL "${pids[@]}") >/dev/null 2>&1 & fi
 done
 exit $highest
 """,
