@@ -18,14 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from conversion.layouts import file_name, read_layout
 from conversion.mapping import tensors
 from conversion.tensor_files import DTYPES, TensorWriter
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import to_json, to_released
-from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.model_dir import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 
 CACHES = Path("/proc/sys/vm/drop_caches")
@@ -33,7 +32,7 @@ CACHES = Path("/proc/sys/vm/drop_caches")
 
 def random_checkpoint(config: OmniVinciConfig, folder: Path, layout: str, dtype: np.dtype) -> int:
     """Writes a checkpoint of random bits in `layout` and returns its size in bytes."""
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(OmniVinci(config)), sep="/").items()}
+    shapes = parameter_shapes(OmniVinci(config))
     folders: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for tensor in tensors(config, shapes):
         where, name = file_name(tensor.name, layout)

@@ -14,13 +14,7 @@ from omnivinci_jax.generate.media import encode_row
 from omnivinci_jax.generate.sampling import Sampling
 from omnivinci_jax.models.omnivinci import OmniVinci
 from tests.parity.torch_weights import params_from_torch
-
-
-class _NoEnd:
-    """Stands in for a processor and its tokenizer: answers are as long as they may be."""
-
-    eos_id = -1
-    tokenizer = property(lambda self: self)
+from tests.tiny import NoEnd
 
 
 class JaxSide:
@@ -30,7 +24,7 @@ class JaxSide:
         """Loads them."""
         self.config, self.version = config, f"jax {jax.__version__}"
         params = params_from_torch(load_file(folder / "weights.safetensors"), config)
-        self.engine = Engine(OmniVinci(config), jax.device_put(params), _NoEnd())
+        self.engine = Engine(OmniVinci(config), jax.device_put(params), NoEnd())
         self.media = np.zeros(0)
 
     def answer(self, frames: int, seed: int, new: int) -> Times:

@@ -28,6 +28,8 @@ from tests.parity.torch_weights import params_from_torch
 
 Program = Callable[[], None]
 
+flat, nested = partial(flatten_dict, sep="/"), partial(unflatten_dict, sep="/")
+
 
 class ModelFlops(NamedTuple):
     """FLOPs of train/flops.py for a forward pass and for a training step; `peak` FLOP/s where the chip is known."""
@@ -53,15 +55,9 @@ class JaxSide:
         _, shardings = abstract_state(self.model, self.optimizer, config, mesh)
         state = create_state(self.model, self.optimizer, config, shardings)
         if (weights := folder / "weights.safetensors").exists():
-            theirs = flatten_dict(params_from_torch(load_file(weights), config.model), sep="/")
+            theirs = flat(params_from_torch(load_file(weights), config.model))
             trainable, frozen = (
-                unflatten_dict(
-                    {
-                        path: jnp.asarray(theirs.get(path, leaf), leaf.dtype)
-                        for path, leaf in flatten_dict(tree, sep="/").items()
-                    },
-                    sep="/",
-                )
+                nested({path: jnp.asarray(theirs.get(path, leaf), leaf.dtype) for path, leaf in flat(tree).items()})
                 for tree in (state.trainable, state.frozen)
             )
             state = jax.device_put(state.replace(trainable=trainable, frozen=frozen), shardings)
@@ -80,12 +76,10 @@ class JaxSide:
         """
         gradient = jax.jit(make_gradient(self.model, self.config.align_weight))
         gradients, metrics = gradient(self.state.trainable, self.state.frozen, self.batch)
-        theirs = flatten_dict(
-            params_from_torch(load_file(self.folder / "gradients.safetensors"), self.config.model), sep="/"
-        )
+        theirs = flat(params_from_torch(load_file(self.folder / "gradients.safetensors"), self.config.model))
         distances = {
             path: float(jnp.linalg.norm(ours - theirs[path]) / jnp.linalg.norm(theirs[path]))
-            for path, ours in flatten_dict(gradients, sep="/").items()
+            for path, ours in flat(gradients).items()
         }
         return float(metrics["loss"]), distances
 
@@ -151,7 +145,7 @@ class JaxSide:
         """Forward, and with backward, of a part alone: to what it trains, and to `value` if that is an activation."""
 
         def forward(own: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array) -> jax.Array:
-            return function(unflatten_dict(own | others, sep="/"), value, *rest)
+            return function(nested(own | others), value, *rest)
 
         def backward(
             cotangent: jax.Array, own: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array
@@ -160,12 +154,8 @@ class JaxSide:
             return jax.vjp(lambda own, value=value: forward(own, others, value, *rest), *inputs)[1](cotangent)
 
         def run(compiled: Callable, *first: jax.Array) -> jax.Array:
-            own = {
-                path: leaf
-                for path, leaf in flatten_dict(self.state.trainable, sep="/").items()
-                if path.startswith(modules)
-            }
-            others = {path: leaf for path, leaf in flatten_dict(self.state.params, sep="/").items() if path not in own}
+            own = {path: leaf for path, leaf in flat(self.state.trainable).items() if path.startswith(modules)}
+            others = {path: leaf for path, leaf in flat(self.state.params).items() if path not in own}
             return jax.block_until_ready(compiled(*first, own, others, value, *rest))
 
         forward_program = partial(run, jax.jit(forward))

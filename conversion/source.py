@@ -23,7 +23,7 @@ from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
 from omnivinci_jax.config_json import from_json, read_json
 from omnivinci_jax.config_json import read_part as read_part_config
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.model_dir import abstract_params, init_batch
+from omnivinci_jax.model_dir import init_batch, parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 
 DTYPE_NAMES = {"float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}
@@ -109,7 +109,7 @@ def open_source(
         config = _grow(config, read.size, found, notes)
 
     model = OmniVinci(config)
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(model), sep="/").items()}
+    shapes = parameter_shapes(model)
     expected = list(tensors(config, shapes))
     own = ours(config, shapes)
     initialised = {path for name, path in own.items() if f"{OURS}.{name}" not in found}

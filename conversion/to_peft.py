@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from conversion.command import new_directory, run
 from conversion.mapping import HEAD, LINEAR, Tensor, tensors
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.model_dir import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.export import read_adapters
@@ -44,10 +44,7 @@ def to_peft(workdir: Path, destination: Path) -> None:
 
 def _by_module(config: TrainConfig, adapters: dict, workdir: Path) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
     """The published weight of each adapted module, with lora_a and lora_b of its layer."""
-    shapes = {
-        path: leaf.shape
-        for path, leaf in traverse_util.flatten_dict(abstract_params(OmniVinci(config.model)), sep="/").items()
-    }
+    shapes = parameter_shapes(OmniVinci(config.model))
     published: dict[str, list[Tensor]] = {}
     for tensor in tensors(config.model, shapes):
         published.setdefault(tensor.path, []).append(tensor)

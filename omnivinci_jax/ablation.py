@@ -21,6 +21,7 @@ from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.generate.assistant import load
 from omnivinci_jax.paths import absolute, written_whole
 from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
+from omnivinci_jax.train.evaluation import kind_of
 from omnivinci_jax.train.loop import train
 from omnivinci_jax.train.metrics import read_metrics
 from omnivinci_jax.train.workdir import without_machine
@@ -90,7 +91,7 @@ def ablate(config: AblationConfig, folder: epath.Path) -> str:
     """
     folder = absolute(folder)
     records = open_records(absolute(config.train.data.held_out))
-    asked = {records.record(entry).get("kind") for entry in records.entries()}
+    asked = {kind_of(records.record(entry)) for entry in records.entries()}
     for kind in config.kinds:
         if kind not in asked:
             raise ConfigError(f"config.kinds: {kind!r}: {records.path} asks no such question")

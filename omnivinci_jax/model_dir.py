@@ -111,11 +111,14 @@ def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenize
 
 
 def save_params(folder: epath.Path, params: dict) -> None:
-    """Writes parameters into a directory that `replaced` gave."""
+    """Writes parameters into a directory that `replaced` gave; raises OSError where they cannot be."""
     # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), params)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / "params", params, save_args=chunks)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / "params", params, save_args=chunks)
+    except ValueError as error:  # so TensorStore tells of a full disk
+        raise OSError(str(error)) from error
 
 
 @contextmanager
@@ -160,3 +163,8 @@ def abstract_params(model: OmniVinci) -> dict:
     """Shapes and dtypes of the parameters."""
     # Unboxed inside: under a mesh it constrains shardings, which only traced arrays can take.
     return jax.eval_shape(lambda key: nn.meta.unbox(boxed_params(model, key)), jax.random.key(0))
+
+
+def parameter_shapes(model: OmniVinci) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters by path with slashes."""
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_params(model), sep="/").items()}

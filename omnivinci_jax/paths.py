@@ -29,12 +29,10 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 @contextmanager
 def writing(target: epath.PathLike) -> Iterator[None]:
-    """Makes one line of what goes wrong while `target` is written: a UserError."""
+    """Makes one line of an OSError while `target` is written: a UserError."""
     try:
         yield
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # Orbax tells a full disk by a ValueError
+    except OSError as error:
         reason = str(error).strip().splitlines()[-1][:200]
         raise UserError(f"{target}: it could not be written ({reason}); make room there and start again") from None
 

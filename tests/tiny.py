@@ -23,3 +23,10 @@ def tiny_config(**changes) -> OmniVinciConfig:
 @cache
 def tiny_tokenizer() -> Tokenizer:
     return Tokenizer(REPOSITORY / "configs" / "tiny_tokenizer")
+
+
+class NoEnd:
+    """Stands in for a processor and its tokenizer where answers are to be as long as they may be."""
+
+    eos_id = -1
+    tokenizer = property(lambda self: self)

@@ -28,11 +28,11 @@ def run(arguments: Namespace) -> int:
     """The command; what can be wrong with the arguments is found before the model is loaded."""
     sampling, voice = vars(sampling_of(arguments)), voice_of(arguments)
     if arguments.data:
-        for name in ("prompt", "media", "speech_prompt", "system"):
-            if getattr(arguments, name):
-                raise ConfigError(f"--{name} goes with one question: --data has its own")
-        if arguments.samples > 1:
-            raise ConfigError("--samples goes with one question: --data gets one answer to each")
+        if any((arguments.prompt, arguments.media, arguments.speech_prompt, arguments.system, arguments.samples > 1)):
+            raise ConfigError(
+                "--data answers each of its conversations once: leave --prompt, media, --speech_prompt, --system and "
+                "--samples out"
+            )
         return _answer_file(arguments, sampling)
     question = question_of(arguments)
     model = load_for_command(arguments)

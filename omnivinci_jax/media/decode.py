@@ -206,7 +206,8 @@ def probe_image(path: PathLike) -> tuple[int, int]:
     """
     with _opened_image(path) as image:
         if image.format == "TIFF":  # Pillow has turned the size of some already
-            return ImageOps.exif_transpose(image).size
+            ImageOps.exif_transpose(image, in_place=True)  # decodes those that are to be turned alone
+            return image.size
         # Orientations 5 to 8 are the four with a quarter turn.
         turned = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
         return image.size[::-1] if turned else image.size

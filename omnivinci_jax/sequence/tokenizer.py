@@ -83,5 +83,5 @@ class Tokenizer:
 
 @lru_cache(maxsize=2)
 def _read_once(folder: epath.Path) -> Tokenizer:
-    """A tokenizer that another process sent: pools send it with every piece of work, and reading it takes a second."""
+    """A tokenizer that another process sent: pools send it with every piece of work, and it is long to read."""
     return Tokenizer(folder)

@@ -79,7 +79,7 @@ def evaluate(
                         skipped.append(f"{index.where(sample)}: the assistant says nothing that could be right")
                     else:
                         right.append(bool(scores.right[group, row][slots].all()))
-                        kinds.append(str(index.record(sample).get("kind") or "all"))
+                        kinds.append(kind_of(index.record(sample)))
                     bar.update()
     bar.close()
     if not right:
@@ -95,6 +95,11 @@ def evaluate(
         skipped=(*index.problems, *skipped),
         retrieval=_retrieval(clips),
     )
+
+
+def kind_of(record: dict) -> str:
+    """The kind of question that a record asks, as it names it."""
+    return str(record.get("kind") or "all")
 
 
 def _retrieval(clips: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import orbax.checkpoint as ocp
 from etils import epath
 
 from omnivinci_jax.errors import ConfigError, UserError
@@ -38,9 +39,9 @@ def read_workdir(workdir: epath.Path) -> TrainConfig:
 def check_workdir(workdir: epath.Path, config: TrainConfig) -> None:
     """Raises ConfigError for a folder that holds a run of another configuration, or something else."""
     path = workdir / CONFIG
-    if path.exists() and not _has_saved(workdir):
-        return  # a first try: nothing is lost with another
     if path.exists():
+        if not ocp.utils.checkpoint_steps(workdir / "checkpoints"):
+            return  # a first try: nothing is lost with another
         old, new = (without_machine(values) for values in (json.loads(path.read_text()), to_mapping(config)))
         key = _first_difference(old, new, "config")
         if key:
@@ -70,11 +71,6 @@ def claimed(workdir: epath.Path, config: TrainConfig) -> Iterator[Claim]:
             part.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
         barrier("claimed")
         yield claim
-
-
-def _has_saved(workdir: epath.Path) -> bool:
-    folder = workdir / "checkpoints"
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
 def _first_difference(old: object, new: object, key: str) -> str:

@@ -3,11 +3,10 @@
 import math
 
 import pytest
-from flax.traverse_util import flatten_dict
 
 from configs.omnivinci_9b import DECODERS, model_config
 from conversion.mapping import tensors
-from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.model_dir import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import load_config
 from tests.tiny import REPOSITORY
@@ -15,7 +14,7 @@ from tests.tiny import REPOSITORY
 
 def published(decoder: str) -> list:
     config = model_config(decoder)
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(OmniVinci(config)), sep="/").items()}
+    shapes = parameter_shapes(OmniVinci(config))
     return list(tensors(config, shapes))
 
 

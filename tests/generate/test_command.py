@@ -84,6 +84,7 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
         (["--prompt", "x", "--speak", "CLIP"], "it exists already; nothing was written over"),
         (["--prompt", "x", "--speak", "no/such/a.wav"], "no/such/a.wav: there is no such folder to write into"),
         (["--image", "CLIP", "--prompt", "x"], "is not an image that Pillow can read"),
+        (["--data", "a.jsonl", "--image", "CLIP"], "--data answers each of its conversations once: leave --prompt,"),
         (["--prompt", "word " * 3000], "but the model reads 4096: at most 3840 are left for the prompt"),
     ],
 )

@@ -16,22 +16,16 @@ from omnivinci_jax.generate.sampling import Sampling
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import TEXT
 from tests.parity.golden import CHECKPOINT, CONFIG, GOLDEN, needs_golden, params
+from tests.tiny import NoEnd
 
 pytestmark = needs_golden
 CASES = sorted(path.stem for path in (GOLDEN / "cases").glob("*.npz"))
 NEW = 8
 
 
-class _NoEnd:
-    """Stands in for a processor and its tokenizer: the recorded answers go on past any end token."""
-
-    eos_id = -1
-    tokenizer = property(lambda self: self)
-
-
 @cache
 def engine() -> Engine:
-    return Engine(OmniVinci(CONFIG), params(), _NoEnd())
+    return Engine(OmniVinci(CONFIG), params(), NoEnd())
 
 
 @cache

@@ -6,7 +6,6 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from conversion.mapping import tensors
 from conversion.verify import jitted
@@ -18,7 +17,7 @@ from omnivinci_jax.config import (
     SiglipConfig,
     TimeEmbeddingConfig,
 )
-from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.model_dir import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Capacity
@@ -57,7 +56,7 @@ def shape_of(config):
 @cache
 def weights_of(config):
     rng = np.random.default_rng(0)
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(OmniVinci(config)), sep="/").items()}
+    shapes = parameter_shapes(OmniVinci(config))
     weights = {}
     for tensor in tensors(config, shapes):
         noise = rng.normal(size=tensor.shape)

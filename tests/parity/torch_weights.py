@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from conversion.mapping import tensors
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.model_dir import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 
 
 def params_from_torch(state: Mapping[str, np.ndarray], config: OmniVinciConfig) -> dict:
     """The leaves that `state` has tensors for; every tensor must be in the table and of its shape."""
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(OmniVinci(config)), sep="/").items()}
+    shapes = parameter_shapes(OmniVinci(config))
     leaves: dict[str, np.ndarray] = {}
     used = set()
     for tensor in tensors(config, shapes):
