@@ -73,7 +73,7 @@ def main() -> None:
     held_out = data / "held_out.jsonl"
 
     kinds = ("rank_seen", "rank_heard")
-    rows = [("before", "", "", "", evaluated(start, held_out, folder / "before.json"))]
+    rows = [("before", "", "", evaluated(start, held_out, folder / "before.json"))]
     for way, settings in WAYS.items():
         workdir = folder / way
         if not (workdir / "report.md").exists():
@@ -83,14 +83,14 @@ def main() -> None:
             )
         results = json.loads((workdir / "results.json").read_text())
         trained, everything = trained_parameters(workdir)
-        rows.append((way, f"{trained:,}", f"{trained / everything:.1%}", f"{results['seconds']:.0f}", results))
+        rows.append((way, f"{trained:,}", f"{trained / everything:.1%}", results))
     merged = folder / "merged"
     if not merged.exists():
         omnivinci("export", "--run", folder / "LoRA", "--out", merged)
-    rows.append(("LoRA, merged", "", "", "", evaluated(merged, held_out, folder / "merged.json")))
+    rows.append(("LoRA, merged", "", "", evaluated(merged, held_out, folder / "merged.json")))
 
-    print("\n| | trained | share | seconds | " + " | ".join(kinds) + " | overall | loss |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("\n| | trained | share | " + " | ".join(kinds) + " | overall | loss |")
+    print("|---|---|---|---|---|---|---|")
     for *cells, results in rows:
         accuracies = (results["by_kind"][kind] for kind in kinds)
         cells += [f"{accuracy:.1%}" for accuracy in (*accuracies, results["overall"])]
