@@ -154,7 +154,7 @@ def _compile(config: TrainConfig, mesh: Mesh, topology: Topology) -> tuple[Train
     started = time.monotonic()
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         lowered = step.lower(state, _abstract_batch(config, mesh))
-        print(f"{topology.name}: lowered in {time.monotonic() - started:.0f} s, compiling ...", flush=True)
+        print(f"{topology.name}: lowered in {time.monotonic() - started:.0f} s, compiling ...", file=sys.stderr)
         started = time.monotonic()
         try:
             compiled = lowered.compile(COMPILER_OPTIONS.get(topology.devices[0].platform))
@@ -163,7 +163,7 @@ def _compile(config: TrainConfig, mesh: Mesh, topology: Topology) -> tuple[Train
                 raise
             reason = str(error).splitlines()[0].partition(": ")[2]
             raise DoesNotFit(f"{topology.name}: the step does not fit: {reason}") from None
-    print(f"{topology.name}: compiled in {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{topology.name}: compiled in {time.monotonic() - started:.0f} s", file=sys.stderr)
     return state, compiled
 
 
