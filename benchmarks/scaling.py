@@ -28,6 +28,8 @@ from omnivinci_jax.train.stages import frozen_in
 
 TOPOLOGIES = ("v5e:8x8", "v5e:16x16", "v6e:8x8", "v5p:4x4x4", "v5p:8x8x8", "h100:8", "h200:8")
 TRAINED = {"omni": frozen_in("omni"), "all": TrainConfig().frozen}
+# Largest `fsdp`: every width of decoder and towers divides by it.
+MOST_SHARING = 64
 HEADER = (
     "machine",
     "trained",
@@ -63,7 +65,8 @@ def fitting_plan(topology: str, trained: str, slots: int, contexts: list[int]) -
     config = dataclasses.replace(config, frozen=TRAINED[trained], model=model)
     for context in sorted(context for context in contexts if context <= len(machine.devices)):
         groups, capacity = len(machine.devices) // context, row_capacity(slots, context)
-        data, mesh = dataclasses.replace(config.data, groups=groups, capacity=capacity), MeshConfig(context=context)
+        data = dataclasses.replace(config.data, groups=groups, capacity=capacity)
+        mesh = MeshConfig(data=max(1, groups // MOST_SHARING), context=context)
         try:
             make_mesh(mesh, machine.devices)
         except ConfigError as error:  # one that the torus cannot be
