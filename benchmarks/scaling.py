@@ -28,7 +28,7 @@ from omnivinci_jax.train.stages import frozen_in
 
 TOPOLOGIES = ("v5e:8x8", "v5e:16x16", "v6e:8x8", "v5p:4x4x4", "v5p:8x8x8", "h100:8", "h200:8")
 TRAINED = {"omni": frozen_in("omni"), "all": TrainConfig().frozen}
-# Largest `fsdp`: every width of decoder and towers divides by it.
+# Largest fsdp x context: every width of decoder and towers divides by it.
 MOST_SHARING = 64
 HEADER = (
     "machine",
@@ -66,7 +66,7 @@ def fitting_plan(topology: str, trained: str, slots: int, contexts: list[int]) -
     for context in sorted(context for context in contexts if context <= len(machine.devices)):
         groups, capacity = len(machine.devices) // context, row_capacity(slots, context)
         data = dataclasses.replace(config.data, groups=groups, capacity=capacity)
-        mesh = MeshConfig(data=max(1, groups // MOST_SHARING), context=context)
+        mesh = MeshConfig(data=max(1, len(machine.devices) // MOST_SHARING), context=context)
         try:
             make_mesh(mesh, machine.devices)
         except ConfigError as error:  # one that the torus cannot be

@@ -20,7 +20,7 @@ RULES = (
     ("group", BATCH_AXES),
     ("media", (*BATCH_AXES, "context", "tensor")),
     ("item", ("context", "tensor")),
-    ("embed", "fsdp"),
+    ("embed", ("fsdp", "context")),
     ("vocab", "tensor"),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),

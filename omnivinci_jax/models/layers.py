@@ -45,7 +45,7 @@ def _product(
 
 
 def _gathered(kernel: Float[Array, "in out"], axes: tuple, dtype: DTypeLike) -> Float[Array, "in out"]:
-    """The kernel as it is computed with: whole along its model width, which fsdp shares.
+    """The kernel as it is computed with: whole along its model width, which fsdp and context share.
 
     Left to itself XLA multiplies what each device has of it and sums activations over devices, which are larger.
     """
@@ -73,7 +73,10 @@ def _product_backward(
     x, kernel = saved
     gradient = gradient.astype(x.dtype)
     kernel_gradient = jax.lax.platform_dependent(x, gradient, cpu=_outer_on_cpu, default=_outer)
-    kernel_gradient = _constrain(kernel_gradient.astype(kernel.dtype), axes)
+    # Summed first, then shared: asked for its share at once, XLA cuts x and the gradient by their width, where they are
+    # cut by their length, and gathers them whole on the way.
+    kernel_gradient = _constrain(kernel_gradient.astype(kernel.dtype), _gathered_axes(axes))
+    kernel_gradient = _constrain(kernel_gradient, axes)
     return jnp.dot(gradient, _gathered(kernel, axes, x.dtype).T), kernel_gradient
 
 

@@ -29,11 +29,13 @@ def test_on_one_device_everything_is_whole():
 
 
 def test_the_9b_model_is_shared_evenly_by_64_devices():
-    config = settings("--config.mesh.tensor=4", config=REPOSITORY / "configs" / "omnivinci_9b.py")
+    config = settings(
+        "--config.mesh.context=2", "--config.mesh.tensor=4", config=REPOSITORY / "configs" / "omnivinci_9b.py"
+    )
     text = describe_shardings(config, 64)
-    assert "data 1 x fsdp 16 x context 1 x tensor 4" in text
+    assert "data 1 x fsdp 8 x context 2 x tensor 4" in text
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "/" in line}
-    kernel = ["28x3584x18944", "float32", f"{28 * 3584 * 18944 * 4 // 64:,}", "-,", "fsdp,", "tensor"]
+    kernel = ["28x3584x18944", "float32", f"{28 * 3584 * 18944 * 4 // 64:,}", "-,", "fsdp+context,", "tensor"]
     assert lines["llm/layers/mlp/up_proj/kernel"] == kernel
     parameters, *_, everything = sums(text)
     assert everything < 1.02 * 12 * parameters / 64
