@@ -75,8 +75,7 @@ def _product_backward(
     kernel_gradient = jax.lax.platform_dependent(x, gradient, cpu=_outer_on_cpu, default=_outer)
     # Summed first, then shared: asked for its share at once, XLA cuts x and the gradient by their width, where they are
     # cut by their length, and gathers them whole on the way.
-    kernel_gradient = _constrain(kernel_gradient.astype(kernel.dtype), _gathered_axes(axes))
-    kernel_gradient = _constrain(kernel_gradient, axes)
+    kernel_gradient = _constrain(_gathered(kernel_gradient, axes, kernel.dtype), axes)
     return jnp.dot(gradient, _gathered(kernel, axes, x.dtype).T), kernel_gradient
 
 
