@@ -24,7 +24,7 @@ from conversion.mapping import tensors
 from conversion.tensor_files import DTYPES, TensorWriter
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import to_json, to_released
-from omnivinci_jax.model_dir import parameter_shapes
+from omnivinci_jax.models.initialization import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 
 CACHES = Path("/proc/sys/vm/drop_caches")

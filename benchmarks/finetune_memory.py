@@ -14,9 +14,9 @@ from pathlib import Path
 
 import jax
 
-from omnivinci_jax.mesh.aot import DoesNotFit, plan
-from omnivinci_jax.mesh.hardware import GIB
-from omnivinci_jax.mesh.topology import get_topology
+from omnivinci_jax.planning.hardware import GIB
+from omnivinci_jax.planning.plan import DoesNotFit, plan
+from omnivinci_jax.planning.topology import get_topology
 from omnivinci_jax.settings import LoraConfig
 
 WAYS = {"full": LoraConfig(), "LoRA": LoraConfig(rank=16)}

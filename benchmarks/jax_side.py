@@ -13,13 +13,13 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
-from omnivinci_jax.mesh.hardware import chip_of
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import RULES, put_batch
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.planning.flops import FlopCounter, full_work
+from omnivinci_jax.planning.hardware import chip_of
 from omnivinci_jax.sequence.batch import Batch
 from omnivinci_jax.settings import TrainConfig
-from omnivinci_jax.train.flops import FlopCounter, full_work
 from omnivinci_jax.train.losses import score_slots, weighted_mean
 from omnivinci_jax.train.optimizer import make_optimizer
 from omnivinci_jax.train.state import abstract_state, create_state, make_model
@@ -32,7 +32,7 @@ flat, nested = partial(flatten_dict, sep="/"), partial(unflatten_dict, sep="/")
 
 
 class ModelFlops(NamedTuple):
-    """FLOPs of train/flops.py for a forward pass and for a training step; `peak` FLOP/s where the chip is known."""
+    """FLOPs of planning/flops.py for a forward pass and for a training step; `peak` FLOP/s where the chip is known."""
 
     forward: float
     step: float

@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from omnivinci_jax.av_world.encode import write_media
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.data.av_world.encode import write_media
 from omnivinci_jax.data.index import Index, build_index
 from omnivinci_jax.data.loader import Plan, read_batches
 from omnivinci_jax.data.mixture import alone

@@ -18,10 +18,10 @@ from pathlib import Path
 import jax
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.mesh.aot import DoesNotFit, Plan, plan
-from omnivinci_jax.mesh.hardware import GIB
 from omnivinci_jax.mesh.mesh import make_mesh
-from omnivinci_jax.mesh.topology import get_topology
+from omnivinci_jax.planning.hardware import GIB
+from omnivinci_jax.planning.plan import DoesNotFit, Plan, plan
+from omnivinci_jax.planning.topology import get_topology
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import MeshConfig, TrainConfig, from_mapping
 from omnivinci_jax.train.stages import frozen_in

@@ -11,7 +11,7 @@ is what the step takes besides.
 Both sides live in processes of their own and work by turns, so that neither competes with the other's threads and a
 change in the machine's speed meets both; a ratio is the median over the turns. Both get the allocator's settings of
 launch/xla_flags.sh, without which either spends much of its time on page faults. Model FLOPs are those of
-train/flops.py.
+planning/flops.py.
 
 With `--decoder 3b` or `7b` (a GPU's work) ours is timed alone, with the published towers. 7b trains what is in front of
 its decoder: AdamW's float32 state of all of it is larger than one device.

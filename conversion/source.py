@@ -23,7 +23,7 @@ from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
 from omnivinci_jax.config_json import from_json, read_json
 from omnivinci_jax.config_json import read_part as read_part_config
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.model_dir import init_batch, parameter_shapes
+from omnivinci_jax.models.initialization import init_batch, parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 
 DTYPE_NAMES = {"float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from conversion.command import new_directory, run
 from conversion.mapping import HEAD, LINEAR, Tensor, tensors
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.model_dir import parameter_shapes
+from omnivinci_jax.models.initialization import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.export import read_adapters

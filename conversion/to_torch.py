@@ -22,7 +22,8 @@ from conversion.source import DTYPE_NAMES
 from conversion.tensor_files import TensorWriter
 from omnivinci_jax.config_json import from_json, read_json, to_json, to_released
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.model_dir import abstract_params, check_shapes, stored_params
+from omnivinci_jax.model_dir import check_shapes, stored_params
+from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
 

@@ -190,7 +190,7 @@ def _train(arguments) -> int:
 
 
 def _ablate(arguments) -> int:
-    from omnivinci_jax.ablation import AblationConfig, ablate
+    from omnivinci_jax.evaluation.ablation import AblationConfig, ablate
     from omnivinci_jax.settings import load_config
 
     print(ablate(load_config(arguments.config_arguments, AblationConfig), arguments.workdir))
@@ -233,8 +233,8 @@ def _shard(arguments) -> int:
 
 
 def _evaluate(arguments) -> int:
-    from omnivinci_jax.train.evaluation import accuracy_table, evaluate_file
-    from omnivinci_jax.train.report import write_results
+    from omnivinci_jax.evaluation.accuracy import accuracy_table, evaluate_file
+    from omnivinci_jax.evaluation.report import write_results
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     started = time.monotonic()
@@ -277,7 +277,7 @@ def _inspect(arguments) -> int:
 
 
 def _av_world(arguments) -> int:
-    from omnivinci_jax.data.av_world.generate import generate
+    from omnivinci_jax.av_world.generate import generate
 
     clips = {name: getattr(arguments, name) for name in ("train_clips", "val_clips", "held_out_clips")}
     generate(arguments.out, arguments.seed, workers=arguments.workers, asking=arguments.asking, **clips)

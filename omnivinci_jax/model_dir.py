@@ -8,23 +8,19 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import linen as nn
 from flax import traverse_util
-from jax.sharding import AbstractMesh
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config, write_config
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.processes import barrier, is_main
+from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.paths import absolute, is_remote
-from omnivinci_jax.sequence.assemble import empty_group
-from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
 
 CHUNK_BYTES = 256 * 2**20
-_SMALLEST = Capacity(rows=1, slots=2, tiles=1, windows=1, clips=1)
 
 
 class LoadedModel(NamedTuple):
@@ -145,26 +141,3 @@ def replaced(folder: epath.Path) -> Iterator[epath.Path]:
         if old.exists():
             old.rmtree()
     barrier("directory whole")
-
-
-def init_batch(config: OmniVinciConfig) -> object:
-    """The smallest batch, to initialise parameters with."""
-    return jax.tree.map(lambda array: array[None], empty_group(config, _SMALLEST))
-
-
-def boxed_params(model: OmniVinci, key: jax.Array) -> dict:
-    """New parameters with their logical axes; to be traced."""
-    # Off the mesh: the batch is too small for one, and nothing of this pass is kept but the parameters.
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), nn.logical_axis_rules(()):
-        return model.init(key, init_batch(model.config))["params"]
-
-
-def abstract_params(model: OmniVinci) -> dict:
-    """Shapes and dtypes of the parameters."""
-    # Unboxed inside: under a mesh it constrains shardings, which only traced arrays can take.
-    return jax.eval_shape(lambda key: nn.meta.unbox(boxed_params(model, key)), jax.random.key(0))
-
-
-def parameter_shapes(model: OmniVinci) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters by path with slashes."""
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_params(model), sep="/").items()}

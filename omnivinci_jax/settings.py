@@ -14,7 +14,6 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.speech.voice import VoiceConfig
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,21 @@ class Source:
     modality: Literal["text", "image", "sound", "speech", "video", "omni"]
     weight: float = 1.0
     speech_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class VoiceConfig:
+    """A voice.
+
+    backend: espeak-ng (the program), or a server with OpenAI's form of /v1/audio/speech.
+    voice: its name there; "" for the back end's own first choice.
+    url: of the server, up to and without /v1; model: what it calls the one that speaks.
+    """
+
+    backend: Literal["espeak-ng", "server"] = "espeak-ng"
+    voice: str = ""
+    url: str = ""
+    model: str = "tts-1"
 
 
 NO_ADAPTER = r".*/(?!lora_[ab]$)[^/]+"

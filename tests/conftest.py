@@ -27,7 +27,7 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def av_world(tmp_path_factory) -> Path:
     """A small av_world: train.jsonl, val.jsonl, held_out.jsonl and their clips. Nobody changes it."""
-    from omnivinci_jax.data.av_world.generate import generate
+    from omnivinci_jax.av_world.generate import generate
 
     folder = tmp_path_factory.mktemp("av_world")
     generate(folder, seed=7, train_clips=10, val_clips=2, held_out_clips=2, workers=1)

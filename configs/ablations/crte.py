@@ -4,7 +4,7 @@ omnivinci ablate --config configs/ablations/crte.py --workdir runs/ablations
 """
 
 from configs.ablations.baseline import baseline
-from omnivinci_jax.ablation import AblationConfig, Arm
+from omnivinci_jax.evaluation.ablation import AblationConfig, Arm
 from omnivinci_jax.settings import to_config_dict
 
 

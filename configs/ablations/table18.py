@@ -8,7 +8,7 @@ omnivinci ablate --config configs/ablations/table18.py --workdir runs/ablations
 import dataclasses
 
 from configs.ablations.baseline import baseline
-from omnivinci_jax.ablation import AblationConfig, Arm
+from omnivinci_jax.evaluation.ablation import AblationConfig, Arm
 from omnivinci_jax.settings import to_config_dict
 
 

@@ -9,7 +9,8 @@ from etils import epath
 
 from omnivinci_jax.data.records import Entry, Records
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
-from omnivinci_jax.speech import Voice, VoiceConfig, make_voice, spoken_file
+from omnivinci_jax.settings import VoiceConfig
+from omnivinci_jax.speech import Voice, make_voice, spoken_file
 
 
 @dataclass(frozen=True)

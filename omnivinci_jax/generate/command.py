@@ -19,7 +19,8 @@ from omnivinci_jax.generate.assistant import Assistant, load
 from omnivinci_jax.generate.sampling import Sampling
 from omnivinci_jax.media.container import check_file
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text, parse_conversation
-from omnivinci_jax.speech import Voice, VoiceConfig, make_voice, read_aloud
+from omnivinci_jax.settings import VoiceConfig
+from omnivinci_jax.speech import Voice, make_voice, read_aloud
 
 _PLACEHOLDER = re.compile(r"<(?:image|video|sound)>")
 

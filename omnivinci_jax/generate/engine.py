@@ -20,7 +20,7 @@ from omnivinci_jax.generate.media import MediaCache
 from omnivinci_jax.generate.programs import CHUNK, MEDIA, Answering, decode, fill, score
 from omnivinci_jax.generate.sampling import Sampling
 from omnivinci_jax.mesh.rules import BATCH_AXES, RULES, parameter_shardings
-from omnivinci_jax.model_dir import boxed_params
+from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.qwen2 import Cache
 from omnivinci_jax.sequence.batch import TEXT

@@ -23,7 +23,7 @@ def add_adapters(boxed: dict, rank: int, alpha: float, targets: tuple[str, ...],
     """Parameters in their boxes, with new adapters that add nothing yet; to be traced.
 
     Args:
-        boxed: what `model_dir.boxed_params` returns.
+        boxed: what `initialization.boxed_params` returns.
         targets: regular expressions over paths of dense kernels.
 
     Raises:

@@ -3,6 +3,6 @@
 from omnivinci_jax.speech.aloud import read_aloud
 from omnivinci_jax.speech.backends import make_voice
 from omnivinci_jax.speech.spoken import spoken_file
-from omnivinci_jax.speech.voice import Sound, Voice, VoiceConfig, speak
+from omnivinci_jax.speech.voice import Sound, Voice, speak
 
-__all__ = ["Sound", "Voice", "VoiceConfig", "make_voice", "read_aloud", "speak", "spoken_file"]
+__all__ = ["Sound", "Voice", "make_voice", "read_aloud", "speak", "spoken_file"]

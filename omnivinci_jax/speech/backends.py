@@ -1,8 +1,9 @@
 """The back ends that a configuration can name."""
 
+from omnivinci_jax.settings import VoiceConfig
 from omnivinci_jax.speech.espeak import Espeak
 from omnivinci_jax.speech.server import Server
-from omnivinci_jax.speech.voice import Voice, VoiceConfig
+from omnivinci_jax.speech.voice import Voice
 
 BACKENDS = {"espeak-ng": Espeak, "server": Server}
 

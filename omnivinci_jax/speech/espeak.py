@@ -4,7 +4,8 @@ import shutil
 import subprocess
 
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.speech.voice import Sound, VoiceConfig, read_sound
+from omnivinci_jax.settings import VoiceConfig
+from omnivinci_jax.speech.voice import Sound, read_sound
 
 
 class Espeak:

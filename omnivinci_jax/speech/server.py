@@ -6,7 +6,8 @@ import urllib.error
 import urllib.request
 
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.speech.voice import Sound, VoiceConfig, read_sound
+from omnivinci_jax.settings import VoiceConfig
+from omnivinci_jax.speech.voice import Sound, read_sound
 
 _SECONDS = 120
 

@@ -3,14 +3,14 @@
 import io
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import soundfile
 from jaxtyping import Float32
 
 from omnivinci_jax.errors import UserError
+from omnivinci_jax.settings import VoiceConfig
 
 # The end of a sentence: a mark and a space, a mark of a script that writes none, or the end of a line.
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
@@ -21,21 +21,6 @@ class Sound(NamedTuple):
 
     waveform: Float32[np.ndarray, " samples"]
     rate: int
-
-
-@dataclass(frozen=True)
-class VoiceConfig:
-    """A voice.
-
-    backend: espeak-ng (the program), or a server with OpenAI's form of /v1/audio/speech.
-    voice: its name there; "" for the back end's own first choice.
-    url: of the server, up to and without /v1; model: what it calls the one that speaks.
-    """
-
-    backend: Literal["espeak-ng", "server"] = "espeak-ng"
-    voice: str = ""
-    url: str = ""
-    model: str = "tts-1"
 
 
 class Voice(Protocol):

@@ -17,6 +17,8 @@ from omnivinci_jax.data.mixture import Mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.setup import make_processor, open_data, open_mixture
 from omnivinci_jax.errors import ConfigError, DataError, Preempted, UserError
+from omnivinci_jax.evaluation.accuracy import Evaluation, accuracy_table, evaluate
+from omnivinci_jax.evaluation.report import write_report
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import check_same, is_main
 from omnivinci_jax.mesh.rules import RULES, check_batch, own_groups, put_batch
@@ -25,11 +27,9 @@ from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
 from omnivinci_jax.train.claim import Claim
-from omnivinci_jax.train.evaluation import Evaluation, accuracy_table, evaluate
 from omnivinci_jax.train.metrics import Meter, MetricsLog
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.profile import Profile
-from omnivinci_jax.train.report import write_report
 from omnivinci_jax.train.source_metrics import SourceMeter
 from omnivinci_jax.train.start import find_start
 from omnivinci_jax.train.state import TrainState, abstract_state, create_frozen, create_state, make_model, merge

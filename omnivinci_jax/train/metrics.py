@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from jaxtyping import Int64
 from tensorboardX import SummaryWriter
 
-from omnivinci_jax.mesh.hardware import chip_of
+from omnivinci_jax.planning.flops import FlopCounter, Work
+from omnivinci_jax.planning.hardware import chip_of
 from omnivinci_jax.settings import TrainConfig
-from omnivinci_jax.train.flops import FlopCounter, Work
 
 Item = TypeVar("Item")
 
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 class Meter:
     """Where time goes between two looks at it: work done a second, and shares of time spent not computing.
 
-    Work is that of the samples planned for the global batch; padding is none. FLOPs are those of train/flops.py.
+    Work is that of the samples planned for the global batch; padding is none. FLOPs are those of planning/flops.py.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh):

@@ -3,7 +3,8 @@
 from etils import epath
 
 from omnivinci_jax.errors import ConfigError, UserError
-from omnivinci_jax.model_dir import abstract_params, check_shapes, stored_params
+from omnivinci_jax.model_dir import check_shapes, stored_params
+from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.paths import absolute
 from omnivinci_jax.settings import TrainConfig, nearest

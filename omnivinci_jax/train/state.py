@@ -21,8 +21,9 @@ from jax.typing import DTypeLike
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.rules import parameter_shardings, replicated
-from omnivinci_jax.model_dir import boxed_params, load_params
+from omnivinci_jax.model_dir import load_params
 from omnivinci_jax.models.attention_kernels import choose_implementation
+from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.lora import add_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig

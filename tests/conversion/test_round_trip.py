@@ -15,7 +15,8 @@ from conversion.layouts import read_layout
 from conversion.tensor_files import DTYPES, INDEX, TensorWriter, stored_tensors
 from conversion.to_torch import to_torch
 from omnivinci_jax.config import Qwen2Config, TimeEmbeddingConfig
-from omnivinci_jax.model_dir import init_batch, save
+from omnivinci_jax.model_dir import save
+from omnivinci_jax.models.initialization import init_batch
 from omnivinci_jax.models.omnivinci import OmniVinci
 from tests.conversion.checkpoints import different, make, parameters
 from tests.tiny import REPOSITORY, tiny_config, tiny_tokenizer

@@ -6,7 +6,7 @@ import pytest
 
 from configs.omnivinci_9b import DECODERS, model_config
 from conversion.mapping import tensors
-from omnivinci_jax.model_dir import parameter_shapes
+from omnivinci_jax.models.initialization import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import load_config
 from tests.tiny import REPOSITORY

@@ -13,7 +13,8 @@ from conversion.layouts import read_layout
 from conversion.to_peft import to_peft
 from conversion.to_torch import to_torch
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.model_dir import boxed_params, replaced, save, save_params
+from omnivinci_jax.model_dir import replaced, save, save_params
+from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import LoraConfig, to_mapping
 from omnivinci_jax.train.export import export

@@ -5,10 +5,10 @@ import json
 import pytest
 import soundfile
 
-from omnivinci_jax.data.av_world.curriculum import write_curriculum
-from omnivinci_jax.data.av_world.extras import can_speak
-from omnivinci_jax.data.av_world.questions import NUMBERS, clip_log
-from omnivinci_jax.data.av_world.timeline import draw_clips
+from omnivinci_jax.av_world.curriculum import write_curriculum
+from omnivinci_jax.av_world.extras import can_speak
+from omnivinci_jax.av_world.questions import NUMBERS, clip_log
+from omnivinci_jax.av_world.timeline import draw_clips
 
 SCALE = 0.005
 

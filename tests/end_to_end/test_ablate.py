@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from omnivinci_jax.ablation import AblationConfig, Arm
-from omnivinci_jax.ablation import ablate as ablate_arms
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.evaluation.ablation import AblationConfig, Arm
+from omnivinci_jax.evaluation.ablation import ablate as ablate_arms
 from omnivinci_jax.settings import load_config
 from tests.end_to_end.commands import SMALL, command, run
 from tests.tiny import REPOSITORY, tiny_settings
 
 TABLE = """
 from tests.tiny import tiny_settings
-from omnivinci_jax.ablation import AblationConfig, Arm
+from omnivinci_jax.evaluation.ablation import AblationConfig, Arm
 from omnivinci_jax.settings import to_config_dict
 
 def get_config():

@@ -11,7 +11,8 @@ from omnivinci_jax import cli, model_dir
 from omnivinci_jax.generate import chat, command
 from omnivinci_jax.generate.answers import Stream
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
-from omnivinci_jax.speech import VoiceConfig, make_voice, speak
+from omnivinci_jax.settings import VoiceConfig
+from omnivinci_jax.speech import make_voice, speak
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.model_dir import boxed_params
+from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.lora import add_adapters, merge_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import empty_group

@@ -17,7 +17,7 @@ from omnivinci_jax.config import (
     SiglipConfig,
     TimeEmbeddingConfig,
 )
-from omnivinci_jax.model_dir import parameter_shapes
+from omnivinci_jax.models.initialization import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Capacity

@@ -7,7 +7,7 @@ from flax.traverse_util import unflatten_dict
 
 from conversion.mapping import tensors
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.model_dir import parameter_shapes
+from omnivinci_jax.models.initialization import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 
 

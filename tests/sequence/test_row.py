@@ -88,7 +88,7 @@ def no_media(tiles=0, windows=0, config=None):
 
 @pytest.fixture(scope="module")
 def model():
-    from omnivinci_jax.model_dir import init_batch
+    from omnivinci_jax.models.initialization import init_batch
     from omnivinci_jax.models.omnivinci import OmniVinci
 
     model = OmniVinci(tiny_config())

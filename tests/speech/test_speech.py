@@ -21,8 +21,8 @@ from omnivinci_jax.data.setup import open_mixture
 from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.media import decode
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.settings import DataConfig, Source
-from omnivinci_jax.speech import Sound, VoiceConfig, make_voice, read_aloud, speak, spoken_file
+from omnivinci_jax.settings import DataConfig, Source, VoiceConfig
+from omnivinci_jax.speech import Sound, make_voice, read_aloud, speak, spoken_file
 from omnivinci_jax.speech.voice import sentences
 from tests.tiny import tiny_config, tiny_tokenizer
 

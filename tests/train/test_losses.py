@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.train import losses as losses_module
 from omnivinci_jax.train.losses import contrastive_loss, token_losses, weighted_mean

@@ -5,7 +5,7 @@ import pytest
 from flax import traverse_util
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import OptimizerConfig
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer, muon_dimensions

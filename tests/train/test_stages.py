@@ -19,7 +19,7 @@ from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import RULES, put_batch
-from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.settings import DataConfig, TrainConfig, load_config

@@ -12,7 +12,8 @@ from flax import traverse_util
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import RULES
-from omnivinci_jax.model_dir import abstract_params, save
+from omnivinci_jax.model_dir import save
+from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.settings import LoraConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
 from omnivinci_jax.train.optimizer import make_optimizer

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import RULES, put_batch
-from omnivinci_jax.model_dir import init_batch
+from omnivinci_jax.models.initialization import init_batch
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.train.optimizer import make_optimizer
 from omnivinci_jax.train.state import abstract_state, create_state

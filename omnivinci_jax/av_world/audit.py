@@ -1,6 +1,6 @@
 """Can the questions be answered blind? Baselines that know the text, or the text and one true stream, never both.
 
-    python -m omnivinci_jax.data.av_world.audit data/av_world
+    python -m omnivinci_jax.av_world.audit data/av_world
 
 For each kind of question and each baseline the table gives two accuracies on the held-out split: that of the best of
 some hundred rules ("the longest sight", "the third option") and that of a linear scorer of the options over the same
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="the folder of the data set")
     path = parser.parse_args(argv).data / "av_world.json"
     if not path.exists():
-        parser.error(f"{path}: not there; write the data set first: python -m omnivinci_jax.data.av_world.generate")
+        parser.error(f"{path}: not there; write the data set first: python -m omnivinci_jax.av_world.generate")
     made_with = json.loads(path.read_text())
     train, held_out = (draw_clips(made_with["seed"], name, made_with["clips"][name]) for name in ("train", "held_out"))
     print(markdown(audit([clip for clip in train if clip.is_full], held_out)))

@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-from omnivinci_jax.train.evaluation import Evaluation, accuracy_table, retrieval_table
+from omnivinci_jax.evaluation.accuracy import Evaluation, accuracy_table, retrieval_table
 from omnivinci_jax.train.metrics import read_metrics
 
 

@@ -1,6 +1,6 @@
 """Writes the data set: media files, conversations of three splits, and the true timelines.
 
-    python -m omnivinci_jax.data.av_world.generate data/av_world --seed 0
+    python -m omnivinci_jax.av_world.generate data/av_world --seed 0
 
 `train.jsonl` holds conversations of several turns, `val.jsonl` and `held_out.jsonl` one question a line with its kind
 and options. Media paths are relative to these files. No clip is in two splits.

@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.mesh.hardware import CHIPS, chip_of
-from omnivinci_jax.mesh.topology import get_topology, target_config
+from omnivinci_jax.planning.hardware import CHIPS, chip_of
+from omnivinci_jax.planning.topology import get_topology, target_config
 from tests.tiny import CONFIG, REPOSITORY
 
 SMALL = (
@@ -26,10 +26,10 @@ SMALL = (
 # The command, with the devices of this process in the place of a TPU's, and a memory that nothing fits in.
 ON_CPU = """
 import sys, jax
-from omnivinci_jax.mesh import aot, hardware, topology
+from omnivinci_jax.planning import hardware, plan, topology
 chip = hardware.Chip("cpu", ("cpu",), 1e12, 2**20, 1e11, 1e10, torus=0)
-aot.get_topology = lambda name: topology.Topology(name, chip, jax.devices())
-sys.exit(aot.main(sys.argv[1:]))
+plan.get_topology = lambda name: topology.Topology(name, chip, jax.devices())
+sys.exit(plan.main(sys.argv[1:]))
 """
 
 
@@ -48,7 +48,7 @@ def test_a_chip_that_nobody_knows_is_none():
 def test_an_h200_is_an_h100_with_another_memory():
     h100, h200 = (chip for chip in CHIPS if not chip.torus)
     ours, theirs = target_config(h100).split(), target_config(h200).split()
-    assert target_config(h100) == (REPOSITORY / "omnivinci_jax" / "mesh" / "h100.target_config.txtpb").read_text()
+    assert target_config(h100) == (REPOSITORY / "omnivinci_jax" / "planning" / "h100.target_config.txtpb").read_text()
     changed = [(old, new) for old, new in zip(ours, theirs, strict=False) if old != new]
     assert (str(h100.memory), str(h200.memory)) in changed
     assert '"NVIDIA H200"' in target_config(h200)
@@ -122,7 +122,7 @@ def test_a_plan_of_the_tiny_model_for_a_machine_that_is_not_here(topology, packa
         found = None
     if not found:
         pytest.skip(f"{package}, the compiler for {topology}, is not installed")
-    result = run(["-m", "omnivinci_jax.mesh.aot", f"--config={CONFIG}", "--topology", topology, *SMALL])
+    result = run(["-m", "omnivinci_jax.planning.plan", f"--config={CONFIG}", "--topology", topology, *SMALL])
     assert result.returncode == 0, result.stderr
     plan = numbers(result.stdout)
     assert 0 < plan["needed"] < plan["available"]

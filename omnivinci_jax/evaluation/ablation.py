@@ -18,10 +18,10 @@ from matplotlib import pyplot as plt
 
 from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.evaluation.accuracy import kind_of
 from omnivinci_jax.generate.assistant import load
 from omnivinci_jax.paths import absolute, written_whole
 from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
-from omnivinci_jax.train.evaluation import kind_of
 from omnivinci_jax.train.loop import train
 from omnivinci_jax.train.metrics import read_metrics
 from omnivinci_jax.train.workdir import without_machine

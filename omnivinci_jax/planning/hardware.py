@@ -1,4 +1,4 @@
-"""What a chip can do at most, from its maker's pages: for planning (mesh/aot.py) and for the share of it that is used.
+"""Peak compute, memory and bandwidth of each chip, from the vendors' data sheets.
 
 TPU numbers are those of docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, which give the interconnect in both directions
 together, so half of it here. GPU numbers are those of NVIDIA's H100 and H200 data sheets for the SXM parts: bfloat16

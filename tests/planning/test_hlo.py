@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from omnivinci_jax.mesh.hlo import parse, read_traffic
+from omnivinci_jax.planning.hlo import parse, read_traffic
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 2}
 
@@ -171,7 +171,7 @@ LAYERS, WIDTH, HIDDEN, ROWS = 5, 64, 96, 32
 COMPILED = f"""
     import jax, jax.numpy as jnp, json
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-    from omnivinci_jax.mesh.hlo import read_traffic
+    from omnivinci_jax.planning.hlo import read_traffic
 
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     def abstract(shape, *spec):

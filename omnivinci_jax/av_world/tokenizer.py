@@ -1,6 +1,6 @@
 """Trains the tiny model's tokenizer, offline, on the data set's own text and English letters.
 
-python -m omnivinci_jax.data.av_world.tokenizer configs/tiny_tokenizer
+python -m omnivinci_jax.av_world.tokenizer configs/tiny_tokenizer
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from omnivinci_jax.data.av_world.questions import vocabulary_text
+from omnivinci_jax.av_world.questions import vocabulary_text
 from omnivinci_jax.sequence.chat import DEFAULT_SYSTEM, PLACEHOLDERS
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *PLACEHOLDERS.values())

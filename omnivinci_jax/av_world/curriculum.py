@@ -1,6 +1,6 @@
 """A data set for the paper's stages at the tiny size: a file for each modality, and held-out questions of all.
 
-    python -m omnivinci_jax.data.av_world.curriculum runs/curriculum
+    python -m omnivinci_jax.av_world.curriculum runs/curriculum
 
 `text` (clips told in words, sums), `images`, `sounds` (of one event, tracks of clips, and speech where espeak-ng is
 installed), `videos` (without sound) and `omni` (videos with sound, and some of everything else, as in Section 3.2) have

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from omnivinci_jax.data.av_world import audit as auditing
-from omnivinci_jax.data.av_world.audit import audit, markdown
-from omnivinci_jax.data.av_world.extras import write_extra
-from omnivinci_jax.data.av_world.generate import generate
-from omnivinci_jax.data.av_world.questions import (
+from omnivinci_jax.av_world import audit as auditing
+from omnivinci_jax.av_world.audit import audit, markdown
+from omnivinci_jax.av_world.extras import write_extra
+from omnivinci_jax.av_world.generate import generate
+from omnivinci_jax.av_world.questions import (
     JOINT_KINDS,
     KINDS,
     NUMBERS,
@@ -28,8 +28,8 @@ from omnivinci_jax.data.av_world.questions import (
     training_conversations,
     vocabulary_text,
 )
-from omnivinci_jax.data.av_world.render import RGB
-from omnivinci_jax.data.av_world.timeline import BASE, COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips
+from omnivinci_jax.av_world.render import RGB
+from omnivinci_jax.av_world.timeline import BASE, COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips
 from omnivinci_jax.errors import ConfigError, DataError
 
 COUNTS = {"train_clips": 1, "val_clips": 1, "held_out_clips": 1}

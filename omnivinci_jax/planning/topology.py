@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.mesh.hardware import CHIPS, Chip
+from omnivinci_jax.planning.hardware import CHIPS, Chip
 
 GPUS_A_HOST = 8
 
@@ -89,7 +89,7 @@ def _gpus(chip: Chip, count: int) -> list[jax.Device]:
 
 def target_config(chip: Chip) -> str:
     """XLA's description of a GPU: an H200 is an H100 with another memory."""
-    text = resources.files("omnivinci_jax.mesh").joinpath("h100.target_config.txtpb").read_text()
+    text = resources.files("omnivinci_jax.planning").joinpath("h100.target_config.txtpb").read_text()
     for field, value in (
         ("device_memory_size", chip.memory),
         ("memory_bandwidth", int(chip.memory_bandwidth)),

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from omnivinci_jax.config import OmniAlignConfig
-from omnivinci_jax.model_dir import abstract_params
+from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.planning.flops import FlopCounter, Flops, Work, full_work
 from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, TrainConfig
-from omnivinci_jax.train.flops import FlopCounter, Flops, Work, full_work
 from omnivinci_jax.train.losses import token_losses, weighted_mean
 from omnivinci_jax.train.state import merge, split
 from tests.tiny import tiny_settings

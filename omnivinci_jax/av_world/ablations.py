@@ -1,7 +1,7 @@
 """The data of the ablations (configs/ablations/): clips with two kinds of training rows.
 
-    python -m omnivinci_jax.data.av_world.ablations runs/ablation_data/paired --paired
-    python -m omnivinci_jax.data.av_world.ablations runs/ablation_data/independent
+    python -m omnivinci_jax.av_world.ablations runs/ablation_data/paired --paired
+    python -m omnivinci_jax.av_world.ablations runs/ablation_data/independent
 
 `questions.jsonl` holds conversations of multiple choice, `captions.jsonl` what a data engine writes about sight and
 sound together (Section 3.2); `val.jsonl` and `held_out.jsonl` as in av_world. Where a clip's colours and sounds are

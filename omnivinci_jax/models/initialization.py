@@ -1,0 +1,36 @@
+"""New parameters, and their shapes without making any."""
+
+import jax
+from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import AbstractMesh
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.sequence.assemble import empty_group
+from omnivinci_jax.sequence.batch import Capacity
+
+_SMALLEST = Capacity(rows=1, slots=2, tiles=1, windows=1, clips=1)
+
+
+def init_batch(config: OmniVinciConfig) -> object:
+    """The smallest batch, to initialise parameters with."""
+    return jax.tree.map(lambda array: array[None], empty_group(config, _SMALLEST))
+
+
+def boxed_params(model: OmniVinci, key: jax.Array) -> dict:
+    """New parameters with their logical axes; to be traced."""
+    # Off the mesh: the batch is too small for one, and nothing of this pass is kept but the parameters.
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), nn.logical_axis_rules(()):
+        return model.init(key, init_batch(model.config))["params"]
+
+
+def abstract_params(model: OmniVinci) -> dict:
+    """Shapes and dtypes of the parameters."""
+    # Unboxed inside: under a mesh it constrains shardings, which only traced arrays can take.
+    return jax.eval_shape(lambda key: nn.meta.unbox(boxed_params(model, key)), jax.random.key(0))
+
+
+def parameter_shapes(model: OmniVinci) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters by path with slashes."""
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_params(model), sep="/").items()}
