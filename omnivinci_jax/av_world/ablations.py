@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...errors import UserError
+from ..errors import UserError
 from .generate import question_rows, training_rows, write_clip, write_once, write_rows
 from .timeline import draw_clips
 

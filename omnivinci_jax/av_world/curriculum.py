@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from ...errors import UserError
+from ..errors import UserError
 from .extras import (
     can_speak,
     image_row,

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
-from ...errors import ConfigError, DataError, UserError
+from ..errors import ConfigError, DataError, UserError
 from .encode import write_media
 from .extras import conversation_row, write_extra
 from .questions import Question, one_of_each, rank_questions, training_conversations
