@@ -9,9 +9,9 @@ from safetensors.numpy import load_file
 
 from benchmarks.generate import Times, clip
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.generate.engine import Engine, Prompt, prompt_of
+from omnivinci_jax.generate.engine import Engine
 from omnivinci_jax.generate.media import encode_row
-from omnivinci_jax.generate.sampling import Sampling
+from omnivinci_jax.generate.request import Prompt, Request, Sampling, make_prompt
 from omnivinci_jax.models.omnivinci import OmniVinci
 from tests.parity.torch_weights import params_from_torch
 from tests.tiny import NoEnd
@@ -33,17 +33,17 @@ class JaxSide:
         began = time.perf_counter()
         self.media = encode_row(self.engine.model, self.engine.weights.rest, packed.row, packed.tiles, packed.windows)
         encoded = time.perf_counter()
-        prompt, tokens, first = self._prompt(packed, seed), [], None
-        for turn in self.engine.tokens([prompt], Sampling(max_new_tokens=new)):
-            first = first or time.perf_counter()
-            tokens += turn[0]
-        return Times(tokens, encoded - began, first - encoded, (time.perf_counter() - first) / (new - 1))
+        request, first = Request(self._prompt(packed, seed), Sampling(max_new_tokens=new)), None
+        for _ in self.engine.run([request]):
+            first = first or (time.perf_counter() if request.tokens else None)
+        return Times(request.tokens, encoded - began, first - encoded, (time.perf_counter() - first) / (new - 1))
 
     def second(self, frames: int, seed: int) -> float:
         """Seconds to the first token of another question about the clip of `answer`."""
         packed = clip(self.config, frames, seed, question=1)
         began = time.perf_counter()
-        next(self.engine.tokens([self._prompt(packed, seed)], Sampling(max_new_tokens=1)))
+        for _ in self.engine.run([Request(self._prompt(packed, seed), Sampling(max_new_tokens=1))]):
+            pass
         return time.perf_counter() - began
 
     def token_bytes(self, positions: int) -> int:
@@ -54,4 +54,4 @@ class JaxSide:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(read)) + past
 
     def _prompt(self, packed, seed: int) -> Prompt:
-        return prompt_of(packed.row, self.media, seed * 2**32 + np.arange(len(self.media)))
+        return make_prompt(packed.row, self.media, seed * 2**32 + np.arange(len(self.media)))

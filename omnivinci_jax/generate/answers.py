@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from omnivinci_jax.generate.engine import Engine, Prompt
-from omnivinci_jax.generate.sampling import Sampling
+from omnivinci_jax.generate.engine import Engine
+from omnivinci_jax.generate.request import Prompt, Request, Sampling
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a part of a character's bytes decodes to
@@ -43,31 +44,31 @@ class Stream:
 
     def __init__(self, engine: Engine, prompts: list[Prompt], sampling: Sampling, samples: int, began: float):
         """Computes nothing before the first piece is asked for; `began`: when the question was asked (monotonic)."""
-        self._turns = engine.tokens(prompts, sampling, samples)
-        self._transcripts = [
-            _Transcript(engine.processor.tokenizer, sampling, len(prompt)) for prompt in prompts for _ in range(samples)
-        ]
+        self._engine = engine
+        requests = [Request(prompt, sampling, sample) for prompt in prompts for sample in range(samples)]
+        self._transcripts = [_Transcript(engine.processor.tokenizer, request) for request in requests]
         self._began, self._first, self._last = began, None, began
 
     def __iter__(self) -> Iterator[Piece]:
         """Pieces of text in the order in which they come."""
-        try:
-            for turn in self._turns:
-                self._last = time.monotonic()
-                self._first = self._first or self._last
-                for number, (transcript, tokens) in enumerate(zip(self._transcripts, turn, strict=True)):
-                    if text := transcript.add(tokens):
-                        yield Piece(number, text)
-                if all(transcript.finish for transcript in self._transcripts):
-                    break
-        finally:
-            self._turns.close()
+        with closing(self._engine.run([transcript.request for transcript in self._transcripts])) as steps:
+            for _ in steps:
+                for index, transcript in enumerate(self._transcripts):
+                    if not transcript.has_more:
+                        continue
+                    self._last = time.monotonic()
+                    self._first = self._first or self._last
+                    text = transcript.read()
+                    if transcript.finish == "stop":
+                        self._engine.cancel(transcript.request)
+                    if text:
+                        yield Piece(index, text)
 
     @property
     def answers(self) -> list[Answer]:
         """Every answer as far as it has come."""
         first = self._first or self._last
-        later = sum(len(transcript.tokens) - 1 for transcript in self._transcripts)
+        later = sum(max(len(transcript.tokens) - 1, 0) for transcript in self._transcripts)
         rate = later / (self._last - first) if self._last > first else 0.0
         return [
             Answer(item.text, tuple(item.tokens), item.finish, item.prompt_tokens, first - self._began, rate)
@@ -76,28 +77,32 @@ class Stream:
 
 
 class _Transcript:
-    """One answer's tokens and the text that they have come to."""
+    """The tokens of a request as text, as far as it has read them."""
 
-    def __init__(self, tokenizer: Tokenizer, sampling: Sampling, prompt_tokens: int):
-        self._tokenizer, self._sampling, self.prompt_tokens = tokenizer, sampling, prompt_tokens
+    def __init__(self, tokenizer: Tokenizer, request: Request):
+        self._tokenizer, self.request = tokenizer, request
         self.tokens: list[int] = []
         self.text, self.finish = "", None
 
-    def add(self, tokens: list[int]) -> str:
-        """Takes more tokens; returns the text that is new and certain."""
-        for token in tokens:
-            if self.finish:
-                return ""
-            if token == self._tokenizer.eos_id:
-                self.finish = "end"
-            else:
-                self.tokens.append(token)
-                if len(self.tokens) == self._sampling.max_new_tokens:
-                    self.finish = "length"
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the request has tokens that were not read."""
+        return not self.finish and len(self.request.tokens) > len(self.tokens)
+
+    def read(self) -> str:
+        """Reads the new tokens; returns the text that is new and certain."""
+        self.tokens = list(self.request.tokens)
+        self.finish = None if self.request.finish == "cancelled" else self.request.finish
+        if self.finish == "end":
+            self.tokens.pop()
         return self._more()
 
     def _more(self) -> str:
-        text, stops = self._tokenizer.decode(self.tokens), self._sampling.stop
+        text, stops = self._tokenizer.decode(self.tokens), self.request.sampling.stop
         found = [place for stop in stops if (place := text.find(stop)) >= 0]
         if found:
             text, self.finish = text[: min(found)], "stop"

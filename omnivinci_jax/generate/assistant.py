@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from omnivinci_jax import model_dir
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.generate.answers import Answer, Stream
-from omnivinci_jax.generate.engine import Engine, Prompt
-from omnivinci_jax.generate.sampling import Sampling
+from omnivinci_jax.generate.engine import Engine
+from omnivinci_jax.generate.request import Prompt, Sampling
 from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text, parse_conversation
 
@@ -35,7 +35,7 @@ class Assistant(model_dir.LoadedModel):
 
     A question is a text; a sequence of texts and media in their order, where a Path is a picture, a sound or a video by
     what it contains; a conversation in the Hugging Face chat form; or a Conversation. Keyword arguments are the fields
-    of generate/sampling.py's Sampling; without any the answer is greedy. UserError says in one line what cannot be read
+    of generate/request.py's Sampling; without any the answer is greedy. UserError says in one line what cannot be read
     or does not fit.
 
     What was encoded of media is kept by the files' content, and so is the decoder's cache of the last question.

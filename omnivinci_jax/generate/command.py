@@ -16,7 +16,7 @@ from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.generate.answers import Answer
 from omnivinci_jax.generate.assistant import Assistant, load
-from omnivinci_jax.generate.sampling import Sampling
+from omnivinci_jax.generate.request import Sampling
 from omnivinci_jax.media.container import check_file
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text, parse_conversation
 from omnivinci_jax.settings import VoiceConfig

@@ -1,105 +1,130 @@
-"""Prompts to tokens: what is common with the last prompt is kept, the rest filled in, answers decoded by the chunk."""
+"""Runs what the scheduler decides: one batch of rows, in which every request has its own length, media and sampling."""
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Float32
 
 from omnivinci_jax.data.processor import Processor, is_tiled
 from omnivinci_jax.errors import ConfigError, UserError
-from omnivinci_jax.generate.cache import SLACK, Weights, bucket, decoding_weights, grown, new_cache, rows_of, slots_of
+from omnivinci_jax.generate.decode_state import (
+    DecodeState,
+    copy_row,
+    gather_rows,
+    new_state,
+    start_row,
+    stop_row,
+    with_capacity,
+)
 from omnivinci_jax.generate.media import MediaCache
-from omnivinci_jax.generate.programs import CHUNK, MEDIA, Answering, decode, fill, score
-from omnivinci_jax.generate.sampling import Sampling
+from omnivinci_jax.generate.programs import DECODE_STEPS, NO_TOKEN, decode, prefill, score
+from omnivinci_jax.generate.request import MEDIA, Prompt, Request, Sampling, make_prompt
+from omnivinci_jax.generate.sampling import sampling_arrays
+from omnivinci_jax.generate.scheduler import (
+    PREFILL_WIDTHS,
+    Action,
+    CopyRow,
+    Decode,
+    Piece,
+    Prefill,
+    Resize,
+    Scheduler,
+    Start,
+)
+from omnivinci_jax.generate.weights import Weights, decoding_weights
 from omnivinci_jax.mesh.rules import BATCH_AXES, RULES, parameter_shardings
 from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.models.qwen2 import Cache
-from omnivinci_jax.sequence.batch import TEXT
 from omnivinci_jax.sequence.chat import Conversation
-from omnivinci_jax.sequence.row import Row
 
-_CHUNKS = (SLACK, 32)  # slots filled at once
-_PATIENCE = 0.05  # seconds between two looks at what has been decoded, as far as that depends on us
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A laid-out conversation as the decoder reads it.
-
-    tokens: text ids, MEDIA at media slots. media: what goes into those.
-    identity: a number for what each slot holds: slots up to which two prompts are equal have the same keys and values.
-    """
-
-    tokens: Int32[np.ndarray, " n"]
-    media: Float[np.ndarray, "m D"]
-    identity: Int64[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-def prompt_of(row: Row, media: Float[np.ndarray, "m D"], numbers: Int64[np.ndarray, " m"]) -> Prompt:
-    """A row with what goes into its media slots, and a number that identifies each of these."""
-    is_text = row.slot_kind == TEXT
-    identity = row.tokens.astype(np.int64)
-    identity[~is_text] = -1 - numbers
-    return Prompt(np.where(is_text, row.tokens, MEDIA).astype(np.int32), media, identity)
-
-
-class _Kept(NamedTuple):
-    """The cache of the last prompt and answer, and what each of its slots holds."""
-
-    cache: Cache
-    identity: Int64[np.ndarray, " n"]
+# Weights that one call of `decode` may read: tens of milliseconds on an accelerator, some seconds on a CPU.
+_BYTES_A_CALL = 2**36
 
 
 class Engine:
-    """Answers prompts with one model; keeps encoded media, and the decoder's cache of the last conversation.
+    """Answers prompts with one model, many at once; requests join and leave between two steps.
 
-    A second question about the same media, or the next turn of a conversation, begins where the two prompts part.
+    It keeps encoded media, and what its rows hold of earlier conversations: a second question about the same media, or
+    the next turn of a conversation, begins where the two prompts part. An answer does not depend on what else runs.
+
+        request = Request(engine.prompt(conversation), Sampling(temperature=0.7))
+        engine.submit(request)
+        while not request.finish:
+            engine.step()
     """
 
-    def __init__(self, model: OmniVinci, params: dict, processor: Processor, mesh: Mesh | None = None):
-        """Copies the decoder's parameters, layer by layer; `mesh` shares them, rows and key heads over devices.
+    def __init__(
+        self,
+        model: OmniVinci,
+        params: dict,
+        processor: Processor,
+        mesh: Mesh | None = None,
+        *,
+        rows: int | None = None,
+        capacity: int | None = None,
+    ):
+        """Copies the decoder's parameters, layer by layer.
+
+        Args:
+            model: the module.
+            params: its parameters.
+            processor: turns conversations into rows.
+            mesh: shards parameters, rows and key/value heads over devices.
+            rows, capacity: how many requests run at once, and the longest prompt and answer together; where both are
+                given, everything is compiled once. None: as the requests need, in powers of two.
 
         Raises:
-            ConfigError: a mesh that would share a row's slots.
+            ConfigError: a mesh that shards a row's slots.
         """
         if mesh and mesh.shape["context"] > 1:
             raise ConfigError(
                 f"mesh.context is {mesh.shape['context']}: answers are made with context=1; share heads with tensor"
             )
         self.model, self.processor, self.mesh = model, processor, mesh
-        with self._on_mesh():
-            if mesh:
-                params = jax.device_put(params, _shardings(model, mesh))
-            self.weights: Weights = decoding_weights(params, model.dtype)
-        self._media = MediaCache(model, self.weights.rest, processor, mesh.size if mesh else 1)
-        self._kept: _Kept | None = None
+        self._capacity, self._version = capacity, 0
+        self._shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES) if mesh else 1
+        self.weights: Weights = self._load(params)
+        weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights.layers))
+        steps = min(DECODE_STEPS, max(1, _BYTES_A_CALL // weight_bytes))
+        self.scheduler = Scheduler(shards=self._shards, decode_steps=steps, rows=rows, capacity=capacity)
+        self._media = MediaCache(model, processor, mesh.size if mesh else 1)
+        self._state: DecodeState | None = None
+
+    def update(self, params: dict) -> None:
+        """Replaces the weights, and drops what the old ones made: encoded media, and the keys and values of all rows.
+
+        Prompts made before must be made again.
+
+        Raises:
+            RuntimeError: requests are running.
+        """
+        if not self.scheduler.idle:
+            raise RuntimeError("Engine.update: requests are running; finish or cancel them first")
+        self.weights = self._load(params)
+        self._version += 1
+        self._media.clear()
+        self.scheduler.forget()
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """Reads and encodes a conversation's media, and lays it out up to the answer; raises UserError."""
         tiled = is_tiled(conversation)
         with self._on_mesh(("group", None)):  # one group, whose tiles and windows all devices share
-            encoded = [self._media.encode(item, tiled) for item in conversation.media]
+            encoded = [self._media.encode(self.weights.rest, item, tiled) for item in conversation.media]
         row = self.processor.lay_out(conversation, [item.size for item in encoded], generate=True)
         empty = np.zeros((0, self.model.config.text.hidden_size), self.model.dtype)
         media = np.concatenate([empty, *(item.tokens for item in encoded)])
-        numbers = [item.number * 2**32 + np.arange(len(item.tokens)) for item in encoded]
-        return prompt_of(row, media, np.concatenate([np.zeros(0, np.int64), *numbers]))
+        media_ids = [item.id * 2**32 + np.arange(len(item.tokens)) for item in encoded]
+        return make_prompt(row, media, np.concatenate([np.zeros(0, np.int64), *media_ids]), self._version)
 
     def check_length(self, prompt: Prompt, new_tokens: int) -> None:
-        """Raises UserError where the model cannot read so many positions."""
+        """Raises UserError where the model, or a row, does not have so many positions."""
         longest, media = self.model.config.text.max_position_embeddings, len(prompt.media)
+        longest = min(longest, self._capacity or longest)
         if len(prompt) + new_tokens > longest:
             raise UserError(
                 f"the prompt takes {len(prompt)} positions ({media} of media, {len(prompt) - media} of text) and the "
@@ -107,121 +132,141 @@ class Engine:
                 "left for the prompt; shorten the media or the text, or lower max_new_tokens"
             )
 
-    def tokens(self, prompts: list[Prompt], sampling: Sampling, samples: int = 1) -> Iterator[list[list[int]]]:
-        """Tokens as they are decided: at each turn the new ones of every answer, its end token included.
+    def submit(self, request: Request) -> None:
+        """Lets a request wait for a row.
 
-        Answers go by prompt, `samples` of each. Ends when all have ended or have `max_new_tokens` tokens, or when the
-        caller stops asking. Raises UserError for a prompt that is too long.
+        Raises:
+            UserError: it is too long.
+            ValueError: its prompt was encoded with weights that `update` has replaced.
         """
-        for prompt in prompts:
-            self.check_length(prompt, sampling.max_new_tokens)
-        end, numbers = np.int32(self.processor.tokenizer.eos_id), sampling.numbers()
-        state, answers = self._filled(prompts, sampling, samples), len(prompts) * samples
-        said, ended, count = [], np.zeros(answers, bool), 1
+        if request.prompt.weights_version != self._version:
+            raise ValueError("the prompt was encoded with weights that Engine.update has replaced: make it again")
+        self.check_length(request.prompt, request.sampling.max_new_tokens)
+        self.scheduler.add(request)
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request; what its row holds may serve another prompt."""
+        row = self.scheduler.remove(request)
+        if row is not None and self._state is not None:
+            with self._on_mesh():
+                self._state = stop_row(self._state, np.int32(row))
+
+    def step(self) -> bool:
+        """Does the next thing, a few tokens of all answers at most; False where there is nothing to do."""
+        action = self.scheduler.next()
+        if action is None:
+            return False
         try:
-            while not ended.all() and len(said) < sampling.max_new_tokens:
-                count, began = min(count, sampling.max_new_tokens - len(said)), time.monotonic()
-                with self._on_mesh():
-                    state, tokens = decode(
-                        self.model, self.weights, state, numbers, np.int32(len(said)), np.int32(count), end
-                    )
-                new = np.asarray(tokens)[:answers, :count]
-                if time.monotonic() - began < _PATIENCE:
-                    count = min(2 * count, CHUNK)
-                said.extend(new[0].tolist())
-                yield [[] if over else _up_to(row.tolist(), end) for row, over in zip(new, ended, strict=True)]
-                ended |= (new == end).any(axis=1)
+            with self._on_mesh():
+                self._run(action)
         finally:
-            # Not where Ctrl-C came between the cache that was given away and the one that comes back.
-            if answers == 1 and not state.cache.layers[0].keys.is_deleted():
-                self._kept = _Kept(state.cache, np.append(prompts[0].identity, _up_to(said, end)[:-1]))
+            # Ctrl-C may have come between the state that was given away and the one that comes back.
+            if self._state is not None and self._state.lengths.is_deleted():
+                self._state = None
+                self.scheduler.reset()
+        return True
+
+    def run(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Submits requests, and steps until they have finished; what has not when the caller stops is cancelled."""
+        try:
+            for request in requests:
+                self.submit(request)
+            while not all(request.finish for request in requests):
+                self.step()
+                yield
+        finally:
+            for request in requests:
+                if not request.finish:
+                    self.cancel(request)
 
     def score(self, prompt: Prompt, answers: list[list[int]]) -> list[Float32[np.ndarray, " n"]]:
         """Log-probabilities of the tokens of given answers to one prompt, which is filled in once."""
-        longest = max(map(len, answers))
-        self.check_length(prompt, longest)
-        cache, rows = self._continued(prompt, bucket(len(prompt) + longest)), self._rows(len(answers))
-        self._kept = _Kept(cache, prompt.identity[:-1])
-        width = _CHUNKS[1]
-        targets = np.zeros((rows, -(-longest // width) * width), np.int32)
-        for row, answer in zip(targets, answers, strict=False):
-            row[: len(answer)] = answer
-        tokens = np.insert(targets, 0, prompt.tokens[-1], axis=1)[:, :-1]
-        found = []
-        with self._on_mesh():
-            cache = rows_of(cache, np.zeros(rows, np.int32))
-            for first in range(0, longest, width):
-                cache = cache._replace(length=np.int32(len(prompt) - 1 + first))
-                part = slice(first, first + width)
-                cache, scores = score(self.model, self.weights, cache, tokens[:, part], targets[:, part])
-                found.append(np.asarray(scores))
-        return [row[: len(answer)] for row, answer in zip(np.concatenate(found, axis=1), answers, strict=False)]
+        request = Request(prompt, Sampling(max_new_tokens=max(map(len, answers))), prefill_only=True)
+        self.submit(request)
+        try:
+            while (row := self.scheduler.row_on_hold(request)) is None:
+                self.step()
+            return [self._score(row, prompt, answer) for answer in answers]
+        finally:
+            self.cancel(request)
 
-    def _filled(self, prompts: list[Prompt], sampling: Sampling, samples: int) -> Answering:
-        """Every answer at its start: all of its prompt but the last token in the cache."""
-        answers, longest = len(prompts) * samples, max(map(len, prompts))
-        slots, rows = bucket(longest + sampling.max_new_tokens), self._rows(answers)
-        if len(prompts) == 1:
-            cache = self._continued(prompts[0], slots)
-            if answers > 1:
-                self._kept = _Kept(cache, prompts[0].identity[:-1])
-        else:
-            cache = self._fill(self._new_cache(prompts, slots), prompts, 0)
-        places = np.minimum(np.arange(rows) // samples, len(prompts) - 1)
-        if samples > 1:
+    def _run(self, action: Action) -> None:
+        match action:
+            case Resize(rows, capacity):
+                self._resize(rows, capacity)
+            case CopyRow(source, target):
+                self._state = copy_row(self._state, np.int32(source), np.int32(target))
+            case Prefill(pieces, width):
+                self._prefill(pieces, width)
+            case Start(row, request):
+                self._start(row, request)
+            case Decode(steps):
+                end_token = self.processor.tokenizer.eos_id
+                self._state, *results = decode(
+                    self.model, self.weights, self._state, np.int32(steps), np.int32(end_token)
+                )
+                tokens, logprobs = (np.asarray(result)[:, :steps] for result in results)
+                self.scheduler.record(tokens, logprobs, end_token, NO_TOKEN)
+
+    def _resize(self, rows: tuple[int, ...], capacity: int) -> None:
+        if self._state is None or all(row < 0 for row in rows):
+            self._state = None  # before the new one, so that memory holds one of them
+            self._state = new_state(self.model.config.text, len(rows), capacity, self.model.dtype)
+            return
+        if rows != tuple(range(self._state.rows)):
+            self._state = gather_rows(self._state, np.array(rows, np.int32))
+        if capacity != self._state.capacity:
+            self._state = with_capacity(self._state, capacity)
+
+    def _prefill(self, pieces: tuple[Piece, ...], width: int) -> None:
+        tokens = np.zeros((len(pieces), width), np.int32)
+        media = np.zeros((*tokens.shape, self.model.config.text.hidden_size), self.model.dtype)
+        for index, (_, start, end, request) in enumerate(pieces):
+            if request:
+                part = request.prompt.tokens[start:end]
+                tokens[index, : end - start] = part
+                first = int((request.prompt.tokens[:start] == MEDIA).sum())
+                media[index, : end - start][part == MEDIA] = request.prompt.media[first:][: (part == MEDIA).sum()]
+        rows, starts, ends = np.array([piece[:3] for piece in pieces], np.int32).T
+        self._state = prefill(self.model, self.weights, self._state, rows, starts, ends, tokens, media)
+
+    def _start(self, row: int, request: Request) -> None:
+        prompt = request.prompt
+        seen = np.zeros(self.model.config.text.padded_vocab_size, bool)
+        seen[prompt.tokens[prompt.tokens != MEDIA]] = True
+        self._state = start_row(
+            self._state,
+            np.int32(row),
+            np.int32(len(prompt) - 1),
+            np.int32(prompt.tokens[-1]),
+            seen,
+            sampling_arrays(request.sampling, request.sample),
+            np.int32(request.sampling.max_new_tokens),
+        )
+
+    def _score(self, row: int, prompt: Prompt, answer: list[int]) -> Float32[np.ndarray, " n"]:
+        width, start = PREFILL_WIDTHS[1], len(prompt) - 1
+        per_shard = self._state.rows // self._shards
+        rows = np.arange(0, self._state.rows, per_shard, dtype=np.int32)
+        starts = np.array([self.scheduler.rows[index].length for index in rows], np.int32)
+        shard = row // per_shard
+        rows[shard] = row
+        targets = np.zeros(-(-len(answer) // width) * width, np.int32)
+        targets[: len(answer)] = answer
+        tokens, found = np.insert(targets, 0, prompt.tokens[-1])[:-1], []
+        for first in range(0, len(targets), width):
+            starts[shard] = start + first
+            part = (np.tile(values[first : first + width], (self._shards, 1)) for values in (tokens, targets))
             with self._on_mesh():
-                cache = rows_of(cache, places.astype(np.int32))
-        seen = np.zeros((rows, self.model.config.text.padded_vocab_size), bool)
-        for row, place in zip(seen, places, strict=True):
-            row[prompts[place].tokens[prompts[place].tokens != MEDIA]] = True
-        last = np.array([prompts[place].tokens[-1] for place in places], np.int32)
-        return Answering(cache, last, seen, np.arange(rows, dtype=np.int32) % samples, np.arange(rows) >= answers)
+                self._state, logprobs = score(self.model, self.weights, self._state, rows, starts, *part)
+            found.append(np.asarray(logprobs)[shard])
+        return np.concatenate(found)[: len(answer)]
 
-    def _continued(self, prompt: Prompt, slots: int) -> Cache:
-        """A cache of `slots` slots or more with all of a prompt but its last token, from the kept one if that helps."""
-        kept, self._kept = self._kept, None
-        common = _common(kept.identity, prompt.identity[:-1]) if kept else 0
-        # A longer cache than is needed makes each token slower: not for a few common slots.
-        if common and (slots_of(kept.cache) == slots or common >= len(prompt) // 2):
-            cache = kept.cache
-            if slots_of(cache) < slots:
-                with self._on_mesh():
-                    cache = grown(cache, slots)
-        else:
-            cache, common = self._new_cache([prompt], slots), 0
-        return self._fill(cache, [prompt], common)
-
-    def _new_cache(self, prompts: list[Prompt], slots: int) -> Cache:
-        """Of rows that end together; rows past those of the prompts begin there."""
-        rows, longest = self._rows(len(prompts)), max(map(len, prompts))
-        start = np.full(rows, 0 if len(prompts) == 1 else longest, np.int32)
-        start[: len(prompts)] = [longest - len(prompt) for prompt in prompts]
+    def _load(self, params: dict) -> Weights:
         with self._on_mesh():
-            return new_cache(self.model.config.text, rows, slots, self.model.dtype, start)
-
-    def _fill(self, cache: Cache, prompts: list[Prompt], first: int) -> Cache:
-        """The cache from the slot `first` on with all of the prompts but their last tokens."""
-        end = max(map(len, prompts)) - 1
-        tokens = np.zeros((len(cache.start), end + SLACK), np.int32)
-        for row, prompt in zip(tokens, prompts, strict=False):
-            row[end + 1 - len(prompt) : end] = prompt.tokens[:-1]
-        while first < end:
-            width = _CHUNKS[0] if end - first > _CHUNKS[0] // 2 else _CHUNKS[1]
-            part = tokens[:, first : first + width]
-            media = np.zeros((*part.shape, self.model.config.text.hidden_size), self.model.dtype)
-            for number, prompt in enumerate(prompts):
-                before = int((tokens[number, :first] == MEDIA).sum())
-                here = part[number] == MEDIA
-                media[number, here] = prompt.media[before : before + here.sum()]
-            with self._on_mesh():
-                cache = fill(self.model, self.weights, cache._replace(length=np.int32(first)), part, media)
-            first += width
-        return cache._replace(length=np.int32(end))
-
-    def _rows(self, count: int) -> int:
-        """Rows of a program for so many answers: a power of two that the mesh divides."""
-        shares = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES) if self.mesh else 1
-        return max(shares, 1 << (count - 1).bit_length())
+            if self.mesh:
+                params = jax.device_put(params, _shardings(self.model, self.mesh))
+            return decoding_weights(params, self.model.dtype)
 
     @contextmanager
     def _on_mesh(self, *rules: tuple[str, str | None]) -> Iterator[None]:
@@ -236,14 +281,3 @@ class Engine:
 def _shardings(model: OmniVinci, mesh: Mesh) -> dict:
     boxed = jax.eval_shape(lambda key: boxed_params(model, key), jax.random.key(0))
     return parameter_shardings(boxed, mesh)
-
-
-def _up_to(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
-
-
-def _common(one: Int64[np.ndarray, " n"], other: Int64[np.ndarray, " m"]) -> int:
-    """How many numbers two arrays begin with alike."""
-    shorter = min(len(one), len(other))
-    different = np.flatnonzero(one[:shorter] != other[:shorter])
-    return int(different[0]) if len(different) else shorter

@@ -1,4 +1,4 @@
-"""Media of prompts as decoder inputs: encoded in slices of bounded memory, and kept by what the files contain."""
+"""The media of prompts as embeddings: encoded in slices of bounded memory, and cached by the files' content."""
 
 import hashlib
 from collections import OrderedDict
@@ -21,11 +21,11 @@ _KEPT_BYTES = 2**30
 
 
 class Encoded(NamedTuple):
-    """A media item: its size, what goes into its slots in their order, and a number that no other content has."""
+    """A media item: its size, the embeddings of its slots in order, and an id that no other content has."""
 
     size: MediaSize
     tokens: Float[np.ndarray, "m D"]
-    number: int
+    id: int
 
 
 def encode_row(
@@ -36,7 +36,7 @@ def encode_row(
     windows: Float32[np.ndarray, "w F M"],
     multiple: int = 1,
 ) -> Float[np.ndarray, "m D"]:
-    """What goes into the media slots of a row, in their order; `multiple` is what divides the slices on a mesh."""
+    """The embeddings of a row's media slots, in order; `multiple` is what divides the slices on a mesh."""
     config = model.config
     pools = [[] for _ in range(VISION + len(config.vision_pools))]  # by slot kind
     for kind, encode, slices in (
@@ -56,28 +56,32 @@ def encode_row(
 
 
 class MediaCache:
-    """Encodes media items, and keeps the last ones: a gigabyte of tokens, in the host's memory."""
+    """Encodes media items, and keeps the last ones: a gigabyte of embeddings, in the host's memory."""
 
-    def __init__(self, model: OmniVinci, params: dict, processor: Processor, multiple: int = 1):
+    def __init__(self, model: OmniVinci, processor: Processor, multiple: int = 1):
         """`multiple` as in `encode_row`."""
-        self._model, self._params, self._processor, self._multiple = model, params, processor, multiple
-        self._kept: OrderedDict[tuple, Encoded] = OrderedDict()
+        self._model, self._processor, self._multiple = model, processor, multiple
+        self._encoded: OrderedDict[tuple, Encoded] = OrderedDict()
         self._count = 0
 
-    def encode(self, item: Media, tiled: bool) -> Encoded:
-        """An item's tokens (`tiled` as in Processor.load_item); raises MediaError."""
+    def encode(self, params: dict, item: Media, tiled: bool) -> Encoded:
+        """An item's embeddings (`tiled` as in Processor.load_item); raises MediaError."""
         key = (_digest(*file_state(item.path)), item.kind, tiled)
-        if key not in self._kept:
+        if key not in self._encoded:
             size, tiles, windows = self._processor.load_item(item, tiled)
             row = lay_out_media(item, size, self._model.config)
-            tokens = encode_row(self._model, self._params, row, tiles, windows, self._multiple)
+            tokens = encode_row(self._model, params, row, tiles, windows, self._multiple)
             self._count += 1
-            self._kept[key] = Encoded(size, tokens, self._count)
-        self._kept.move_to_end(key)
-        found = self._kept[key]
-        while len(self._kept) > 1 and sum(kept.tokens.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
-            self._kept.popitem(last=False)
+            self._encoded[key] = Encoded(size, tokens, self._count)
+        self._encoded.move_to_end(key)
+        found = self._encoded[key]
+        while len(self._encoded) > 1 and sum(item.tokens.nbytes for item in self._encoded.values()) > _KEPT_BYTES:
+            self._encoded.popitem(last=False)
         return found
+
+    def clear(self) -> None:
+        """Forgets all embeddings; ids are never given twice."""
+        self._encoded.clear()
 
 
 @lru_cache(maxsize=1024)

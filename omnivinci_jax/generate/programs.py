@@ -1,110 +1,143 @@
-"""The compiled programs of generation: towers on a slice, a chunk of prompts, some tokens of answers, scores.
+"""The compiled programs of generation: towers on a slice, prefill steps, decode steps, scores.
 
-Their first two arguments are the module (static) and the parameters as generate/cache.py makes them.
+Their first two arguments are the module (static) and the parameters (`encode_*`: a plain tree; the others: Weights).
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
-from omnivinci_jax.generate.cache import Weights
-from omnivinci_jax.generate.sampling import Numbers, choose
+from omnivinci_jax.generate.decode_state import DecodeState
+from omnivinci_jax.generate.request import MEDIA
+from omnivinci_jax.generate.sampling import sample_tokens
+from omnivinci_jax.generate.weights import Weights
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.models.qwen2 import Cache
 from omnivinci_jax.sequence.batch import Batch
 
-MEDIA = -1  # in place of a token where a media token stands
-CHUNK = 16  # most tokens that one call of `decode` makes
-
-
-class Answering(NamedTuple):
-    """Answers under way, one a row.
-
-    token: the last token of each row, which the cache does not hold yet. done: rows that have ended.
-    """
-
-    cache: Cache
-    token: Int32[Array, " B"]
-    seen: Bool[Array, "B V"]
-    samples: Int32[Array, " B"]
-    done: Bool[Array, " B"]
+DECODE_STEPS = 16  # most tokens that one call of `decode` gives a row
+NO_TOKEN = -1  # what `decode` returns for an idle row
 
 
 @partial(jax.jit, static_argnums=0)
 def encode_vision(model: OmniVinci, params: dict, group: Batch) -> Float[Array, "V D"]:
-    """Vision tokens of a group, with time in them."""
+    """Vision tokens of a group, with time embeddings."""
     batch = jax.tree.map(lambda x: x[None], group)
     return model.apply({"params": params}, batch, method=model.timed_vision)[0]
 
 
 @partial(jax.jit, static_argnums=0)
 def encode_sound(model: OmniVinci, params: dict, group: Batch) -> Float[Array, "A D"]:
-    """Audio tokens of a group, with time in them."""
+    """Audio tokens of a group, with time embeddings."""
     batch = jax.tree.map(lambda x: x[None], group)
     return model.apply({"params": params}, batch, method=model.timed_audio)[0]
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def fill(
-    model: OmniVinci, weights: Weights, cache: Cache, tokens: Int32[Array, "B T"], media: Float[Array, "B T D"]
-) -> Cache:
-    """The cache with the next T slots of each row: `media` where the token is MEDIA."""
-    is_media = (tokens == MEDIA)[..., None]
-    text = model.apply({"params": weights.rest}, jnp.maximum(tokens, 0), method=model.embed_text)
-    x = jnp.where(is_media, media.astype(text.dtype), text)
-    return model.apply({"params": weights.rest}, x, weights.layers, cache, method=model.extend)[1]
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def decode(
-    model: OmniVinci, weights: Weights, state: Answering, numbers: Numbers, first: Int32[Array, ""],
-    count: Int32[Array, ""], end_token: Int32[Array, ""],
-) -> tuple[Answering, Int32[Array, "B CHUNK"]]:  # fmt: skip
-    """Up to `count` more tokens of each answer, fewer where all have ended.
+def prefill(
+    model: OmniVinci,
+    weights: Weights,
+    state: DecodeState,
+    rows: Int32[Array, " P"],
+    starts: Int32[Array, " P"],
+    ends: Int32[Array, " P"],
+    tokens: Int32[Array, "P T"],
+    media: Float[Array, "P T D"],
+) -> DecodeState:
+    """Fills slots of P rows, one in each batch shard, from `starts` on; their lengths become `ends`.
 
     Args:
         model: the module.
         weights: its parameters.
-        state: the answers so far.
-        numbers: how tokens are chosen.
-        first: number of the first of them in the answer.
-        count: at most CHUNK.
-        end_token: what ends an answer.
+        state: the batch.
+        rows: which rows.
+        starts: first slot of each to fill; with `ends` equal to it nothing of that row changes.
+        ends: one past the last slot to fill, at most T more.
+        tokens: of these slots; MEDIA where `media` has the embedding.
+        media: embeddings of media slots.
+    """
+    is_media = (tokens == MEDIA)[..., None]
+    text = model.apply({"params": weights.rest}, jnp.maximum(tokens, 0), method=model.embed_text)
+    x = jnp.where(is_media, media.astype(text.dtype), text)
+    _, layers = _extend(model, weights, state, x, starts, rows)
+    return state._replace(layers=layers, lengths=state.lengths.at[rows].set(ends))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def decode(
+    model: OmniVinci, weights: Weights, state: DecodeState, steps: Int32[Array, ""], end_token: Int32[Array, ""]
+) -> tuple[DecodeState, Int32[Array, "B DECODE_STEPS"], Float32[Array, "B DECODE_STEPS"]]:
+    """Up to `steps` more tokens of every row that answers, fewer where all have ended.
+
+    Args:
+        model: the module.
+        weights: its parameters.
+        state: the batch.
+        steps: at most DECODE_STEPS.
+        end_token: the token that ends an answer.
 
     Returns:
-        the answers, and the tokens; those after an end token mean nothing.
+        the batch; the tokens, NO_TOKEN where a row is idle; their log-probabilities under the model itself.
     """
-    rows = jnp.arange(len(state.token))
+    rows = jnp.arange(state.rows)
 
-    def go_on(carry: tuple[Answering, Array, Array]) -> Array:
-        state, _, number = carry
-        return (number < count) & ~state.done.all()
+    def unfinished(carry: tuple[DecodeState, Array, Array, Array]) -> Array:
+        state, _, _, step = carry
+        return (step < steps) & (state.remaining > 0).any()
 
-    def step(carry: tuple[Answering, Array, Array]) -> tuple[Answering, Array, Array]:
-        state, tokens, number = carry
-        x = model.apply({"params": weights.rest}, state.token[:, None], method=model.embed_text)
-        hidden, cache = model.apply({"params": weights.rest}, x, weights.layers, state.cache, method=model.extend)
+    def step_all(carry: tuple[DecodeState, Array, Array, Array]) -> tuple[DecodeState, Array, Array, Array]:
+        state, tokens, logprobs, step = carry
+        x = model.apply({"params": weights.rest}, state.last_tokens[:, None], method=model.embed_text)
+        hidden, layers = _extend(model, weights, state, x, state.lengths)
         logits = model.apply({"params": weights.rest}, hidden[:, 0], method=model.logits)
-        token = choose(logits, state.seen, state.samples, first + number, numbers)
-        seen, done = state.seen.at[rows, token].set(True), state.done | (token == end_token)
-        tokens = tokens.at[:, number].set(token)
-        return Answering(cache, token, seen, state.samples, done), tokens, number + 1
+        token = sample_tokens(logits, state.seen, state.steps, state.sampling)
+        logprob = _logprobs(logits, token)
 
-    tokens = jnp.full((len(state.token), CHUNK), end_token, jnp.int32)
-    state, tokens, _ = jax.lax.while_loop(go_on, step, (state, tokens, jnp.int32(0)))
-    return state, tokens
+        active = state.remaining > 0
+        advance = active.astype(jnp.int32)
+        state = state._replace(
+            layers=layers,
+            lengths=state.lengths + advance,
+            last_tokens=jnp.where(active, token, state.last_tokens),
+            seen=state.seen.at[rows, token].max(active),
+            steps=state.steps + advance,
+            remaining=jnp.where(token == end_token, 0, state.remaining - advance),
+        )
+        tokens = tokens.at[:, step].set(jnp.where(active, token, NO_TOKEN))
+        return state, tokens, logprobs.at[:, step].set(logprob), step + 1
+
+    shape = state.rows, DECODE_STEPS
+    carry = state, jnp.full(shape, NO_TOKEN, jnp.int32), jnp.zeros(shape), jnp.int32(0)
+    state, tokens, logprobs, _ = jax.lax.while_loop(unfinished, step_all, carry)
+    return state, tokens, logprobs
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def score(
-    model: OmniVinci, weights: Weights, cache: Cache, tokens: Int32[Array, "B T"], targets: Int32[Array, "B T"]
-) -> tuple[Cache, Float[Array, "B T"]]:
-    """The cache with the next T text slots of each row, and the log-probability of each slot's target."""
+    model: OmniVinci,
+    weights: Weights,
+    state: DecodeState,
+    rows: Int32[Array, " P"],
+    starts: Int32[Array, " P"],
+    tokens: Int32[Array, "P T"],
+    targets: Int32[Array, "P T"],
+) -> tuple[DecodeState, Float32[Array, "P T"]]:
+    """The log-probability of each text slot's target; fills the slots from `starts` on, but leaves the rows' lengths."""
     x = model.apply({"params": weights.rest}, tokens, method=model.embed_text)
-    hidden, cache = model.apply({"params": weights.rest}, x, weights.layers, cache, method=model.extend)
+    hidden, layers = _extend(model, weights, state, x, starts, rows)
     logits = model.apply({"params": weights.rest}, hidden, method=model.logits)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return cache, chosen - jax.nn.logsumexp(logits, axis=-1)
+    return state._replace(layers=layers), _logprobs(logits, targets)
+
+
+def _extend(
+    model: OmniVinci, weights: Weights, state: DecodeState, x: Array, starts: Array, rows: Array | None = None
+) -> tuple[Array, tuple]:
+    if rows is not None:  # counted within the batch shards, of which each has one of `rows`
+        rows = rows % (state.rows // len(rows))
+    return model.apply({"params": weights.rest}, x, weights.layers, state.layers, starts, rows, method=model.extend)
+
+
+def _logprobs(logits: Float32[Array, "*B V"], tokens: Int32[Array, "*B"]) -> Float32[Array, "*B"]:
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)

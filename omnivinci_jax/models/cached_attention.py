@@ -1,61 +1,89 @@
-"""Attention of new slots over a static cache of keys and values.
+"""Attention of new slots over a static cache of keys and values, in which every row has a length of its own.
 
-Rows end together: a row of fewer tokens begins at a later slot, so every step writes one slot for all rows, and what a
-query sees is two comparisons: slot s of a row sees slots start … s. Slots before a row's start hold rubbish that
-nothing sees; slots past the end are written before they are seen.
+A row's slots are its conversation from slot 0 on: the slot is the rotary position. New keys and values are written after
+the row's length, and query t of the new ones sees the slots up to length + t. Slots past a row's length hold arbitrary
+values: they are overwritten before any query sees them.
 """
 
 from functools import partial
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from omnivinci_jax.models.attention_kernels import MASKED, divided, partial_attention
 
-_BLOCK = 512  # keys taken at once by several queries
+_BLOCK = 512  # keys that several queries read at a time
 
 
 class LayerCache(NamedTuple):
-    """Keys (rotated) and values of one layer, each as the product of a single query reads them in order."""
+    """Keys (rotated) and values of one layer, each in the order in which the product of a single query reads them."""
 
     keys: Float[Array, "B K D S"]
     values: Float[Array, "B K S D"]
 
 
+class Past(NamedTuple):
+    """What the new slots of R rows attend to in one layer.
+
+    lengths: how many slots each of the R rows has.
+    rows: the row of the cache that each is, counted within its batch shard (one row a shard); None for all rows in order.
+    """
+
+    layer: LayerCache
+    lengths: Int[Array, " R"]
+    rows: Int[Array, " R"] | None
+
+
 def cached_attention(
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B T K D"],
-    v: Float[Array, "B T K D"],
-    layer: LayerCache,
-    start: Int[Array, " B"],
-    length: Int[Array, ""],
-) -> tuple[Float[Array, "B T H D"], LayerCache]:
-    """Writes k and v to slots length … length + T - 1, and attends from there.
+    q: Float[Array, "R T H D"], k: Float[Array, "R T K D"], v: Float[Array, "R T K D"], past: Past
+) -> tuple[Float[Array, "R T H D"], LayerCache]:
+    """Writes k and v after the rows' lengths, and attends from there.
 
     Args:
         q: queries of the new slots.
         k: their keys.
         v: their values.
-        layer: what came before; needs room for T more slots.
-        start: first slot of each row.
-        length: first new slot.
+        past: the cache, which needs room for T more slots in each of these rows.
+
+    Returns:
+        the output, and the cache with the new slots.
     """
-    new = q.shape[1]
-    keys, values = k.transpose(0, 2, 3, 1).astype(layer.keys.dtype), v.swapaxes(1, 2).astype(layer.values.dtype)
-    layer = LayerCache(
-        jax.lax.dynamic_update_slice_in_dim(layer.keys, keys, length, axis=3),
-        jax.lax.dynamic_update_slice_in_dim(layer.values, values, length, axis=2),
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _attend(q, k, v, *past)
+    batch, heads = nn.logical_to_mesh_axes(("group", "kv_heads"))
+    if heads and k.shape[2] % mesh.shape[heads]:
+        heads = None  # every device holds all key/value heads
+    new, layer = PartitionSpec(batch, None, heads), LayerCache(*[PartitionSpec(batch, heads)] * 2)
+    per_row = PartitionSpec(batch)
+    attend = jax.shard_map(
+        _attend,
+        in_specs=(new, new, new, layer, per_row, None if past.rows is None else per_row),
+        out_specs=(new, layer),
+        check_vma=False,
     )
-    slots = length + jnp.arange(new)
+    return attend(q, k, v, *past)
 
-    def visible(keys: Int[Array, " s"]) -> Bool[Array, "B T s"]:
-        return (keys >= start[:, None, None]) & (keys <= slots[:, None])
 
-    capacity = layer.values.shape[2]
-    block = min(_BLOCK, capacity)
-    if new == 1:  # a block loop would cost more than the slots it leaves out
+def _attend(
+    q: Array, k: Array, v: Array, layer: LayerCache, lengths: Int[Array, " R"], rows: Int[Array, " R"] | None
+) -> tuple[Array, LayerCache]:
+    """`cached_attention` of the rows and heads of one device."""
+    new, capacity = q.shape[1], layer.values.shape[2]
+    layer = LayerCache(
+        _write(layer.keys, k.transpose(0, 2, 3, 1), lengths, rows, axis=3),
+        _write(layer.values, v.swapaxes(1, 2), lengths, rows, axis=2),
+    )
+    last_visible = lengths[:, None] + jnp.arange(new)
+
+    def visible(slots: Int[Array, " s"]) -> Bool[Array, "R T s"]:
+        return slots <= last_visible[..., None]
+
+    if new == 1 and rows is None:  # a block loop would cost more than the slots that it leaves out
         half = capacity // 2
 
         def attend(slots: int, q: Array, layer: LayerCache, seen: Array) -> tuple[Array, Array, Array]:
@@ -64,27 +92,47 @@ def cached_attention(
         # Besides the slots that it leaves out, the branch keeps XLA from making the cache twice on CPUs, once for the
         # result and once for the products.
         branches = partial(attend, half), partial(attend, capacity)
-        out, _, total = jax.lax.cond(length < half, *branches, q, layer, visible(jnp.arange(capacity)))
+        out, _, total = jax.lax.cond(lengths.max() < half, *branches, q, layer, visible(jnp.arange(capacity)))
         return divided(out, total, v.dtype), layer
 
-    def add_block(number: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        # The last block ends with the cache: what it shares with the one before is left to that one.
-        first = jnp.minimum(number * block, capacity - block)
-        keys, values = (
-            jax.lax.dynamic_slice_in_dim(x, first, block, axis) for x, axis in ((layer.keys, 3), (layer.values, 2))
-        )
-        places = first + jnp.arange(block)
-        seen = visible(places) & (places >= number * block)
-        return _merged(state, partial_attention(q, keys, values, seen, "bksd"))
+    block = min(_BLOCK, capacity)
+
+    def add_block(index: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        # The last block ends with the cache; the slots that it shares with the block before are left to that one.
+        first = jnp.minimum(index * block, capacity - block)
+        keys, values = _read(layer.keys, first, block, rows, axis=3), _read(layer.values, first, block, rows, axis=2)
+        slots = first + jnp.arange(block)
+        seen = visible(slots) & (slots >= index * block)
+        return _merge(state, partial_attention(q, keys, values, seen, "bksd"))
 
     shape = (q.shape[0], k.shape[2], q.shape[2] // k.shape[2], new)
     nothing = (jnp.zeros((*shape, q.shape[3])), jnp.full(shape, MASKED), jnp.zeros(shape))
-    blocks = (length + new + block - 1) // block
+    blocks = (lengths.max() + new + block - 1) // block
     out, _, total = jax.lax.fori_loop(0, blocks, add_block, nothing)
     return divided(out, total, v.dtype), layer
 
 
-def _merged(one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+def _write(cache: Array, new: Array, lengths: Int[Array, " R"], rows: Int[Array, " R"] | None, axis: int) -> Array:
+    """The cache with the new slots of each row after its length, along the slots' axis."""
+    new = new.astype(cache.dtype)
+    if len(new) > 1:
+        return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(cache, new, lengths)
+    start = [0] * cache.ndim
+    start[0], start[axis] = 0 if rows is None else rows[0], lengths[0]
+    return jax.lax.dynamic_update_slice(cache, new, start)
+
+
+def _read(cache: Array, first: Int[Array, ""], block: int, rows: Int[Array, " R"] | None, axis: int) -> Array:
+    """`block` slots of each row from the slot `first` on."""
+    if rows is None:
+        return jax.lax.dynamic_slice_in_dim(cache, first, block, axis)
+    start, sizes = [0] * cache.ndim, list(cache.shape)
+    start[0], start[axis] = rows[0], first
+    sizes[0], sizes[axis] = 1, block
+    return jax.lax.dynamic_slice(cache, start, sizes)
+
+
+def _merge(one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     """Sums of exponentials over two sets of keys, relative to the larger of their maxima."""
     largest = jnp.maximum(one[1], other[1])
     scales = [jnp.exp(part[1] - largest) for part in (one, other)]

@@ -21,11 +21,12 @@ from jaxtyping import Array, Float, Int
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.models.af_whisper import AFWhisperTower
 from omnivinci_jax.models.attention_kernels import Implementation
+from omnivinci_jax.models.cached_attention import LayerCache
 from omnivinci_jax.models.dynamic_s2 import merge_scales
 from omnivinci_jax.models.layers import Remat, rematted
 from omnivinci_jax.models.omni_align import ClipEmbeddings, OmniAlignNet
 from omnivinci_jax.models.projectors import SoundProjector, VisionProjector
-from omnivinci_jax.models.qwen2 import Cache, Qwen2
+from omnivinci_jax.models.qwen2 import Qwen2
 from omnivinci_jax.models.siglip import SiglipTower
 from omnivinci_jax.models.time_embedding import TimeEmbedding
 from omnivinci_jax.sequence.batch import TEXT, VISION, Batch
@@ -154,10 +155,15 @@ class OmniVinci(nn.Module):
         return self.llm(x, positions, segment_ids)
 
     def extend(
-        self, x: Float[Array, "B T D"], layers: tuple[dict[str, Any], ...], cache: Cache
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """`decode` of the next slots of each row, with what came before in a cache; see Qwen2.extend."""
-        return self.llm.extend(x, layers, cache)
+        self,
+        x: Float[Array, "R T D"],
+        layers: tuple[dict[str, Any], ...],
+        cache: tuple[LayerCache, ...],
+        lengths: Int[Array, " R"],
+        rows: Int[Array, " R"] | None = None,
+    ) -> tuple[Float[Array, "R T D"], tuple[LayerCache, ...]]:
+        """`decode` of the next T slots of R rows, whose earlier slots are in a cache; see Qwen2.extend."""
+        return self.llm.extend(x, layers, cache, lengths, rows)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch padded_vocab"]:
         """Logits over the padded vocabulary, in float32."""

@@ -1,6 +1,6 @@
 """The decoder: Qwen2.5."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,29 +11,10 @@ from jaxtyping import Array, Float, Float32, Int
 from omnivinci_jax.config import Qwen2Config
 from omnivinci_jax.models.attention import apply_rope, attention, rope_cos_sin
 from omnivinci_jax.models.attention_kernels import MASKED, Implementation
-from omnivinci_jax.models.cached_attention import LayerCache, cached_attention
+from omnivinci_jax.models.cached_attention import LayerCache, Past, cached_attention
 from omnivinci_jax.models.layers import Dense, Embedding, Remat, layer_stack, rms_norm
 
 INIT = nn.initializers.normal(0.02)  # Qwen's initializer_range
-
-
-class Cache(NamedTuple):
-    """What the decoder remembers of B rows that end together; models/cached_attention.py explains the slots.
-
-    start: first slot of each row. length: how many slots are taken, the next token's slot.
-    """
-
-    layers: tuple[LayerCache, ...]
-    start: Int[Array, " B"]
-    length: Int[Array, ""]
-
-
-class Past(NamedTuple):
-    """One layer's part of a Cache."""
-
-    layer: LayerCache
-    start: Int[Array, " B"]
-    length: Int[Array, ""]
 
 
 class Qwen2(nn.Module):
@@ -74,22 +55,29 @@ class Qwen2(nn.Module):
         return self.norm(x)
 
     def extend(
-        self, x: Float[Array, "B T D"], layers: tuple[dict[str, Any], ...], cache: Cache
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Hidden states of the next T slots of each row after the final norm, and the cache with these slots.
+        self,
+        x: Float[Array, "R T D"],
+        layers: tuple[dict[str, Any], ...],
+        cache: tuple[LayerCache, ...],
+        lengths: Int[Array, " R"],
+        rows: Int[Array, " R"] | None = None,
+    ) -> tuple[Float[Array, "R T D"], tuple[LayerCache, ...]]:
+        """Hidden states of the next T slots of R rows after the final norm, and the cache with these slots.
 
-        `layers` are the parameters of each layer, as arrays of their own (generate/cache.py): a step of decoding does
-        little but read weights, and what a scan cuts out of a stack is copied first.
+        Args:
+            x: what the decoder reads in these slots.
+            layers: the parameters of each layer as arrays of their own (generate/weights.py): a step of decoding does
+                little but read weights, and what a scan cuts out of a stack is copied first.
+            cache: keys and values of each layer.
+            lengths, rows: how many slots each of the R rows has, and which row of the cache it is
+                (models/cached_attention.py).
         """
-        new = x.shape[1]
-        positions = jnp.maximum(cache.length + jnp.arange(new) - cache.start[:, None], 0)
-        rope = rope_cos_sin(positions, self.config.head_dim, self.config.rope_theta)
-        layer, kept = Qwen2Layer(self.config, self.dtype, self.attention, parent=None), []
-        for params, past in zip(layers, cache.layers, strict=True):
-            past = Past(past, cache.start, cache.length)
-            x, past = layer.apply({"params": params}, x, rope, None, past)
-            kept.append(past)
-        return self.norm(x), Cache(tuple(kept), cache.start, cache.length + new)
+        rope = rope_cos_sin(lengths[:, None] + jnp.arange(x.shape[1]), self.config.head_dim, self.config.rope_theta)
+        layer, extended = Qwen2Layer(self.config, self.dtype, self.attention, parent=None), []
+        for params, layer_cache in zip(layers, cache, strict=True):
+            x, layer_cache = layer.apply({"params": params}, x, rope, None, Past(layer_cache, lengths, rows))
+            extended.append(layer_cache)
+        return self.norm(x), tuple(extended)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch padded_vocab"]:
         """Logits over the padded vocabulary, in float32."""
@@ -116,10 +104,10 @@ class Qwen2Layer(nn.Module):
         config = self.config
         x = nn.with_logical_constraint(x, ("group", "length", None))
         y = rms_norm(config.rms_norm_eps, self.dtype, "input_layernorm")(x)
-        y, kept = Qwen2Attention(config, self.dtype, self.attention, name="self_attn")(y, rope, segment_ids, past)
+        y, cache = Qwen2Attention(config, self.dtype, self.attention, name="self_attn")(y, rope, segment_ids, past)
         x = x + y
         y = rms_norm(config.rms_norm_eps, self.dtype, "post_attention_layernorm")(x)
-        return x + Qwen2MLP(config, self.dtype, name="mlp")(y), kept
+        return x + Qwen2MLP(config, self.dtype, name="mlp")(y), cache
 
 
 class Qwen2Attention(nn.Module):
@@ -137,7 +125,7 @@ class Qwen2Attention(nn.Module):
         segment_ids: Int[Array, "B T"] | None,
         past: Past | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """Attends causally within each segment; with a past, to that as well, and returns it with the new slots."""
+        """Attends causally within each segment; with a past, to its cache, which it returns with the new slots."""
         config = self.config
 
         def heads(name: str, axis: str, count: int) -> Float[Array, "B T count head_dim"]:
@@ -148,12 +136,13 @@ class Qwen2Attention(nn.Module):
         k = apply_rope(heads("k_proj", "kv_heads", config.num_key_value_heads), *rope)
         v = heads("v_proj", "kv_heads", config.num_key_value_heads)
         if past is None:
-            out, kept = attention(q, k, v, causal=True, segment_ids=segment_ids, implementation=self.attention), None
+            out = attention(q, k, v, causal=True, segment_ids=segment_ids, implementation=self.attention)
+            cache = None
         else:
-            out, kept = cached_attention(q, k, v, *past)
+            out, cache = cached_attention(q, k, v, past)
         x = nn.with_logical_constraint(out.reshape(x.shape), ("group", "length", "heads"))
         o_proj = Dense(config.hidden_size, ("heads", "embed"), False, self.dtype, kernel_init=INIT, name="o_proj")
-        return o_proj(x), kept
+        return o_proj(x), cache
 
 
 class Qwen2MLP(nn.Module):

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 from omnivinci_jax.errors import MediaError, UserError
 from omnivinci_jax.generate.assistant import conversation_of
-from omnivinci_jax.generate.cache import SHORTEST, bucket
+from omnivinci_jax.generate.scheduler import SMALLEST_CAPACITY, capacity_for
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Media
@@ -82,11 +82,11 @@ def test_turns_of_a_conversation_go_on_from_the_cache(assistant, clips, monkeypa
     }
     first = assistant.generate([question], **NEW)
     turns = [question, {"role": "assistant", "content": first.text or "x"}, {"role": "user", "content": "Two?"}]
-    filled = []
-    fill = assistant.engine._fill
-    monkeypatch.setattr(assistant.engine, "_fill", lambda *args: filled.append(args[2]) or fill(*args))
+    pieces = []
+    prefill = assistant.engine._prefill
+    monkeypatch.setattr(assistant.engine, "_prefill", lambda *args: pieces.append(args[0][0]) or prefill(*args))
     second = assistant.generate(turns, **NEW)
-    assert filled[0] >= first.prompt_tokens
+    assert pieces[0].start >= first.prompt_tokens
     assert second.tokens == tiny_assistant().generate(turns, **NEW).tokens
 
 
@@ -97,8 +97,8 @@ def test_what_is_kept_is_what_the_cache_holds(assistant, length, monkeypatch):
     monkeypatch.setattr(assistant.processor.tokenizer, "eos_id", tokens[length - 1])
     answer = assistant.generate("Hello", max_new_tokens=12)
     assert answer.finish == "end" and answer.tokens == tokens[: length - 1]
-    kept = assistant.engine._kept
-    assert len(kept.identity) == int(kept.cache.length) == answer.prompt_tokens + length - 1
+    (row,), state = assistant.engine.scheduler.rows, assistant.engine._state
+    assert len(row.content) == int(state.lengths[0]) == answer.prompt_tokens + length - 1
 
 
 def test_media_are_kept_by_content(assistant, clips, tmp_path, monkeypatch):
@@ -111,9 +111,9 @@ def test_media_are_kept_by_content(assistant, clips, tmp_path, monkeypatch):
 def test_a_cache_grows_with_its_conversation(assistant):
     long = "and so on " * 180
     first = assistant.generate(long, **NEW)
-    assert SHORTEST * 0.6 < first.prompt_tokens < SHORTEST
+    assert SMALLEST_CAPACITY * 0.6 < first.prompt_tokens < SMALLEST_CAPACITY
     again = assistant.generate([{"role": "user", "content": long + long}], **NEW)
-    assert again.prompt_tokens > SHORTEST
+    assert again.prompt_tokens > SMALLEST_CAPACITY
     assert again.tokens == tiny_assistant().generate(long + long, **NEW).tokens
 
 
@@ -171,7 +171,9 @@ def test_few_compilations(clips, av_world):
             words = int(rng.choice([3, 60, 350]))
             before = len(compiled)
             answer = assistant.generate([*map(Path, media), "word " * words], temperature=0.5 * (number % 3), **NEW)
-            new.setdefault(bucket(answer.prompt_tokens + NEW["max_new_tokens"]), []).append(len(compiled) - before)
+            new.setdefault(capacity_for(answer.prompt_tokens + NEW["max_new_tokens"]), []).append(
+                len(compiled) - before
+            )
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert len(compiled) <= 12 and len(new) > 1, new

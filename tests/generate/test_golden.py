@@ -9,10 +9,10 @@ import pytest
 from conversion.cases import case_batch, case_config, read_case
 from conversion.verify import jitted
 from omnivinci_jax.config_json import read_json
-from omnivinci_jax.generate.cache import Weights, decoding_weights, new_cache
-from omnivinci_jax.generate.engine import Engine, Prompt
-from omnivinci_jax.generate.programs import MEDIA
-from omnivinci_jax.generate.sampling import Sampling
+from omnivinci_jax.generate.decode_state import new_state
+from omnivinci_jax.generate.engine import Engine
+from omnivinci_jax.generate.request import MEDIA, Prompt, Request, Sampling
+from omnivinci_jax.generate.weights import Weights, decoding_weights
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import TEXT
 from tests.parity.golden import CHECKPOINT, CONFIG, GOLDEN, needs_golden, params
@@ -43,8 +43,10 @@ def recorded(name: str) -> tuple[Prompt, np.ndarray]:
 
 
 def greedy(prompts: list[Prompt]) -> np.ndarray:
-    turns = list(engine().tokens(prompts, Sampling(max_new_tokens=NEW)))
-    return np.array([[token for turn in turns for token in turn[row]] for row in range(len(prompts))])
+    requests = [Request(prompt, Sampling(max_new_tokens=NEW)) for prompt in prompts]
+    for _ in engine().run(requests):
+        pass
+    return np.array([request.tokens for request in requests])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -70,19 +72,24 @@ def test_each_cached_step_is_the_full_pass(name):
     x[0, prompt.tokens != MEDIA] = embedded[prompt.tokens != MEDIA]
     slots = np.arange(length)[None]
     full = jitted(model, "decode")(params(), x, slots, np.ones_like(slots))
-    # Two rows, of which the second begins three slots later: the same tokens at other slots.
-    padded = np.stack([np.pad(x[0], ((0, 3), (0, 0))), np.pad(x[0], ((3, 0), (0, 0)))])
-    cache_ = new_cache(CONFIG.text, 2, 1024, jnp.float32, np.array([0, 3], np.int32))
-    halfway = length // 2
-    first, cache_ = extend(model, weights, padded[:, :halfway], cache_)
-    hidden = [np.asarray(first)]
-    for slot in range(halfway, length + 3):
-        step, cache_ = extend(model, weights, padded[:, slot : slot + 1], cache_)
-        hidden.append(np.asarray(step))
-    hidden = np.concatenate(hidden, axis=1)
-    np.testing.assert_allclose(hidden[0, :length], full[0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(hidden[1, 3:], full[0], rtol=0, atol=1e-5)
+    # Two rows, of which the second is three slots behind the first.
+    cache_, halfway = new_state(CONFIG.text, 2, 1024, jnp.float32).layers, length // 2
+    first, cache_ = extend(model, weights, np.repeat(x[:, :halfway], 2, axis=0), cache_, np.zeros(2, np.int32))
+    lengths, found = np.array([halfway, halfway - 3], np.int32), ([first[0]], [first[1, : halfway - 3]])
+    while lengths[0] < length:
+        slots = np.stack([x[0, lengths[:1]], x[0, lengths[1:]]])
+        step, cache_ = extend(model, weights, slots, cache_, lengths)
+        lengths = lengths + 1
+        for row, hidden in zip(found, step, strict=True):
+            row.append(hidden)
+    first, second = map(np.concatenate, found)
+    np.testing.assert_allclose(first, full[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(second, full[0, : length - 3], rtol=0, atol=1e-5)
+    # One row alone, in pieces, of the batch.
+    again, _ = extend(model, weights, x[:, halfway:], cache_, np.array([halfway], np.int32), np.array([1], np.int32))
+    np.testing.assert_allclose(again[0], full[0, halfway:], rtol=0, atol=1e-5)
 
 
-def extend(model: OmniVinci, weights: Weights, x: np.ndarray, past):
-    return jitted(model, "extend")(weights.rest, x, weights.layers, past)
+def extend(model: OmniVinci, weights: Weights, x: np.ndarray, cache_, *lengths_and_rows: np.ndarray):
+    hidden, cache_ = jitted(model, "extend")(weights.rest, x, weights.layers, cache_, *lengths_and_rows)
+    return np.asarray(hidden), cache_

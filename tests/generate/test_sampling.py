@@ -5,13 +5,20 @@ import numpy as np
 import pytest
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.generate.sampling import Sampling, choose, most_likely
+from omnivinci_jax.generate.request import Sampling
+from omnivinci_jax.generate.sampling import SamplingArrays, sample_tokens, sampling_arrays, truncate
 
 LOGITS = np.log(np.array([[0.4, 0.3, 0.15, 0.1, 0.05], [0.05, 0.1, 0.15, 0.3, 0.4]], np.float32))
 
 
+def rows(count: int, **settings) -> SamplingArrays:
+    """The same settings for each row, which are the samples 0, 1, … of one prompt."""
+    each = [sampling_arrays(Sampling(**settings), sample) for sample in range(count)]
+    return SamplingArrays(*map(np.stack, zip(*each, strict=True)))
+
+
 def kept(**settings) -> list[list[int]]:
-    return [np.flatnonzero(row > -np.inf).tolist() for row in most_likely(LOGITS, Sampling(**settings).numbers())]
+    return [np.flatnonzero(row > -np.inf).tolist() for row in truncate(LOGITS, rows(2, **settings))]
 
 
 @pytest.mark.parametrize(
@@ -32,10 +39,10 @@ def test_what_is_kept(settings, first, second):
 
 
 def draws(count: int, seed: int = 0, **settings) -> np.ndarray:
-    numbers = Sampling(**{"temperature": 1.0, "seed": seed} | settings).numbers()
-    seen, rows = np.zeros(LOGITS.shape, bool), np.zeros(2, np.int32)
-    one_place = jax.jit(lambda place: choose(LOGITS, seen, rows, place, numbers))
-    return np.array([one_place(np.int32(place)) for place in range(count)])
+    sampling = rows(2, **{"temperature": 1.0, "seed": seed} | settings)._replace(sample=np.zeros(2, np.int32))
+    seen = np.zeros(LOGITS.shape, bool)
+    one_step = jax.jit(lambda steps: sample_tokens(LOGITS, seen, steps, sampling))
+    return np.array([one_step(np.full(2, step, np.int32)) for step in range(count)])
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
@@ -49,19 +56,41 @@ def test_seeds_and_samples():
     assert (draws(50) == draws(50)).all()
     assert (draws(50) != draws(50, seed=1)).any()
     same = np.repeat(LOGITS[:1], 64, axis=0)
-    numbers = Sampling(temperature=1.0).numbers()
-    drawn = choose(same, np.zeros(same.shape, bool), np.arange(64, dtype=np.int32), np.int32(0), numbers)
+    drawn = sample_tokens(same, np.zeros(same.shape, bool), np.zeros(64, np.int32), rows(64, temperature=1.0))
     assert len(set(drawn.tolist())) > 2  # several answers to one prompt differ
-    alone = choose(same[:1], np.zeros((1, 5), bool), np.array([7], np.int32), np.int32(0), numbers)
+    seventh = jax.tree.map(lambda x: x[7:8], rows(64, temperature=1.0))
+    alone = sample_tokens(same[:1], np.zeros((1, 5), bool), np.zeros(1, np.int32), seventh)
     assert alone[0] == drawn[7]  # and none depends on its neighbours
 
 
 def test_greedy_and_penalty():
     seen = np.zeros(LOGITS.shape, bool)
     seen[:, [0, 4]] = True
-    rows = np.zeros(2, np.int32)
-    assert choose(LOGITS, seen, rows, np.int32(0), Sampling().numbers()).tolist() == [0, 4]
-    assert choose(LOGITS, seen, rows, np.int32(0), Sampling(repetition_penalty=1.5).numbers()).tolist() == [1, 3]
+    steps = np.zeros(2, np.int32)
+    assert sample_tokens(LOGITS, seen, steps, rows(2)).tolist() == [0, 4]
+    assert sample_tokens(LOGITS, seen, steps, rows(2, repetition_penalty=1.5)).tolist() == [1, 3]
+
+
+def test_each_row_has_its_own_settings():
+    settings = [
+        dict(),
+        dict(temperature=1.0, seed=3),
+        dict(temperature=0.7, top_k=2, seed=4),
+        dict(temperature=1.3, top_p=0.6, seed=5),
+        dict(repetition_penalty=1.5),
+        dict(temperature=1.0, top_k=3, top_p=0.5, repetition_penalty=1.2, seed=6),
+    ]
+    each = [sampling_arrays(Sampling(**setting)) for setting in settings]
+    together = SamplingArrays(*map(np.stack, zip(*each, strict=True)))
+    logits = np.random.default_rng(0).normal(size=(len(settings), 50)).astype(np.float32)
+    seen = np.random.default_rng(1).random(logits.shape) < 0.3
+    for step in range(20):
+        steps = np.arange(len(settings), dtype=np.int32) + step
+        found = sample_tokens(logits, seen, steps, together)
+        for row, alone in enumerate(each):
+            alone = jax.tree.map(lambda x: np.asarray(x)[None], alone)
+            one = slice(row, row + 1)
+            assert sample_tokens(logits[one], seen[one], steps[one], alone)[0] == found[row]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,136 @@
+"""The state of a running batch: for each row its keys and values, its length, its sampling and its last token."""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Int32
+
+from omnivinci_jax.config import Qwen2Config
+from omnivinci_jax.generate.sampling import SamplingArrays
+from omnivinci_jax.models.cached_attention import LayerCache
+
+# Slots past a row's capacity, which a prefill step may write and no query ever sees.
+SLACK = 256
+
+
+class DecodeState(NamedTuple):
+    """B rows, each with a conversation of its own.
+
+    layers: keys and values of each layer, in capacity + SLACK slots.
+    lengths: how many slots of each row are filled.
+    last_tokens: the last token of each row, which is not in the cache yet.
+    seen: the tokens of each row's text, for the repetition penalty.
+    sampling: how each row's next token is chosen.
+    steps: how many tokens each row has answered. remaining: how many more it may; 0 where the row is idle.
+    """
+
+    layers: tuple[LayerCache, ...]
+    lengths: Int32[Array, " B"]
+    last_tokens: Int32[Array, " B"]
+    seen: Bool[Array, "B V"]
+    sampling: SamplingArrays
+    steps: Int32[Array, " B"]
+    remaining: Int32[Array, " B"]
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.lengths)
+
+    @property
+    def capacity(self) -> int:
+        """How many slots a row has, without the slack."""
+        return self.layers[0].values.shape[2] - SLACK
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def new_state(config: Qwen2Config, rows: int, capacity: int, dtype: DTypeLike) -> DecodeState:
+    """Idle rows without slots."""
+    heads, width, slots = config.num_key_value_heads, config.head_dim, capacity + SLACK
+    layers = (
+        LayerCache(
+            _shard(jnp.zeros((rows, heads, width, slots), dtype)), _shard(jnp.zeros((rows, heads, slots, width), dtype))
+        )
+        for _ in range(config.num_hidden_layers)
+    )
+    zeros = jnp.zeros(rows, jnp.int32)
+    sampling = SamplingArrays(
+        temperature=jnp.zeros(rows), top_k=zeros, top_p=jnp.ones(rows), repetition_penalty=jnp.ones(rows),
+        seed=jnp.zeros(rows, jnp.uint32), sample=zeros,
+    )  # fmt: skip
+    seen = jnp.zeros((rows, config.padded_vocab_size), bool)
+    return DecodeState(tuple(layers), zeros, zeros, seen, sampling, zeros, zeros)
+
+
+@partial(jax.jit, static_argnums=1)
+def with_capacity(state: DecodeState, capacity: int) -> DecodeState:
+    """The state with more slots in each row."""
+    more, rest = (0, capacity - state.capacity), ((0, 0), (0, 0))
+    layers = (
+        LayerCache(
+            _shard(jnp.pad(layer.keys, (*rest, (0, 0), more))), _shard(jnp.pad(layer.values, (*rest, more, (0, 0))))
+        )
+        for layer in state.layers
+    )
+    return state._replace(layers=tuple(layers))
+
+
+@jax.jit
+def gather_rows(state: DecodeState, rows: Int32[Array, " R"]) -> DecodeState:
+    """A state of these rows, each as often as it is named; -1 is an idle row."""
+    state = jax.tree.map(lambda x: x[jnp.maximum(rows, 0)], state)
+    layers = jax.tree.map(_shard, state.layers)
+    return state._replace(layers=layers, remaining=jnp.where(rows < 0, 0, state.remaining))
+
+
+@partial(jax.jit, donate_argnums=0)
+def copy_row(state: DecodeState, source: Int32[Array, ""], target: Int32[Array, ""]) -> DecodeState:
+    """The state with the keys, values and length of the row `source` in the row `target` too."""
+
+    def copy(x: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, jax.lax.dynamic_slice_in_dim(x, source, 1), target, 0)
+
+    layers = jax.tree.map(lambda x: _shard(copy(x)), state.layers)
+    return state._replace(layers=layers, lengths=copy(state.lengths))
+
+
+@partial(jax.jit, donate_argnums=0)
+def start_row(
+    state: DecodeState,
+    row: Int32[Array, ""],
+    length: Int32[Array, ""],
+    last_token: Int32[Array, ""],
+    seen: Bool[Array, " V"],
+    sampling: SamplingArrays,
+    remaining: Int32[Array, ""],
+) -> DecodeState:
+    """The state with a row that begins to answer; `remaining` of 0 makes it idle."""
+
+    def put(values: Array, value: Array) -> Array:
+        return values.at[row].set(value)
+
+    return state._replace(
+        lengths=put(state.lengths, length),
+        last_tokens=put(state.last_tokens, last_token),
+        seen=put(state.seen, seen),
+        sampling=jax.tree.map(put, state.sampling, sampling),
+        steps=put(state.steps, 0),
+        remaining=put(state.remaining, remaining),
+    )
+
+
+@partial(jax.jit, donate_argnums=0)
+def stop_row(state: DecodeState, row: Int32[Array, ""]) -> DecodeState:
+    """The state with a row made idle; its slots stay."""
+    return state._replace(remaining=state.remaining.at[row].set(0))
+
+
+def _shard(x: Array) -> Array:
+    """Rows over data and fsdp, heads over tensor; every head everywhere where they do not divide over it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    divides = mesh.empty or x.shape[1] % mesh.shape["tensor"] == 0
+    return nn.with_logical_constraint(x, ("group", "kv_heads" if divides else None, None, None))

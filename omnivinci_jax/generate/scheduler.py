@@ -1,0 +1,294 @@
+"""Decides what the engine does next: which request gets which row, who is prefilled, who decodes, who leaves. No jax.
+
+Every decision is a function of the requests and of counted steps, never of a clock, so several processes that are given
+the same requests decide the same.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Int64
+
+from omnivinci_jax.generate.request import Request
+
+PREFILL_WIDTHS = (256, 32)  # slots of a row that one prefill step fills
+SMALLEST_CAPACITY = 1024
+MOST_ROWS = 64
+_STEPS_BESIDE_PREFILL = 4  # decode steps between two prefill steps
+_WORTH_A_COPY = 32  # common slots for which a row is copied rather than filled again
+
+
+class Resize(NamedTuple):
+    """Make the batch these of its rows, -1 being an empty one, each of `capacity` slots."""
+
+    rows: tuple[int, ...]
+    capacity: int
+
+
+class CopyRow(NamedTuple):
+    """Copy a row's slots to another row."""
+
+    source: int
+    target: int
+
+
+class Piece(NamedTuple):
+    """Slots `start` to `end` of a row, to be filled from its request's prompt; none where they are equal."""
+
+    row: int
+    start: int
+    end: int
+    request: Request | None
+
+
+class Prefill(NamedTuple):
+    """Fill a piece of one row in each batch shard, none longer than `width`."""
+
+    pieces: tuple[Piece, ...]
+    width: int
+
+
+class Start(NamedTuple):
+    """Let a row answer: all of the prompt but its last token is in its slots."""
+
+    row: int
+    request: Request
+
+
+class Decode(NamedTuple):
+    """Give every answering row up to so many tokens."""
+
+    steps: int
+
+
+Action = Resize | CopyRow | Prefill | Start | Decode
+
+
+@dataclass(eq=False)
+class _Row:
+    """A row of the batch.
+
+    content: a number for each filled slot (`Prompt.identity`); of a row that decodes, for those of its prompt.
+    phase: an idle row's content waits for a prompt that begins alike; a row on hold has its prompt and does not decode.
+    request: what it works on, unless it is idle.
+    used: when it was last taken, in requests.
+    """
+
+    content: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    phase: Literal["idle", "prefill", "hold", "decode"] = "idle"
+    request: Request | None = None
+    used: int = -1
+
+    @property
+    def length(self) -> int:
+        """Filled slots."""
+        return len(self.content) + (len(self.request.tokens) if self.phase == "decode" else 0)
+
+
+def capacity_for(slots: int) -> int:
+    """The capacity of rows that hold so many slots: 2^k or 3·2^k, so that few programs serve all prompts."""
+    power = 1 << (slots - 1).bit_length()
+    return max(SMALLEST_CAPACITY, power * 3 // 4 if slots <= power * 3 // 4 else power)
+
+
+class Scheduler:
+    """Requests wait in order; each gets a row, reuses what the row (or another) holds of its prompt, and leaves it."""
+
+    def __init__(
+        self, *, shards: int = 1, decode_steps: int = 16, rows: int | None = None, capacity: int | None = None
+    ):
+        """An empty batch.
+
+        Args:
+            shards: batch shards of the mesh, which the number of rows is a multiple of.
+            decode_steps: most steps of one Decode.
+            rows: rows of the batch, up to MOST_ROWS as the requests need them where it is None.
+            capacity: slots of a row; None for as many as the requests need.
+        """
+        self._shards, self._decode_steps, self._fixed = shards, decode_steps, (rows, capacity)
+        self.rows: list[_Row] = []
+        self.capacity = 0
+        self._waiting: deque[Request] = deque()
+        self._admitted, self._decoded_last = 0, True
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._waiting and all(row.phase == "idle" for row in self.rows)
+
+    def add(self, request: Request) -> None:
+        """Lets a request wait for a row."""
+        self._waiting.append(request)
+
+    def remove(self, request: Request, finish: str = "cancelled") -> int | None:
+        """Ends a request; returns its row, if it has one, which becomes idle."""
+        request.finish = request.finish or finish
+        if request in self._waiting:
+            self._waiting.remove(request)
+            return None
+        index = next((index for index, row in enumerate(self.rows) if row.request is request), None)
+        if index is not None:
+            self._free(self.rows[index])
+        return index
+
+    def row_on_hold(self, request: Request) -> int | None:
+        """The row that has the whole prompt of a `prefill_only` request; None before that."""
+        held = (index for index, row in enumerate(self.rows) if row.request is request and row.phase == "hold")
+        return next(held, None)
+
+    def forget(self) -> None:
+        """Nothing that the rows hold is to be used again."""
+        for row in self.rows:
+            row.content = row.content[:0]
+
+    def reset(self) -> None:
+        """The batch is lost: it has no rows, and everything that they worked on is cancelled."""
+        for row in self.rows:
+            if row.request:
+                row.request.finish = "cancelled"
+        self.rows, self.capacity = [], 0
+
+    def next(self) -> Action | None:
+        """What to do now; None where there is nothing. The caller does it before it asks again."""
+        if action := self._resize() or self._admit():
+            return action
+        for index, row in enumerate(self.rows):
+            if row.phase == "prefill" and len(row.content) == len(row.request.prompt) - 1:
+                row.phase = "hold" if row.request.prefill_only else "decode"
+                if row.phase == "decode":
+                    return Start(index, row.request)
+        filling = any(row.phase == "prefill" for row in self.rows)
+        if any(row.phase == "decode" for row in self.rows) and not (filling and self._decoded_last):
+            self._decoded_last = True
+            return Decode(self._steps(filling))
+        self._decoded_last = False
+        return self._prefill() if filling else None
+
+    def record(
+        self, tokens: Int[np.ndarray, "B steps"], logprobs: Float[np.ndarray, "B steps"], end_token: int, none: int
+    ) -> None:
+        """Takes the result of a Decode: the tokens of each row up to the first `none`."""
+        for row, row_tokens, row_logprobs in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            if row.phase != "decode":
+                continue
+            request, count = row.request, (row_tokens.index(none) if none in row_tokens else len(row_tokens))
+            request.tokens += row_tokens[:count]
+            request.logprobs += row_logprobs[:count]
+            if request.tokens and request.tokens[-1] == end_token:
+                request.finish = "end"
+            elif len(request.tokens) >= request.sampling.max_new_tokens:
+                request.finish = "length"
+            if request.finish:
+                self._free(row)
+
+    def _free(self, row: _Row) -> None:
+        if row.phase == "decode":
+            # The last token of the prompt went into the cache with the first step, the last of the answer did not.
+            held = [row.request.prompt.identity[-1:], np.array(row.request.tokens[:-1], np.int64)]
+            row.content = np.concatenate([row.content, *held])[: row.length]
+        row.request, row.phase = None, "idle"
+
+    def _steps(self, filling: bool) -> int:
+        """As many as the youngest answer has tokens already: its first token comes at once, a long one costs few calls."""
+        answers = [row.request for row in self.rows if row.phase == "decode"]
+        youngest = max(1, min(len(request.tokens) for request in answers))
+        longest = max(request.sampling.max_new_tokens - len(request.tokens) for request in answers)
+        return min(youngest, longest, _STEPS_BESIDE_PREFILL if filling else self._decode_steps, self._decode_steps)
+
+    def _prefill(self) -> Prefill:
+        per_shard, pieces = len(self.rows) // self._shards, []
+        for first in range(0, len(self.rows), per_shard):
+            shard = range(first, first + per_shard)
+            index = min(
+                (index for index in shard if self.rows[index].phase == "prefill"),
+                key=lambda index: self.rows[index].used,
+                default=first,
+            )
+            row = self.rows[index]
+            request = row.request if row.phase == "prefill" else None
+            pieces.append(Piece(index, row.length, len(request.prompt) - 1 if request else row.length, request))
+        longest = max(piece.end - piece.start for piece in pieces)
+        width = PREFILL_WIDTHS[0] if longest > PREFILL_WIDTHS[0] // 2 else PREFILL_WIDTHS[1]
+        pieces = [piece._replace(end=min(piece.end, piece.start + width)) for piece in pieces]
+        for piece in pieces:
+            if piece.request:
+                self.rows[piece.row].content = piece.request.prompt.identity[: piece.end]
+        return Prefill(tuple(pieces), width)
+
+    def _admit(self) -> CopyRow | None:
+        """Gives rows to waiting requests; stops where one has to be copied first."""
+        for request in list(self._waiting):
+            free = [index for index, row in enumerate(self.rows) if row.phase == "idle"]
+            if not free:
+                return None
+            prompt = request.prompt.identity[:-1]
+            common = [_common(row.content, prompt) for row in self.rows]
+            coming = [
+                _common(row.request.prompt.identity[:-1], prompt) if row.phase == "prefill" else 0 for row in self.rows
+            ]
+            source = max(range(len(self.rows)), key=lambda index: common[index])
+            if max(coming) >= common[source] + _WORTH_A_COPY:
+                continue  # a row is being filled with what this request needs
+            target = min(free, key=lambda index: (-common[index], self._busy(index), self.rows[index].used))
+            copy = common[source] >= common[target] + _WORTH_A_COPY
+            row, length = self.rows[target], common[source if copy else target]
+            self._waiting.remove(request)
+            row.content, row.phase, row.request, row.used = prompt[:length], "prefill", request, self._admitted
+            self._admitted += 1
+            if copy:
+                return CopyRow(source, target)
+        return None
+
+    def _busy(self, index: int) -> int:
+        """Rows of the same shard that are being filled, which are filled one after the other."""
+        per_shard = len(self.rows) // self._shards
+        first = index // per_shard * per_shard
+        return sum(row.phase == "prefill" for row in self.rows[first : first + per_shard])
+
+    def _resize(self) -> Resize | None:
+        """Another size of the batch, where the waiting requests need one; a batch at work only grows."""
+        if not self._waiting:
+            return None
+        busy = [index for index, row in enumerate(self.rows) if row.request]
+        needed = [*self._waiting, *(self.rows[index].request for index in busy)]
+        rows, capacity = self._fixed
+        rows = rows or min(MOST_ROWS, 1 << (len(needed) - 1).bit_length())
+        rows = -(-max(rows, 1) // self._shards) * self._shards
+        capacity = capacity or capacity_for(max(request.slots for request in needed))
+        if busy:
+            kept = list(range(len(self.rows)))
+            rows, capacity = max(rows, len(kept)), max(capacity, self.capacity)
+        else:
+            worth = {index: self._worth(row) for index, row in enumerate(self.rows)}
+            if self.capacity > capacity and any(worth.values()):
+                capacity = self.capacity
+            same = capacity == self.capacity
+            order = sorted(worth, key=lambda index: (-worth[index], -self.rows[index].used))
+            kept = sorted(index for index in order[:rows] if same or worth[index])
+        if (rows, capacity) == (len(self.rows), self.capacity):
+            return None
+        if capacity < self.capacity:
+            kept = []
+        kept += [-1] * (rows - len(kept))
+        self.rows = [_Row() if index < 0 else self.rows[index] for index in kept]
+        self.capacity = capacity
+        return Resize(tuple(kept), capacity)
+
+    def _worth(self, row: _Row) -> int:
+        """Slots of a row that a waiting request can use, where they are half of its prompt.
+
+        A longer row than is needed makes each token slower: that is not worth it for a few common slots.
+        """
+        common = (
+            (_common(row.content, request.prompt.identity[:-1]), len(request.prompt)) for request in self._waiting
+        )
+        return max((slots for slots, length in common if slots and slots >= length // 2), default=0)
+
+
+def _common(one: Int64[np.ndarray, " n"], other: Int64[np.ndarray, " m"]) -> int:
+    """How many numbers two arrays begin with alike."""
+    shorter = min(len(one), len(other))
+    different = np.flatnonzero(one[:shorter] != other[:shorter])
+    return int(different[0]) if len(different) else shorter
