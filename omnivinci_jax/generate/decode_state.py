@@ -6,8 +6,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from omnivinci_jax.config import Qwen2Config
 from omnivinci_jax.generate.sampling import SamplingArrays
@@ -50,13 +51,12 @@ class DecodeState(NamedTuple):
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def new_state(config: Qwen2Config, rows: int, capacity: int, dtype: DTypeLike) -> DecodeState:
     """Idle rows without slots."""
-    heads, width, slots = config.num_key_value_heads, config.head_dim, capacity + SLACK
-    layers = (
-        LayerCache(
-            _shard(jnp.zeros((rows, heads, width, slots), dtype)), _shard(jnp.zeros((rows, heads, slots, width), dtype))
-        )
-        for _ in range(config.num_hidden_layers)
-    )
+    width, slots = config.head_dim, capacity + SLACK
+
+    def empty(*shape: int) -> Array:
+        return _shard(jnp.zeros((rows, config.num_key_value_heads, *shape), dtype))
+
+    layers = (LayerCache(empty(width, slots), empty(slots, width)) for _ in range(config.num_hidden_layers))
     zeros = jnp.zeros(rows, jnp.int32)
     sampling = SamplingArrays(
         temperature=jnp.zeros(rows), top_k=zeros, top_p=jnp.ones(rows), repetition_penalty=jnp.ones(rows),
@@ -90,12 +90,32 @@ def gather_rows(state: DecodeState, rows: Int32[Array, " R"]) -> DecodeState:
 @partial(jax.jit, donate_argnums=0)
 def copy_row(state: DecodeState, source: Int32[Array, ""], target: Int32[Array, ""]) -> DecodeState:
     """The state with the keys, values and length of the row `source` in the row `target` too."""
+    mesh = jax.sharding.get_abstract_mesh()
+    copy = partial(_copy_row, axes=())
+    if not mesh.empty:
+        # Left to itself, XLA gathers all rows on every device to cut one of them out.
+        rows = nn.logical_to_mesh_axes(("group",))
+        spec = PartitionSpec(rows[0], _heads_axis(state.layers[0].keys))
+        copy = jax.shard_map(
+            partial(_copy_row, axes=rows[0]), in_specs=(spec, None, None), out_specs=spec, check_vma=False
+        )
+    layers = jax.tree.map(lambda x: copy(x, source, target), state.layers)
+    return state._replace(layers=layers, lengths=state.lengths.at[target].set(state.lengths[source]))
 
-    def copy(x: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(x, jax.lax.dynamic_slice_in_dim(x, source, 1), target, 0)
 
-    layers = jax.tree.map(lambda x: _shard(copy(x)), state.layers)
-    return state._replace(layers=layers, lengths=copy(state.lengths))
+def _copy_row(x: Array, source: Array, target: Array, *, axes: tuple[str, ...]) -> Array:
+    """`copy_row` of the rows of one device, rows being sharded over `axes`."""
+    first = jax.lax.axis_index(axes) * len(x) if axes else 0
+
+    def row(index: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, index % len(x), 1)
+
+    def has(index: Array) -> Array:
+        return (first <= index) & (index < first + len(x))
+
+    copied = jnp.where(has(source), row(source), 0)
+    copied = jax.lax.psum(copied, axes) if axes else copied
+    return jax.lax.dynamic_update_slice_in_dim(x, jnp.where(has(target), copied, row(target)), target % len(x), 0)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -130,7 +150,11 @@ def stop_row(state: DecodeState, row: Int32[Array, ""]) -> DecodeState:
 
 
 def _shard(x: Array) -> Array:
-    """Rows over data and fsdp, heads over tensor; every head everywhere where they do not divide over it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    divides = mesh.empty or x.shape[1] % mesh.shape["tensor"] == 0
-    return nn.with_logical_constraint(x, ("group", "kv_heads" if divides else None, None, None))
+    """Rows over data and fsdp, heads over tensor."""
+    return nn.with_logical_constraint(x, ("group", _heads_axis(x) and "kv_heads", None, None))
+
+
+def _heads_axis(x: Float[Array, "B K _ _"]) -> str | None:
+    """The mesh axis that shards the key/value heads; None where it does not divide them: every device has them all."""
+    mesh, axis = jax.sharding.get_abstract_mesh(), nn.logical_to_mesh_axes(("kv_heads",))[0]
+    return axis if axis and not mesh.empty and x.shape[1] % mesh.shape[axis] == 0 else None

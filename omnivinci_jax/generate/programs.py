@@ -123,7 +123,7 @@ def score(
     tokens: Int32[Array, "P T"],
     targets: Int32[Array, "P T"],
 ) -> tuple[DecodeState, Float32[Array, "P T"]]:
-    """The log-probability of each text slot's target; fills the slots from `starts` on, but leaves the rows' lengths."""
+    """Log-probabilities of the targets of T text slots; fills the slots from `starts` on, but leaves the lengths."""
     x = model.apply({"params": weights.rest}, tokens, method=model.embed_text)
     hidden, layers = _extend(model, weights, state, x, starts, rows)
     logits = model.apply({"params": weights.rest}, hidden, method=model.logits)

@@ -191,7 +191,7 @@ class Scheduler:
         row.request, row.phase = None, "idle"
 
     def _steps(self, filling: bool) -> int:
-        """As many as the youngest answer has tokens already: its first token comes at once, a long one costs few calls."""
+        """As many as the youngest answer has tokens: its first one comes at once, and a long answer takes few calls."""
         answers = [row.request for row in self.rows if row.phase == "decode"]
         youngest = max(1, min(len(request.tokens) for request in answers))
         longest = max(request.sampling.max_new_tokens - len(request.tokens) for request in answers)

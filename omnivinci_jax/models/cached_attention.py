@@ -1,8 +1,8 @@
 """Attention of new slots over a static cache of keys and values, in which every row has a length of its own.
 
-A row's slots are its conversation from slot 0 on: the slot is the rotary position. New keys and values are written after
-the row's length, and query t of the new ones sees the slots up to length + t. Slots past a row's length hold arbitrary
-values: they are overwritten before any query sees them.
+A row's slots are its conversation from slot 0 on: the slot is the rotary position. New keys and values are written
+after the row's length, and query t of the new ones sees the slots up to length + t. Slots past a row's length hold
+arbitrary values, which are overwritten before any query sees them.
 """
 
 from functools import partial
@@ -30,7 +30,7 @@ class Past(NamedTuple):
     """What the new slots of R rows attend to in one layer.
 
     lengths: how many slots each of the R rows has.
-    rows: the row of the cache that each is, counted within its batch shard (one row a shard); None for all rows in order.
+    rows: which row of the cache each is, counted within its batch shard, one row a shard; None for all rows in order.
     """
 
     layer: LayerCache

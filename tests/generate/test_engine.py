@@ -31,7 +31,7 @@ def full_logits(assistant, question, answer: list[int]) -> np.ndarray:
     group.tokens[0, length:] = answer
     group.segment_ids[:] = 1
     group.positions[0] = np.arange(capacity.slots)
-    hidden = model.apply({"params": params}, jax.tree.map(lambda x: x[None], group)).hidden[0, 0]
+    hidden = jax.jit(model.apply)({"params": params}, jax.tree.map(lambda x: x[None], group)).hidden[0, 0]
     return np.asarray(model.apply({"params": params}, hidden[length - 1 : -1], method=model.logits))
 
 

@@ -17,19 +17,25 @@ from tests.tiny import REPOSITORY
 MESHES = ["8,1,1,1", "2,2,1,2", "1,1,1,8"]
 
 
-def drawn(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, list[list[int]]]:
+def run_on_devices(count: int, *arguments: object) -> str:
+    """Runs a module of the tests on so many virtual devices; returns what it printed."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
         # Collectives of two programs that run at once can wait for each other where cores are few.
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
     }
-    clip = next((av_world / "clips").glob("train*"))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.multidevice.generate", str(clip), str(out), *meshes],
+        [sys.executable, "-m", *map(str, arguments)],
         env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def drawn(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, list[list[int]]]:
+    clip = next((av_world / "clips").glob("train*"))
+    run_on_devices(devices, "tests.multidevice.generate", clip, out, *meshes)
     return json.loads(out.read_text())
 
 
@@ -38,6 +44,10 @@ def test_meshes_draw_the_same(av_world, tmp_path):
     assert expected[0] == expected[1] and expected[3] == expected[4] and expected[4] != expected[5]
     for mesh, found in drawn(av_world, tmp_path / "eight.json", 8, MESHES).items():
         assert found == expected, mesh
+
+
+def test_answers_do_not_depend_on_what_else_runs(av_world):
+    assert run_on_devices(4, "tests.generate.continuous", av_world, "2,1,1,2").split() == ["equal", "50", "4"]
 
 
 def test_a_mesh_that_shares_slots_is_refused():

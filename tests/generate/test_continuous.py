@@ -1,0 +1,90 @@
+"""Requests that join and leave a running batch, and engines whose weights are replaced."""
+
+import jax
+import numpy as np
+import pytest
+
+from omnivinci_jax.generate.assistant import conversation_of
+from omnivinci_jax.generate.engine import Engine
+from omnivinci_jax.generate.media import MediaCache
+from omnivinci_jax.generate.request import Request, Sampling
+from omnivinci_jax.generate.scheduler import Scheduler
+from tests.generate.continuous import (
+    answer_alone,
+    answer_together,
+    count_compilations,
+    draw_requests,
+    fixed_engine,
+)
+from tests.generate.test_engine import full_logits
+
+
+def test_answers_do_not_depend_on_what_else_runs(assistant, av_world):
+    engine = fixed_engine(assistant)
+    requests = draw_requests(engine, av_world)
+    alone = answer_alone(engine, requests)
+    answer_together(engine, draw_requests(engine, av_world, seed=2)[:12])  # compiles what one alone does not need
+    compiled = count_compilations()
+    assert answer_together(engine, requests) == alone
+    assert not compiled
+    assert len({tuple(tokens) for tokens in alone}) > 25
+
+
+def test_log_probabilities_are_those_of_full_passes(assistant, clips):
+    question = [clips[0], "Which colour?"]
+    requests = [
+        Request(assistant.engine.prompt(conversation_of(question)), sampling)
+        for sampling in (Sampling(max_new_tokens=8), Sampling(temperature=1.3, top_k=20, seed=2, max_new_tokens=8))
+    ]
+    for _ in assistant.engine.run(requests):
+        pass
+    for request in requests:
+        logits = full_logits(assistant, question, request.tokens)
+        logprobs = jax.nn.log_softmax(logits, axis=-1)[np.arange(8), np.array(request.tokens)]
+        np.testing.assert_allclose(request.logprobs, logprobs, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def other_params(assistant) -> dict:
+    return jax.tree.map(lambda leaf: leaf[::-1] if leaf.ndim > 1 else leaf, assistant.params)
+
+
+def greedy(engine: Engine, question) -> list[int]:
+    request = Request(engine.prompt(conversation_of(question)), Sampling(max_new_tokens=12))
+    for _ in engine.run([request]):
+        pass
+    return request.tokens
+
+
+def updated_answers(assistant, params: dict, questions: list) -> list[list[int]]:
+    """Of an engine that answered the same questions with other weights before."""
+    engine = fixed_engine(assistant)
+    for question in questions:
+        greedy(engine, question)
+    engine.update(params)
+    return [greedy(engine, question) for question in questions]
+
+
+def test_updated_weights_answer_as_a_fresh_engine_does(assistant, other_params, clips, monkeypatch):
+    questions = [[clips[0], "What happens?"], [clips[0], "What happens? And then?"], "Hello " * 50]
+    fresh = Engine(assistant.model, other_params, assistant.processor, rows=8, capacity=1024)
+    expected = [greedy(fresh, question) for question in questions]
+    assert updated_answers(assistant, other_params, questions) == expected
+    # This would not hold if media, or the keys and values of rows, were kept.
+    for kept, name in ((MediaCache, "clear"), (Scheduler, "forget")):
+        with monkeypatch.context() as patch:
+            patch.setattr(kept, name, lambda self: None)
+            assert updated_answers(assistant, other_params, questions) != expected
+
+
+def test_an_update_waits_for_no_one(assistant):
+    engine = fixed_engine(assistant)
+    prompt = engine.prompt(conversation_of("Hello"))
+    request = Request(prompt, Sampling(max_new_tokens=12))
+    engine.submit(request)
+    with pytest.raises(RuntimeError, match="requests are running"):
+        engine.update(assistant.params)
+    engine.cancel(request)
+    engine.update(assistant.params)
+    with pytest.raises(ValueError, match=r"the prompt was encoded with weights that Engine.update has replaced"):
+        engine.submit(Request(prompt))
