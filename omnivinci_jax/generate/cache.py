@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -11,7 +10,12 @@ from jaxtyping import Array, Int32
 
 from omnivinci_jax.config import Qwen2Config
 from omnivinci_jax.models.cached_attention import LayerCache
+from omnivinci_jax.models.initialization import parameter_roles
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.parameters import Role
 from omnivinci_jax.models.qwen2 import Cache
+from omnivinci_jax.models.sharding import constrain
+from omnivinci_jax.models.weights import cast
 
 SHORTEST = 1024
 # Slots past a bucket's, which the last chunk of a prompt may write and nothing ever sees.
@@ -25,17 +29,17 @@ class Weights(NamedTuple):
     rest: dict[str, Any]
 
 
-@partial(jax.jit, static_argnums=1)
-def decoding_weights(params: dict[str, Any], dtype: DTypeLike) -> Weights:
-    """Copies of the parameters in the type that they are computed with; norms stay in theirs.
+@partial(jax.jit, static_argnums=0)
+def decoding_weights(model: OmniVinci, params: dict[str, Any]) -> Weights:
+    """Copies of the parameters in the compute type, but for those whose role keeps them in their own.
 
-    The decoder's are in memory twice while `params` is kept.
+    The decoder's parameters are in memory twice while `params` is kept.
     """
 
-    def cast(path: tuple, leaf: jax.Array) -> jax.Array:
-        return leaf if "norm" in jax.tree_util.keystr(path) else leaf.astype(dtype)
+    def store(role: Role, leaf: jax.Array) -> jax.Array:
+        return cast(leaf, model.compute.dtype) if role.cast_decoding else leaf
 
-    params = jax.tree_util.tree_map_with_path(cast, params)
+    params = jax.tree.map(store, parameter_roles(model.config, params), params)
     stack = params["llm"]["layers"]
     count = len(jax.tree.leaves(stack)[0])
     layers = tuple(jax.tree.map(lambda leaf, number=number: leaf[number], stack) for number in range(count))
@@ -88,4 +92,4 @@ def _shared(x: jax.Array) -> jax.Array:
     """Rows over data and fsdp, heads over tensor; every head everywhere where they do not divide over it."""
     mesh = jax.sharding.get_abstract_mesh()
     divides = mesh.empty or x.shape[1] % mesh.shape["tensor"] == 0
-    return nn.with_logical_constraint(x, ("group", "kv_heads" if divides else None, None, None))
+    return constrain(x, "group", "kv_heads" if divides else None)

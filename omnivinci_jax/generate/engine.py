@@ -3,13 +3,12 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Int32, Int64
 
@@ -19,7 +18,8 @@ from omnivinci_jax.generate.cache import SLACK, Weights, bucket, decoding_weight
 from omnivinci_jax.generate.media import MediaCache
 from omnivinci_jax.generate.programs import CHUNK, MEDIA, Answering, decode, fill, score
 from omnivinci_jax.generate.sampling import Sampling
-from omnivinci_jax.mesh.rules import BATCH_AXES, RULES, parameter_shardings
+from omnivinci_jax.mesh.mesh import on_mesh
+from omnivinci_jax.mesh.rules import BATCH_AXES, parameter_shardings
 from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.qwen2 import Cache
@@ -82,7 +82,7 @@ class Engine:
         with self._on_mesh():
             if mesh:
                 params = jax.device_put(params, _shardings(model, mesh))
-            self.weights: Weights = decoding_weights(params, model.dtype)
+            self.weights: Weights = decoding_weights(model, params)
         self._media = MediaCache(model, self.weights.rest, processor, mesh.size if mesh else 1)
         self._kept: _Kept | None = None
 
@@ -92,7 +92,7 @@ class Engine:
         with self._on_mesh(("group", None)):  # one group, whose tiles and windows all devices share
             encoded = [self._media.encode(item, tiled) for item in conversation.media]
         row = self.processor.lay_out(conversation, [item.size for item in encoded], generate=True)
-        empty = np.zeros((0, self.model.config.text.hidden_size), self.model.dtype)
+        empty = np.zeros((0, self.model.config.text.hidden_size), self.model.compute.dtype)
         media = np.concatenate([empty, *(item.tokens for item in encoded)])
         numbers = [item.number * 2**32 + np.arange(len(item.tokens)) for item in encoded]
         return prompt_of(row, media, np.concatenate([np.zeros(0, np.int64), *numbers]))
@@ -197,7 +197,7 @@ class Engine:
         start = np.full(rows, 0 if len(prompts) == 1 else longest, np.int32)
         start[: len(prompts)] = [longest - len(prompt) for prompt in prompts]
         with self._on_mesh():
-            return new_cache(self.model.config.text, rows, slots, self.model.dtype, start)
+            return new_cache(self.model.config.text, rows, slots, self.model.compute.dtype, start)
 
     def _fill(self, cache: Cache, prompts: list[Prompt], first: int) -> Cache:
         """The cache from the slot `first` on with all of the prompts but their last tokens."""
@@ -208,7 +208,7 @@ class Engine:
         while first < end:
             width = _CHUNKS[0] if end - first > _CHUNKS[0] // 2 else _CHUNKS[1]
             part = tokens[:, first : first + width]
-            media = np.zeros((*part.shape, self.model.config.text.hidden_size), self.model.dtype)
+            media = np.zeros((*part.shape, self.model.config.text.hidden_size), self.model.compute.dtype)
             for number, prompt in enumerate(prompts):
                 before = int((tokens[number, :first] == MEDIA).sum())
                 here = part[number] == MEDIA
@@ -226,10 +226,7 @@ class Engine:
     @contextmanager
     def _on_mesh(self, *rules: tuple[str, str | None]) -> Iterator[None]:
         """The mesh and its rules, if there is one; `rules` come before those of mesh/rules.py."""
-        with ExitStack() as contexts:
-            if self.mesh:
-                contexts.enter_context(jax.set_mesh(self.mesh))
-                contexts.enter_context(nn.logical_axis_rules((*rules, *RULES)))
+        with on_mesh(self.mesh, rules) if self.mesh else nullcontext():
             yield
 
 

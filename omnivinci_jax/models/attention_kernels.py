@@ -65,7 +65,7 @@ def _attend(
     q: Float[Array, "B t H D"], k: Float[Array, "B K D s"], v: Float[Array, "B K D s"], mask: Array | None
 ) -> Float[Array, "B t H D"]:
     out, _, total = partial_attention(q, k, v, mask)
-    return divided(out, total, v.dtype)
+    return normalize_softmax(out, total, v.dtype)
 
 
 def partial_attention(
@@ -93,7 +93,7 @@ def partial_attention(
     return out, largest, weights.sum(axis=-1)
 
 
-def divided(
+def normalize_softmax(
     out: Float[Array, "B K G t D"], total: Float[Array, "B K G t"], dtype: DTypeLike
 ) -> Float[Array, "B t H D"]:
     """The output of `partial_attention` over all keys: softmax divides here, width numbers a row, not one a key."""

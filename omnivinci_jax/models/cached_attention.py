@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from omnivinci_jax.models.attention_kernels import MASKED, divided, partial_attention
+from omnivinci_jax.models.attention_kernels import MASKED, normalize_softmax, partial_attention
 
 _BLOCK = 512  # keys taken at once by several queries
 
@@ -65,7 +65,7 @@ def cached_attention(
         # result and once for the products.
         branches = partial(attend, half), partial(attend, capacity)
         out, _, total = jax.lax.cond(length < half, *branches, q, layer, visible(jnp.arange(capacity)))
-        return divided(out, total, v.dtype), layer
+        return normalize_softmax(out, total, v.dtype), layer
 
     def add_block(number: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         # The last block ends with the cache: what it shares with the one before is left to that one.
@@ -81,7 +81,7 @@ def cached_attention(
     nothing = (jnp.zeros((*shape, q.shape[3])), jnp.full(shape, MASKED), jnp.zeros(shape))
     blocks = (length + new + block - 1) // block
     out, _, total = jax.lax.fori_loop(0, blocks, add_block, nothing)
-    return divided(out, total, v.dtype), layer
+    return normalize_softmax(out, total, v.dtype), layer
 
 
 def _merged(one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
