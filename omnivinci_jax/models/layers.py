@@ -1,4 +1,5 @@
-"""The layers that every part of the model is made of; whatever the type of parameters, they compute in `compute.dtype`."""
+"""The layers that every part of the model is made of. They compute in `compute.dtype`, whatever type the
+parameters have."""
 
 from collections.abc import Callable
 
