@@ -22,6 +22,7 @@ class Role:
     decay: weight decay applies to it.
     muon: its last two axes are a matrix that Muon orthogonalizes; those before are a batch of matrices.
     adaptable: LoRA can put an adapter beside it.
+    adapter: it is a factor of an adapter, and so trains while everything else is frozen.
     multiplies: it multiplies activations in a matrix product, so it counts in FLOPs.
     cast_frozen: training stores it in the compute type while it is frozen.
     cast_decoding: decoding copies it in the compute type.
@@ -30,6 +31,7 @@ class Role:
     decay: bool = False
     muon: bool = False
     adaptable: bool = False
+    adapter: bool = False
     multiplies: bool = False
     cast_frozen: bool = True
     cast_decoding: bool = True
@@ -42,7 +44,7 @@ CONVOLUTION = replace(KERNEL, adaptable=False)
 TABLE = Role(decay=True)
 TIED_HEAD = replace(TABLE, multiplies=True)  # a table of embeddings that is also the output head
 NORM = Role(cast_decoding=False)
-ADAPTER = Role(decay=True, multiplies=True)
+ADAPTER = Role(decay=True, adapter=True, multiplies=True)
 # A factor of no product: bfloat16 would round alpha / rank.
 ADAPTER_SCALE = Role(cast_frozen=False, cast_decoding=False)
 

@@ -24,7 +24,7 @@ from omnivinci_jax.models.compute import Remat
 from omnivinci_jax.models.initialization import parameter_roles
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import DataConfig, TrainConfig
-from omnivinci_jax.train.state import initial_params, split
+from omnivinci_jax.train.state import initial_params, split_trainable
 
 
 class Work(NamedTuple):
@@ -107,7 +107,7 @@ class FlopCounter:
         model = OmniVinci(config.model)
         params = jax.eval_shape(lambda key: nn.meta.unbox(initial_params(model, config, key)), jax.random.key(0))
         roles = traverse_util.flatten_dict(parameter_roles(config.model, params), sep="/")
-        trees = split(params, config.untrained)
+        trees = split_trainable(params, config)
         trained, frozen = (traverse_util.flatten_dict(tree, sep="/") for tree in trees)
 
         def matrices(part: _Part, leaves: dict) -> int:

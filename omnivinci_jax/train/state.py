@@ -79,11 +79,29 @@ def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
     for pattern in frozen:
         if not any(re.fullmatch(pattern, path) for path in flat):
             raise ConfigError(f"config.frozen: {pattern!r} matches no parameter; paths look like {next(iter(flat))}")
-    held = {path: leaf for path, leaf in flat.items() if any(re.fullmatch(pattern, path) for pattern in frozen)}
-    if len(held) == len(flat):
+    matched = {path for path in flat if any(re.fullmatch(pattern, path) for pattern in frozen)}
+    if len(matched) == len(flat):
         raise ConfigError(f"config.frozen is {frozen}: nothing is left to train")
-    free = {path: leaf for path, leaf in flat.items() if path not in held}
-    return traverse_util.unflatten_dict(free, sep="/"), traverse_util.unflatten_dict(held, sep="/")
+    return _partition(flat, matched)
+
+
+def split_trainable(params: dict, config: TrainConfig) -> tuple[dict, dict]:
+    """(trainable, frozen): with adapters only these train, else everything but `config.frozen`.
+
+    Raises:
+        ConfigError: see `split`.
+    """
+    if not config.lora.rank:
+        return split(params, config.frozen)
+    roles = traverse_util.flatten_dict(parameter_roles(config.model, params), sep="/")
+    frozen = {path for path, role in roles.items() if not role.adapter}
+    return _partition(traverse_util.flatten_dict(params, sep="/"), frozen)
+
+
+def _partition(flat: dict[str, Any], frozen: set[str]) -> tuple[dict, dict]:
+    parts = ({path: leaf for path, leaf in flat.items() if (path in frozen) == part} for part in (False, True))
+    trainable, rest = (traverse_util.unflatten_dict(part, sep="/") for part in parts)
+    return trainable, rest
 
 
 def merge(first: dict, second: dict) -> dict:
@@ -155,7 +173,7 @@ def _initializer(
         """`given` takes the place of the parameters that it has."""
         init_key, key = jax.random.split(key)
         params = merge(nn.meta.unbox(initial_params(model, config, init_key)), given)
-        trainable, held = split(params, config.untrained)
+        trainable, held = split_trainable(params, config)
         trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
         held = cast_frozen(model, held)
         return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)

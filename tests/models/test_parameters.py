@@ -13,8 +13,10 @@ from omnivinci_jax.models.initialization import boxed_params, parameter_roles
 from omnivinci_jax.models.lora import add_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.parameters import Role
+from omnivinci_jax.settings import LoraConfig
 from omnivinci_jax.train.optimizer import decay_mask, muon_dimensions
-from tests.tiny import tiny_config
+from omnivinci_jax.train.state import split_trainable
+from tests.tiny import tiny_config, tiny_settings
 
 # A model with every kind of parameter.
 CONFIG = tiny_config(audio_compression="conv", video_time=TimeEmbeddingConfig(scheme="learned"))
@@ -85,6 +87,13 @@ def test_adapters_fit_beside_dense_kernels(roles):
     assert {f"{path.rpartition('/')[0]}/lora_a" for path in adaptable} == {
         path for path in roles if leaf_name(path) == "lora_a"
     }
+
+
+def test_with_adapters_their_factors_alone_train(shapes):
+    config = dataclasses.replace(tiny_settings(), model=CONFIG, lora=LoraConfig(rank=2))
+    trainable, frozen = (traverse_util.flatten_dict(tree, sep="/") for tree in split_trainable(shapes, config))
+    assert {leaf_name(path) for path in trainable} == {"lora_a", "lora_b"}
+    assert {leaf_name(path) for path in frozen} == {"kernel", "bias", "scale", "embedding", "query", "lora_scale"}
 
 
 @pytest.mark.parametrize("tied", [False, True])

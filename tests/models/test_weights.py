@@ -85,13 +85,13 @@ def test_a_model_of_quantized_weights_is_the_model_of_their_values():
         elif roles[path].adaptable or path == "llm/embed_tokens/embedding":
             flat[path] = Int8Weight.quantize(leaf)
     quantized = traverse_util.unflatten_dict(flat, sep="/")
-    is_weight = lambda leaf: isinstance(leaf, Weight)  # noqa: E731
-    values = jax.tree.map(lambda x: x.dequantize() if is_weight(x) else x, quantized, is_leaf=is_weight)
+    values = {path: leaf.dequantize() if isinstance(leaf, Weight) else leaf for path, leaf in flat.items()}
+    values = traverse_util.unflatten_dict(values, sep="/")
     batch = random_batch(CONFIG)
     actual, expected = outputs(quantized, batch), outputs(values, batch)
     assert np.abs(expected[0] - outputs(params, batch)[0]).max() > 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max()), actual, expected)
-    # The roles of its leaves are those of the arrays that it replaces.
+    # A quantized weight has the role of the array that it replaces.
     assert traverse_util.flatten_dict(parameter_roles(CONFIG, quantized), sep="/") == roles
 
 

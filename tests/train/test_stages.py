@@ -24,7 +24,7 @@ from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.settings import DataConfig, TrainConfig, load_config
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.stages import STAGES, stage_before
-from omnivinci_jax.train.state import abstract_state, create_state, split
+from omnivinci_jax.train.state import abstract_state, create_state, split_trainable
 from omnivinci_jax.train.step import make_train_step
 from tests.tiny import REPOSITORY, tiny_config, tiny_tokenizer
 
@@ -113,7 +113,7 @@ def _leaves(tree) -> list:
 def test_what_trains_at_each_size(size, stage):
     config = stage_config(size, stage)
     shapes = abstract_params(OmniVinci(config.model))
-    trainable, _ = split(shapes, config.untrained)
+    trainable, _ = split_trainable(shapes, config)
     assert set(traverse_util.flatten_dict(trainable, sep="/")) == named(shapes, stage)
 
 
