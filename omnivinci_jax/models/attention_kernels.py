@@ -134,8 +134,8 @@ def splash_attention(
 ) -> Float[Array, "B T H D"]:
     """JAX's splash attention for TPUs; never holds all scores at once, and skips blocks that `causal` masks."""
     length, heads, width = q.shape[1:]
-    # The largest block that pads by at most an eighth: a TPU's scalar memory cannot hold the indices of all blocks of 128
-    # among 100,000 slots.
+    # The largest block that pads by at most an eighth: 100,000 slots in blocks of 128 have more block indices than a
+    # TPU's scalar memory holds.
     block = next((block for block in _TPU_BLOCKS if 8 * (-length % block) <= length), _TPU_BLOCKS[-1])
     q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, block)
     padded = q.shape[1]

@@ -145,10 +145,8 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
 
 def _compile(config: TrainConfig, mesh: Mesh, topology: Topology) -> tuple[TrainState, jax.stages.Compiled]:
     """The state's shapes with their shardings, and the step compiled for them."""
-    model, optimizer = (
-        make_model(config, topology.devices[0].platform),
-        make_optimizer(config.optimizer, config.steps, config.model),
-    )
+    model = make_model(config, topology.devices[0].platform)
+    optimizer = make_optimizer(config.optimizer, config.steps, config.model)
     # Outside the mesh: what it computes of constants, it computes on this machine.
     shapes, shardings = abstract_state(model, optimizer, config, mesh)
     state = jax.tree.map(_sharded, shapes, shardings)

@@ -99,9 +99,9 @@ def split_trainable(params: dict, config: TrainConfig) -> tuple[dict, dict]:
 
 
 def _partition(flat: dict[str, Any], frozen: set[str]) -> tuple[dict, dict]:
-    parts = ({path: leaf for path, leaf in flat.items() if (path in frozen) == part} for part in (False, True))
-    trainable, rest = (traverse_util.unflatten_dict(part, sep="/") for part in parts)
-    return trainable, rest
+    trainable = {path: leaf for path, leaf in flat.items() if path not in frozen}
+    rest = {path: leaf for path, leaf in flat.items() if path in frozen}
+    return traverse_util.unflatten_dict(trainable, sep="/"), traverse_util.unflatten_dict(rest, sep="/")
 
 
 def merge(first: dict, second: dict) -> dict:
@@ -173,10 +173,10 @@ def _initializer(
         """`given` takes the place of the parameters that it has."""
         init_key, key = jax.random.split(key)
         params = merge(nn.meta.unbox(initial_params(model, config, init_key)), given)
-        trainable, held = split_trainable(params, config)
+        trainable, frozen = split_trainable(params, config)
         trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
-        held = cast_frozen(model, held)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
+        frozen = cast_frozen(model, frozen)
+        return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), key)
 
     return init
 
