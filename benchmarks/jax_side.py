@@ -9,12 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
-from omnivinci_jax.mesh.mesh import make_mesh
-from omnivinci_jax.mesh.rules import RULES, put_batch
+from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
+from omnivinci_jax.mesh.rules import put_batch
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.planning.flops import FlopCounter, full_work
 from omnivinci_jax.planning.hardware import chip_of
@@ -48,10 +47,9 @@ class JaxSide:
         self.version = f"jax {jax.__version__}"
         self.config, self.folder, self.device = config, folder, mesh.devices.flat[0]
         contexts = ExitStack()
-        contexts.enter_context(jax.set_mesh(mesh))
-        contexts.enter_context(nn.logical_axis_rules(RULES))
+        contexts.enter_context(on_mesh(mesh))
         self.model = make_model(config, self.device.platform)
-        self.optimizer = make_optimizer(config.optimizer, config.steps)
+        self.optimizer = make_optimizer(config.optimizer, config.steps, config.model)
         _, shardings = abstract_state(self.model, self.optimizer, config, mesh)
         state = create_state(self.model, self.optimizer, config, shardings)
         if (weights := folder / "weights.safetensors").exists():

@@ -54,7 +54,7 @@ def trained_parameters(workdir: Path) -> tuple[int, int]:
     from omnivinci_jax.train.workdir import read_workdir
 
     config = read_workdir(workdir)
-    model, optimizer = make_model(config, "cpu"), make_optimizer(config.optimizer, config.steps)
+    model, optimizer = make_model(config, "cpu"), make_optimizer(config.optimizer, config.steps, config.model)
     shapes, _ = abstract_state(model, optimizer, config, make_mesh(config.mesh))
     trained, held = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (shapes.trainable, shapes.frozen))
     return trained, trained + held

@@ -12,6 +12,7 @@ from conversion.source import open_source
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.generate.assistant import Assistant
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ def load_model(folder: Path, dtype: jnp.dtype | None = None) -> tuple[OmniVinci,
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
     source = open_source(folder)
     params = {path: _array(leaf) for path, leaf in source.leaves.items()}
-    return OmniVinci(source.config, dtype=dtype or jnp.float32), unflatten_dict(params, sep="/")
+    return OmniVinci(source.config, Compute(dtype=dtype or jnp.float32)), unflatten_dict(params, sep="/")
 
 
 def _array(leaf: LazyLeaf) -> jax.Array:

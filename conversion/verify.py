@@ -66,7 +66,7 @@ def outputs(model: OmniVinci, params: dict, case: Case) -> dict[str, np.ndarray]
     # Seconds of windows and groups are in the layout already: without them cases share a compiled program.
     layout = ("audio_hop_length", "temporal_group_seconds")
     config = config.replace(**{name: getattr(model.config, name) for name in layout})
-    x = jitted(OmniVinci(config, dtype=model.dtype), "embed")(params, batch)
+    x = jitted(OmniVinci(config, model.compute), "embed")(params, batch)
     hidden = jitted(model, "decode")(params, x, batch.positions[0], batch.segment_ids[0])
     logits = jitted(model, "logits")(params, hidden)
     made = {"inputs_embeds": x[:, :length], "logits": logits[:, :length, : config.text.vocab_size]}

@@ -15,6 +15,7 @@ from omnivinci_jax.config_json import read_config, write_config
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.processes import barrier, is_main
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.paths import absolute, is_remote
@@ -49,7 +50,7 @@ def load(folder: epath.PathLike, dtype: jnp.dtype = jnp.float32) -> LoadedModel:
 
 def load_model(folder: epath.Path, dtype: jnp.dtype = jnp.float32) -> tuple[OmniVinci, dict]:
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
-    model = OmniVinci(read_config(folder / "config.json"), dtype=dtype)
+    model = OmniVinci(read_config(folder / "config.json"), Compute(dtype=dtype))
     expected = abstract_params(model)
     check_shapes(stored_params(folder), expected, folder / "params")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

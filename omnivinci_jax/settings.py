@@ -48,9 +48,6 @@ class VoiceConfig:
     model: str = "tts-1"
 
 
-NO_ADAPTER = r".*/(?!lora_[ab]$)[^/]+"
-
-
 @dataclass(frozen=True)
 class DataConfig:
     """Where data are and how they become batches.
@@ -178,11 +175,6 @@ class TrainConfig:
                 raise ConfigError(f"config.{name} is {getattr(self, name)}: it is 1 or more")
         if self.data.groups < 1:
             raise ConfigError(f"config.data.groups is {self.data.groups}: it is 1 or more")
-
-    @property
-    def untrained(self) -> tuple[str, ...]:
-        """Regular expressions over paths of what does not train: `frozen`, or everything but adapters."""
-        return (NO_ADAPTER,) if self.lora.rank else self.frozen
 
 
 def to_config_dict(settings: Any) -> ConfigDict:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 from etils import epath
-from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -18,9 +17,9 @@ from omnivinci_jax.data.loader import plan_all, read_batches
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import DataError
-from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
 from omnivinci_jax.mesh.processes import is_main
-from omnivinci_jax.mesh.rules import RULES, own_groups, put_batch, replicated
+from omnivinci_jax.mesh.rules import own_groups, put_batch, replicated
 from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, MeshConfig
@@ -121,9 +120,10 @@ def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int) ->
     slots, tiles, windows, clips = (int(most) for most in index.sizes.max(axis=0))
     capacity = Capacity(rows, slots, max(rows * tiles, 1), max(rows * windows, 1), max(rows * clips, 1))
     mesh = make_mesh(MeshConfig())
-    model = model.clone(attention=choose_implementation("auto", mesh.devices.flat[0].platform))
+    attention = choose_implementation("auto", mesh.devices.flat[0].platform)
+    model = model.clone(compute=dataclasses.replace(model.compute, attention=attention))
     settings = DataConfig(capacity=capacity, groups=mesh.size, workers=0)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with on_mesh(mesh):
         params = jax.device_put(params, replicated(mesh))
         return evaluate(make_eval_step(model, mesh), params, index, processor, settings, mesh)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from omnivinci_jax.config import Qwen2Config
 from omnivinci_jax.generate.sampling import SamplingArrays
 from omnivinci_jax.models.cached_attention import LayerCache
+from omnivinci_jax.models.sharding import constrain
 
 # Slots past a row's capacity, which a prefill step may write and no query ever sees.
 SLACK = 256
@@ -151,7 +152,7 @@ def stop_row(state: DecodeState, row: Int32[Array, ""]) -> DecodeState:
 
 def _shard(x: Array) -> Array:
     """Rows over data and fsdp, heads over tensor."""
-    return nn.with_logical_constraint(x, ("group", _heads_axis(x) and "kv_heads", None, None))
+    return constrain(x, "group", _heads_axis(x) and "kv_heads")
 
 
 def _heads_axis(x: Float[Array, "B K _ _"]) -> str | None:

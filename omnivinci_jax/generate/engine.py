@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
@@ -37,7 +36,8 @@ from omnivinci_jax.generate.scheduler import (
     Start,
 )
 from omnivinci_jax.generate.weights import Weights, decoding_weights
-from omnivinci_jax.mesh.rules import BATCH_AXES, RULES, parameter_shardings
+from omnivinci_jax.mesh.mesh import on_mesh
+from omnivinci_jax.mesh.rules import BATCH_AXES, parameter_shardings
 from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.chat import Conversation
@@ -116,7 +116,7 @@ class Engine:
         with self._on_mesh(("group", None)):  # one group, whose tiles and windows all devices share
             encoded = [self._media.encode(self.weights.rest, item, tiled) for item in conversation.media]
         row = self.processor.lay_out(conversation, [item.size for item in encoded], generate=True)
-        empty = np.zeros((0, self.model.config.text.hidden_size), self.model.dtype)
+        empty = np.zeros((0, self.model.config.text.hidden_size), self.model.compute.dtype)
         media = np.concatenate([empty, *(item.tokens for item in encoded)])
         media_ids = [item.id * 2**32 + np.arange(len(item.tokens)) for item in encoded]
         return make_prompt(row, media, np.concatenate([np.zeros(0, np.int64), *media_ids]), self._version)
@@ -211,7 +211,7 @@ class Engine:
     def _resize(self, rows: tuple[int, ...], capacity: int) -> None:
         if self._state is None or all(row < 0 for row in rows):
             self._state = None  # before the new one, so that memory holds one of them
-            self._state = new_state(self.model.config.text, len(rows), capacity, self.model.dtype)
+            self._state = new_state(self.model.config.text, len(rows), capacity, self.model.compute.dtype)
             return
         if rows != tuple(range(self._state.rows)):
             self._state = gather_rows(self._state, np.array(rows, np.int32))
@@ -220,7 +220,7 @@ class Engine:
 
     def _prefill(self, pieces: tuple[Piece, ...], width: int) -> None:
         tokens = np.zeros((len(pieces), width), np.int32)
-        media = np.zeros((*tokens.shape, self.model.config.text.hidden_size), self.model.dtype)
+        media = np.zeros((*tokens.shape, self.model.config.text.hidden_size), self.model.compute.dtype)
         for index, (_, start, end, request) in enumerate(pieces):
             if request:
                 part = request.prompt.tokens[start:end]
@@ -266,16 +266,11 @@ class Engine:
         with self._on_mesh():
             if self.mesh:
                 params = jax.device_put(params, _shardings(self.model, self.mesh))
-            return decoding_weights(params, self.model.dtype)
+            return decoding_weights(self.model, params)
 
-    @contextmanager
-    def _on_mesh(self, *rules: tuple[str, str | None]) -> Iterator[None]:
-        """The mesh and its rules, if there is one; `rules` come before those of mesh/rules.py."""
-        with ExitStack() as contexts:
-            if self.mesh:
-                contexts.enter_context(jax.set_mesh(self.mesh))
-                contexts.enter_context(nn.logical_axis_rules((*rules, *RULES)))
-            yield
+    def _on_mesh(self, *rules: tuple[str, str | None]) -> AbstractContextManager[None]:
+        """The mesh, if there is one; `rules` take precedence over those of mesh/rules.py."""
+        return on_mesh(self.mesh, rules) if self.mesh else nullcontext()
 
 
 def _shardings(model: OmniVinci, mesh: Mesh) -> dict:

@@ -47,7 +47,7 @@ def encode_row(
             tokens = np.asarray(encode(model, params, group))
             for number, span in enumerate(spans):
                 pools[kind + number].append(tokens[span])
-    found = np.zeros((len(row), config.text.hidden_size), model.dtype)
+    found = np.zeros((len(row), config.text.hidden_size), model.compute.dtype)
     for kind, pool in enumerate(pools):
         if pool:
             slots = row.slot_kind == kind

@@ -4,7 +4,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.typing import DTypeLike
+
+from omnivinci_jax.models.initialization import parameter_roles
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.parameters import Role
+from omnivinci_jax.models.weights import cast
 
 
 class Weights(NamedTuple):
@@ -14,17 +18,17 @@ class Weights(NamedTuple):
     rest: dict[str, Any]
 
 
-@partial(jax.jit, static_argnums=1)
-def decoding_weights(params: dict[str, Any], dtype: DTypeLike) -> Weights:
-    """Copies of the parameters in the type that they are computed with; norms stay in theirs.
+@partial(jax.jit, static_argnums=0)
+def decoding_weights(model: OmniVinci, params: dict[str, Any]) -> Weights:
+    """Copies of the parameters in the compute type, but for those whose role keeps them in their own.
 
-    The decoder's are in memory twice while `params` is kept.
+    The decoder's parameters are in memory twice while `params` is kept.
     """
 
-    def cast(path: tuple, leaf: jax.Array) -> jax.Array:
-        return leaf if "norm" in jax.tree_util.keystr(path) else leaf.astype(dtype)
+    def store(role: Role, leaf: jax.Array) -> jax.Array:
+        return cast(leaf, model.compute.dtype) if role.cast_decoding else leaf
 
-    params = jax.tree_util.tree_map_with_path(cast, params)
+    params = jax.tree.map(store, parameter_roles(model.config, params), params)
     stack = params["llm"]["layers"]
     count = len(jax.tree.leaves(stack)[0])
     layers = tuple(jax.tree.map(lambda leaf, index=index: leaf[index], stack) for index in range(count))

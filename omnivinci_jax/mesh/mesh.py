@@ -1,12 +1,15 @@
 """The device mesh: axes data, fsdp, context and tensor."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import jax
+from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.mesh.rules import RULES
 from omnivinci_jax.settings import MeshConfig
 
 AXES = ("data", "fsdp", "context", "tensor")
@@ -33,6 +36,13 @@ def make_mesh(settings: MeshConfig, devices: Sequence[jax.Device] | None = None)
 def abstract_mesh(settings: MeshConfig, devices: int) -> AbstractMesh:
     """The mesh that `make_mesh` would make of so many devices, without any. Raises ConfigError."""
     return AbstractMesh(_sizes(settings, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+@contextmanager
+def on_mesh(mesh: Mesh, rules: Sequence[tuple[str, str | None]] = ()) -> Iterator[None]:
+    """Runs what is inside on a mesh, with the table of logical axes; `rules` take precedence over the table."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules((*rules, *RULES)):
+        yield
 
 
 def _sizes(settings: MeshConfig, count: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from omnivinci_jax.settings import DataConfig
 # What the groups of a batch are shared over.
 BATCH_AXES = ("data", "fsdp")
 
-# The names are explained in models/layers.py. Of two in one array that want the same mesh axis, the first here has it.
+# models/sharding.py explains the names. Where two axes of one array want the same mesh axis, the first rule gets it.
 RULES = (
     ("group", BATCH_AXES),
     ("media", (*BATCH_AXES, "context", "tensor")),

@@ -5,70 +5,67 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import reduce
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from omnivinci_jax.config import AFWhisperConfig
 from omnivinci_jax.models.attention import SelfAttention
-from omnivinci_jax.models.attention_kernels import Implementation
-from omnivinci_jax.models.layers import Dense, Embedding, Remat, conv3, layer_norm, layer_stack
+from omnivinci_jax.models.compute import Compute
+from omnivinci_jax.models.layers import Dense, Embedding, conv3, layer_norm, layer_stack
+from omnivinci_jax.models.sharding import constrain
 
-# What the convolutions put out is added to sinusoids of rms 0.7. With the usual variance of 1 / fan-in the log-mel is
-# 2 % of that sum's variance, and a tower trained from nothing hears little but positions for long.
+# The output of the convolutions is added to sinusoids of rms 0.7. With the usual variance of 1 / fan-in the log-mel is
+# 2 % of the variance of that sum, and a tower trained from scratch sees little but positions for a long time.
 INIT = nn.initializers.variance_scaling(6.0, "fan_in", "truncated_normal")
 
 
 class AFWhisperTower(nn.Module):
     """Log-mel windows to features: two convolutions, sinusoidal positions, pre-norm layers, a pooling by two in time.
 
-    The table of positions is a parameter, as in the published checkpoint, that no gradient reaches.
+    The position table is a parameter, as in the published checkpoint, but gets no gradient.
     """
 
     config: AFWhisperConfig
-    dtype: DTypeLike = jnp.float32
-    remat: Remat = "none"
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, windows: Float32[Array, "B frames mels"]) -> Float[Array, "B S C"]:
         """Features of S = frames / 4 moments of each window."""
         config = self.config
-        x = jax.nn.gelu(conv3(config.d_model, 1, self.dtype, "conv1", INIT)(windows), approximate=False)
-        x = jax.nn.gelu(conv3(config.d_model, 2, self.dtype, "conv2", INIT)(x), approximate=False)
+        x = jax.nn.gelu(conv3(config.d_model, 1, self.compute.dtype, "conv1", INIT)(windows), approximate=False)
+        x = jax.nn.gelu(conv3(config.d_model, 2, self.compute.dtype, "conv2", INIT)(x), approximate=False)
         positions = Embedding(
             config.max_source_positions,
             config.d_model,
             ("position", "embed"),
-            self.dtype,
+            self.compute,
             _sinusoids,
             name="embed_positions",
         )
         x = x + jax.lax.stop_gradient(positions.table())
-        layers = layer_stack(AFWhisperLayer, config.encoder_layers, self.remat)
-        x, _ = layers(config, self.dtype, self.attention, name="layers")(x)
+        layers = layer_stack(AFWhisperLayer, config.encoder_layers, self.compute.tower_remat)
+        x, _ = layers(config, self.compute, name="layers")(x)
         x = reduce(x, "b (s pair) c -> b s c", "mean", pair=2)
-        return layer_norm(1e-5, self.dtype, "layer_norm")(x)
+        return layer_norm(1e-5, self.compute.dtype, "layer_norm")(x)
 
 
 class AFWhisperLayer(nn.Module):
     """A pre-norm transformer layer with the erf GELU."""
 
     config: AFWhisperConfig
-    dtype: DTypeLike = jnp.float32
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S C"]) -> tuple[Float[Array, "B S C"], None]:
-        """Self-attention, then the MLP, each on the norm of the residual stream."""
+        """Self-attention, then the MLP, each on the normalised residual stream."""
         config = self.config
-        x = nn.with_logical_constraint(x, ("media", None, None))
-        y = layer_norm(1e-5, self.dtype, "self_attn_layer_norm")(x)
+        x = constrain(x, "media")
+        y = layer_norm(1e-5, self.compute.dtype, "self_attn_layer_norm")(x)
         heads = config.encoder_attention_heads
-        x = x + SelfAttention(heads, "media", False, self.dtype, self.attention, name="self_attn")(y)
-        y = layer_norm(1e-5, self.dtype, "final_layer_norm")(x)
-        y = Dense(config.encoder_ffn_dim, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
+        x = x + SelfAttention(heads, "media", self.compute, key_bias=False, name="self_attn")(y)
+        y = layer_norm(1e-5, self.compute.dtype, "final_layer_norm")(x)
+        y = Dense(config.encoder_ffn_dim, ("embed", "mlp"), self.compute, name="fc1")(y)
         y = jax.nn.gelu(y, approximate=False)
-        return x + Dense(config.d_model, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y), None
+        return x + Dense(config.d_model, ("mlp", "embed"), self.compute, name="fc2")(y), None
 
 
 def _sinusoids(_key: Array, shape: tuple[int, int]) -> Float32[Array, "positions channels"]:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from jax.sharding import PartitionSpec
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omnivinci_jax.models.attention_kernels import IMPLEMENTATIONS, Implementation
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.layers import Dense
 
 
@@ -39,9 +39,9 @@ def attention(
         . . . 1 1 .
         . . . . . 1
 
-    On a mesh, B is shared as the logical axis `batch_axis`, slots over `context` and heads over `tensor`, as far as the
-    batch leaves them. Where slots are shared, one all-to-all brings every device all slots of a part of its heads, and
-    one brings the output back, so keys and values are never whole anywhere.
+    On a mesh, B is sharded as the logical axis `batch_axis`, slots over `context` and heads over `tensor`, unless B
+    takes those axes. Where slots are sharded, one all-to-all gives every device all slots of some of its heads, and
+    another brings the output back, so no device ever holds all keys and values.
     """
     kernel = partial(IMPLEMENTATIONS[implementation], causal=causal)
     mesh = jax.sharding.get_abstract_mesh()
@@ -49,7 +49,7 @@ def attention(
         return kernel(q, k, v, segment_ids)
     spec = nn.logical_to_mesh_axes((batch_axis, "length", "heads", None))
     shares = math.prod(mesh.shape[axis] for axis in spec[1:3] if axis)
-    if spec[2] and k.shape[2] % mesh.shape[spec[2]]:  # then every device holds all key heads
+    if spec[2] and k.shape[2] % mesh.shape[spec[2]]:  # then every device holds all key/value heads
         whole = PartitionSpec(*spec[:2])
         k, v = (jax.lax.with_sharding_constraint(x, whole) for x in (k, v))
     if spec[1]:
@@ -72,10 +72,10 @@ def _over_all_slots(kernel: Callable[..., Array], axis: str) -> Callable[..., Ar
 def share_heads(
     q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], shares: int
 ) -> tuple[Float[Array, "B T H2 D"], Float[Array, "B T K2 D"], Float[Array, "B T K2 D"]]:
-    """Heads so ordered that `shares` equal slices of q, k and v each hold query heads with their own key heads.
+    """Orders heads so that each of `shares` equal slices of q, k and v holds query heads and their own key heads.
 
-    Where there are more shares than key heads, those are copied, and the query heads of one are split among the copies
-    (after zeros for those that are missing: 28 heads on 8 devices become 32).
+    Where there are more shares than key heads, copies the key heads and splits the query heads of each among the
+    copies, padded with zeros: 28 heads on 8 devices become 32.
     """
     per_key, kv_shares = q.shape[2] // k.shape[2], math.gcd(k.shape[2], shares)
     copies = shares // kv_shares
@@ -117,31 +117,30 @@ class SelfAttention(nn.Module):
     """Bidirectional multi-head self-attention with biases, as in both towers and OmniAlignNet.
 
     key_bias: false in Whisper, whose key projection has none.
-    batch_axis: logical axis of what is attended in at once.
+    batch_axis: logical name of axis 0.
     """
 
     num_heads: int
     batch_axis: str
+    compute: Compute = Compute()
     key_bias: bool = True
-    dtype: DTypeLike = jnp.float32
-    attention: Implementation = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], segment_ids: Int[Array, "B T"] | None = None) -> Float[Array, "B T C"]:
         """Attends within each segment, or over the whole length without `segment_ids`."""
         batch, length, width = x.shape
 
-        def heads(name: str, use_bias: bool = True) -> Float[Array, "B T H D"]:
-            x_heads = Dense(width, ("embed", "heads"), use_bias, self.dtype, name=name)(x)
+        def heads(name: str, *, use_bias: bool = True) -> Float[Array, "B T H D"]:
+            x_heads = Dense(width, ("embed", "heads"), self.compute, use_bias=use_bias, name=name)(x)
             return x_heads.reshape(batch, length, self.num_heads, width // self.num_heads)
 
         x = attention(
             heads("q_proj"),
-            heads("k_proj", self.key_bias),
+            heads("k_proj", use_bias=self.key_bias),
             heads("v_proj"),
             causal=False,
             segment_ids=segment_ids,
-            implementation=self.attention,
+            implementation=self.compute.attention,
             batch_axis=self.batch_axis,
         )
-        return Dense(width, ("heads", "embed"), dtype=self.dtype, name="out_proj")(x.reshape(batch, length, width))
+        return Dense(width, ("heads", "embed"), self.compute, name="out_proj")(x.reshape(batch, length, width))

@@ -1,7 +1,7 @@
-"""Attention on one device: plain XLA, and the flash kernels that come with JAX for GPUs and TPUs.
+"""Attention on one device: plain XLA, and JAX's flash attention kernels for GPUs and TPUs.
 
-All take q [B, T, H, D], k and v [B, T, K, D] and segment_ids [B, T] or None, and return [B, T, H, D]; what a slot sees
-is explained in models/attention.py. `interpret` runs a kernel anywhere, slowly, for tests.
+All take q [B, T, H, D], k and v [B, T, K, D] and segment_ids [B, T] or None, and return [B, T, H, D];
+models/attention.py explains which slots see each other. `interpret` runs a kernel on any machine, slowly, for tests.
 """
 
 from collections.abc import Callable
@@ -33,14 +33,14 @@ def xla_attention(
     *,
     causal: bool,
 ) -> Float[Array, "B T H D"]:
-    """Holds the scores of a quarter of the queries (all of them unless `causal`) at once.
+    """Attention in plain XLA, which holds the scores of a quarter of the queries at once (of all unless `causal`).
 
-    Causal queries are taken in a few blocks, each against the keys up to its end: what a mask would hide is mostly
-    never computed (5/8 of the work with 4 blocks).
+    Causal queries are processed in blocks, each against the keys up to its own end, so that most masked scores are
+    never computed: 4 blocks do 5/8 of the work.
     """
     length = q.shape[1]
     block = -(-length // _CAUSAL_BLOCKS) if causal else max(length, 1)
-    k, v = (x.transpose(0, 2, 3, 1) for x in (k, v))  # [B, K, D, T]: the layout both gradients are fastest in
+    k, v = (x.transpose(0, 2, 3, 1) for x in (k, v))  # [B, K, D, T]: both gradients are fastest in this layout
     outputs = []
     for start in range(0, length, block):
         end = min(start + block, length)
@@ -51,7 +51,7 @@ def xla_attention(
 
 
 def _mask(start: int, end: int, keys: int, causal: bool, segment_ids: Array | None) -> Array | None:
-    """Which of the first `keys` keys the queries start...end see: [B or 1, end - start, keys], None for all."""
+    """Which of the first `keys` keys the queries start … end - 1 see: [B or 1, end - start, keys], None for all."""
     mask = None
     if causal:
         mask = (np.arange(start, end)[:, None] >= np.arange(keys))[None]
@@ -65,7 +65,7 @@ def _attend(
     q: Float[Array, "B t H D"], k: Float[Array, "B K D s"], v: Float[Array, "B K D s"], mask: Array | None
 ) -> Float[Array, "B t H D"]:
     out, _, total = partial_attention(q, k, v, mask)
-    return divided(out, total, v.dtype)
+    return normalize_softmax(out, total, v.dtype)
 
 
 def partial_attention(
@@ -75,10 +75,10 @@ def partial_attention(
     mask: Array | None,
     values: Literal["bkds", "bksd"] = "bkds",
 ) -> tuple[Float[Array, "B K G t D"], Float[Array, "B K G t"], Float[Array, "B K G t"]]:
-    """Attention to some of the keys: the sum of v times exp(logit - m), m, and the sum of exp(logit - m); in float32.
+    """Attention to some of the keys, not normalised yet: Σ v·exp(logit - m), m and Σ exp(logit - m), in float32.
 
     m is the largest logit. `mask` says which keys the queries see, [B or 1, t, s]; None for all. `values` is the layout
-    of v: keys last, as those of k, is the fastest where there are many queries, and channels last where there is one.
+    of v: keys last (as in k) is the fastest for many queries, channels last for a single one.
     """
     batch, length, heads, width = q.shape
     kv_heads = k.shape[1]
@@ -93,10 +93,10 @@ def partial_attention(
     return out, largest, weights.sum(axis=-1)
 
 
-def divided(
+def normalize_softmax(
     out: Float[Array, "B K G t D"], total: Float[Array, "B K G t"], dtype: DTypeLike
 ) -> Float[Array, "B t H D"]:
-    """The output of `partial_attention` over all keys: softmax divides here, width numbers a row, not one a key."""
+    """Divides the output of `partial_attention` over all keys by the sum of exponentials: D divisions a row, not T."""
     batch, kv_heads, groups, length, width = out.shape
     out = (out / total[..., None]).astype(dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * groups, width)
@@ -111,9 +111,9 @@ def pallas_attention(
     causal: bool,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """JAX's flash attention in Pallas for GPUs; scores are never whole.
+    """JAX's flash attention in Pallas for GPUs; never holds all scores at once.
 
-    (cuDNN's takes no segments: packed rows would need a mask of T x T.)
+    cuDNN's takes no segment ids: packed rows would need a T x T mask.
     """
     length, width = q.shape[1], q.shape[-1]
     q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, _GPU_BLOCK)
@@ -132,9 +132,9 @@ def splash_attention(
     causal: bool,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """JAX's splash attention for TPUs; scores are never whole, blocks that `causal` hides are never computed."""
+    """JAX's splash attention for TPUs; never holds all scores at once, and skips blocks that `causal` masks."""
     length, heads, width = q.shape[1:]
-    # The largest whose padding is no more than an eighth: indices of all blocks of 100,000 slots by 128 are more than a
+    # The largest block that pads by at most an eighth: 100,000 slots in blocks of 128 have more block indices than a
     # TPU's scalar memory holds.
     block = next((block for block in _TPU_BLOCKS if 8 * (-length % block) <= length), _TPU_BLOCKS[-1])
     q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, block)
@@ -155,7 +155,7 @@ def splash_attention(
 def _pad_length(
     q: Array, k: Array, v: Array, segment_ids: Array | None, multiple: int
 ) -> tuple[Array, Array, Array, Array | None]:
-    """All with T a multiple of `multiple`; what is added is a segment of its own."""
+    """Pads T to a multiple of `multiple`; the padding is a segment of its own."""
     batch, length = q.shape[:2]
     more = -length % multiple
     if not more:
@@ -174,5 +174,5 @@ IMPLEMENTATIONS: dict[Implementation, Callable[..., Array]] = {
 
 
 def choose_implementation(setting: Implementation | Literal["auto"], platform: str) -> Implementation:
-    """What a configuration's `attention` means on a platform: "auto" is the flash kernel that its hardware has."""
+    """Resolves a configuration's `attention` on a platform: "auto" is the platform's flash kernel, or plain XLA."""
     return {"tpu": "splash", "gpu": "pallas"}.get(platform, "xla") if setting == "auto" else setting

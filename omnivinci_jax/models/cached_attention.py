@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from omnivinci_jax.models.attention_kernels import MASKED, divided, partial_attention
+from omnivinci_jax.models.attention_kernels import MASKED, normalize_softmax, partial_attention
 
 _BLOCK = 512  # keys that several queries read at a time
 
@@ -93,7 +93,7 @@ def _attend(
         # result and once for the products.
         branches = partial(attend, half), partial(attend, capacity)
         out, _, total = jax.lax.cond(lengths.max() < half, *branches, q, layer, visible(jnp.arange(capacity)))
-        return divided(out, total, v.dtype), layer
+        return normalize_softmax(out, total, v.dtype), layer
 
     block = min(_BLOCK, capacity)
 
@@ -109,7 +109,7 @@ def _attend(
     nothing = (jnp.zeros((*shape, q.shape[3])), jnp.full(shape, MASKED), jnp.zeros(shape))
     blocks = (lengths.max() + new + block - 1) // block
     out, _, total = jax.lax.fori_loop(0, blocks, add_block, nothing)
-    return divided(out, total, v.dtype), layer
+    return normalize_softmax(out, total, v.dtype), layer
 
 
 def _write(cache: Array, new: Array, lengths: Int[Array, " R"], rows: Int[Array, " R"] | None, axis: int) -> Array:

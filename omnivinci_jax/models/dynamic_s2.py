@@ -1,8 +1,8 @@
-"""Dynamic-S2 (Appendix C.1): each scale of an image resized to its largest scale and joined with it on the channels.
+"""Dynamic-S2 (Appendix C.1): each scale of an image is resized to its largest scale; all are concatenated on channels.
 
-The reference merges a scale's tiles to one map, resizes it by area to the largest map and cuts that back into tiles.
-Here each output tile does so for itself from static shapes: area resizing is separable, so a tile is (rows matrix) x
-(map of its source tiles) x (columns matrix), with matrices made from its place in the grid.
+The reference merges the tiles of a scale into one map, resizes it by area to the largest map and cuts that back into
+tiles. Here each output tile is computed alone, with static shapes: area resizing is separable, so a tile is (rows
+matrix) x (map of its source tiles) x (columns matrix), and its position in the grid gives the matrices.
 """
 
 import jax.numpy as jnp
@@ -17,13 +17,13 @@ def merge_scales(
     block: Int[Array, "N 4"],
     sides: tuple[int, ...],
 ) -> Float[Array, "N g g scales*C"]:
-    """Features of every output tile, its scales side by side on the channels, the largest last.
+    """Features of every output tile: its scales concatenated on channels, the largest last.
 
     Args:
-        features: the tower's, of every tile.
+        features: the tower's output for every tile.
         sources: `Batch.s2_sources`: for each scale but the largest its side² tiles row by row, then the tile itself.
-        block: `Batch.s2_block`: (row, rows, column, columns) of the tile in the largest scale's grid. Where rows is 0
-            the tile's own features stand for every scale.
+        block: `Batch.s2_block`: (row, rows, column, columns) of the tile in the largest scale's grid. Where rows is 0,
+            the tile's own features serve as every scale.
         sides: tiles along one side of each scale but the largest (`OmniVinciConfig.s2_sides`).
     """
     grid = features.shape[1]
@@ -48,7 +48,7 @@ def merge_scales(
 def area_weights(
     index: Int[Array, " N"], count: Int[Array, " N"], grid: int, side: int, dtype: DTypeLike
 ) -> Float[Array, "N grid side*grid"]:
-    """Rows index·grid … (index + 1)·grid - 1 of the adaptive average pooling of side·grid numbers to count·grid.
+    """Rows index·grid … (index + 1)·grid - 1 of the adaptive average pooling of side·grid values to count·grid.
 
     Output o is the mean of the inputs from floor(o·in/out) to ceil((o + 1)·in/out) - 1, also where out exceeds in.
     """

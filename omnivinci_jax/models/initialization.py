@@ -1,4 +1,6 @@
-"""New parameters, and their shapes without making any."""
+"""New parameters, and what is known about parameters without creating any: shapes and roles."""
+
+from functools import cache
 
 import jax
 from flax import linen as nn
@@ -6,7 +8,9 @@ from flax import traverse_util
 from jax.sharding import AbstractMesh
 
 from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.models import lora
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.parameters import Parameter, Role
 from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
 
@@ -19,8 +23,8 @@ def init_batch(config: OmniVinciConfig) -> object:
 
 
 def boxed_params(model: OmniVinci, key: jax.Array) -> dict:
-    """New parameters with their logical axes; to be traced."""
-    # Off the mesh: the batch is too small for one, and nothing of this pass is kept but the parameters.
+    """New parameters in their boxes (models/parameters.py); to be traced."""
+    # Off the mesh: the batch is too small for one, and only the parameters of this pass are kept.
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), nn.logical_axis_rules(()):
         return model.init(key, init_batch(model.config))["params"]
 
@@ -34,3 +38,24 @@ def abstract_params(model: OmniVinci) -> dict:
 def parameter_shapes(model: OmniVinci) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters by path with slashes."""
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_params(model), sep="/").items()}
+
+
+def parameter_roles(config: OmniVinciConfig, params: dict) -> dict:
+    """The role of each parameter, in a tree like `params`: those of a model, or some of them, with or without adapters.
+
+    Raises:
+        KeyError: a parameter that the model does not have.
+    """
+    declared = _declared_roles(config)
+
+    def role(path: tuple[str, ...], _leaf: object) -> Role:
+        return lora.ROLES[path[-1]] if path[-1] in lora.ROLES else declared[path]
+
+    return traverse_util.path_aware_map(role, params)
+
+
+@cache
+def _declared_roles(config: OmniVinciConfig) -> dict[tuple[str, ...], Role]:
+    boxed = jax.eval_shape(lambda key: boxed_params(OmniVinci(config), key), jax.random.key(0))
+    flat: dict[tuple[str, ...], Parameter] = traverse_util.flatten_dict(boxed)
+    return {path: box.role for path, box in flat.items()}

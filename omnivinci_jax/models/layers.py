@@ -1,25 +1,18 @@
-"""The layers every part of the model is made of. Parameters are float32; `dtype` is what is computed in.
-
-Logical axis names of parameters, which mesh/rules.py maps to mesh axes: `embed` a model width, `heads` and `kv_heads`
-query and key/value heads times their width, `mlp` a hidden width, `vocab` rows of the vocabulary, `norm` a norm's
-width, `position` rows of a table of positions, `layers` the layers of a scanned stack, None what is never sharded.
-Of activations: `group` a batch's groups (and rows within), `length` slots, `media` the tiles or windows of all groups,
-`item` those, or the slots, of one group.
-"""
+"""The layers that every part of the model is made of. They compute in `compute.dtype`, whatever type the
+parameters have."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
-Initializer = Callable[..., Array]
-Remat = Literal["none", "full", "dots"]
+from omnivinci_jax.models.compute import Compute, Remat
+from omnivinci_jax.models.parameters import CONVOLUTION, KERNEL, NORM, TABLE, Initializer, Role, declare
+from omnivinci_jax.models.weights import AdaptedWeight, Weight, matmul, take_rows, weight_param
 
 LECUN = nn.initializers.lecun_normal()
 
@@ -29,133 +22,66 @@ REMAT_POLICIES = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(
-    x: Float[Array, "*batch in"],
-    kernel: Float[Array, "in out"],
-    axes: tuple[str | None, str | None],
-    out_dtype: DTypeLike,
-) -> Float[Array, "*batch out"]:
-    """x @ kernel computed in the type of x; `axes` are the kernel's logical ones.
-
-    Its own gradient rule, because JAX's rounds the kernel's gradient to the type of x, and makes it in a way that costs
-    a training step on a CPU half as much time again (`_outer`).
-    """
-    return jnp.dot(x, _gathered(kernel, axes, x.dtype), preferred_element_type=out_dtype)
-
-
-def _gathered(kernel: Float[Array, "in out"], axes: tuple, dtype: DTypeLike) -> Float[Array, "in out"]:
-    """The kernel as it is computed with: whole along its model width, which fsdp and context share.
-
-    Left to itself XLA multiplies what each device has of it and sums activations over devices, which are larger.
-    """
-    return _constrain(kernel.astype(dtype), _gathered_axes(axes))
-
-
-def _gathered_axes(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
-    return tuple(None if axis == "embed" else axis for axis in axes)
-
-
-def _constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
-    """`x` shared over devices by its logical axes; as it is in a shard_map, where each device has what it needs."""
-    if jax.sharding.get_abstract_mesh().are_all_axes_manual:
-        return x
-    return nn.with_logical_constraint(x, axes)
-
-
-def _product_forward(x: Array, kernel: Array, axes: tuple, out_dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, kernel, axes, out_dtype), (x, kernel)
-
-
-def _product_backward(
-    axes: tuple, _out_dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array
-) -> tuple[Array, Array]:
-    x, kernel = saved
-    gradient = gradient.astype(x.dtype)
-    kernel_gradient = jax.lax.platform_dependent(x, gradient, cpu=_outer_on_cpu, default=_outer)
-    # Summed first, then shared: asked for its share at once, XLA cuts x and the gradient by their width, where they are
-    # cut by their length, and gathers them whole on the way.
-    kernel_gradient = _constrain(_gathered(kernel_gradient, axes, kernel.dtype), axes)
-    return jnp.dot(gradient, _gathered(kernel, axes, x.dtype).T), kernel_gradient
-
-
-def _outer(x: Float[Array, "*batch in"], y: Float[Array, "*batch out"]) -> Float[Array, "in out"]:
-    """The sum of outer products, in float32."""
-    batch = tuple(range(x.ndim - 1))
-    return jax.lax.dot_general(x, y, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _outer_on_cpu(x: Float[Array, "*batch in"], y: Float[Array, "*batch out"]) -> Float[Array, "in out"]:
-    """The same, the narrower operand first: XLA copies the first across. The barrier keeps it from turning them."""
-    return _outer(x, y) if x.shape[-1] <= y.shape[-1] else jax.lax.optimization_barrier(_outer(y, x)).T
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
 class Dense(nn.Module):
-    """x @ kernel + bias on the last axis; owns every weight product, so adapters and quantized weights enter here.
+    """x @ kernel + bias on the last axis.
 
-    kernel: [in, features] with logical names `axes`; bias: [features], unless `use_bias` is false. Where the parameters
-    have an adapter (models/lora.py), lora_a [in, rank] and lora_b [rank, features], its product is added.
-    out_dtype: type the product is accumulated and returned in, where it is not `dtype` (logits: float32).
+    kernel: a weight [in, features] (models/weights.py) with logical names `axes`; bias: [features], unless `use_bias`
+    is false. An adapter in the parameters (models/lora.py) becomes part of the weight.
+    out_dtype: type in which the product is accumulated and returned; None for the compute type (logits: float32).
     """
 
     features: int
     axes: tuple[str | None, str | None]
+    compute: Compute = Compute()
     use_bias: bool = True
-    dtype: DTypeLike = jnp.float32
     out_dtype: DTypeLike | None = None
     kernel_init: Initializer = LECUN
+    role: Role = KERNEL
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        """Multiplies by the kernel in `dtype`."""
-        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        x = checkpoint_name(self._multiply(x.astype(self.dtype), kernel), "product")
+        """Multiplies in the compute type."""
+        dtype = self.compute.dtype
+        y = matmul(x.astype(dtype), self._weight(x.shape[-1]), self.axes, self.out_dtype or dtype)
+        y = checkpoint_name(y, "product")
         if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            x = x + self.param("bias", init, (self.features,)).astype(x.dtype)
-        return x
+            init = declare(nn.initializers.zeros, self.axes[1:])
+            y = y + self.param("bias", init, (self.features,)).astype(y.dtype)
+        return y
 
-    def _multiply(self, x: Float[Array, "*batch in"], kernel: Float[Array, "in out"]) -> Float[Array, "*batch out"]:
-        out_dtype = self.out_dtype or self.dtype
-        product = _product(x, kernel, self.axes, out_dtype)
+    def _weight(self, width: int) -> Float[Array, "in out"] | Weight:
+        kernel = weight_param(self, "kernel", self.kernel_init, (width, self.features), self.axes, self.role)
         if not self.has_variable("params", "lora_a"):
-            return product
-        a, b, scale = (self.get_variable("params", f"lora_{name}") for name in ("a", "b", "scale"))
-        low_rank = _product(x, a, (self.axes[0], None), self.dtype)
-        return product + _product(low_rank, scale * b, (None, self.axes[1]), out_dtype)
+            return kernel
+        return AdaptedWeight(kernel, *(self.get_variable("params", f"lora_{name}") for name in ("a", "b", "scale")))
 
 
 class Embedding(nn.Module):
-    """A table of `num_embeddings` rows; an id outside it gives NaN rather than some other row."""
+    """A table of `num_embeddings` rows; an id outside it gives NaN rather than another row."""
 
     num_embeddings: int
     features: int
     axes: tuple[str | None, str | None]
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
     embedding_init: Initializer = nn.initializers.normal(0.02)
+    role: Role = TABLE
 
     def setup(self):
-        """The table."""
-        init = nn.with_logical_partitioning(self.embedding_init, self.axes)
-        self.embedding = self.param("embedding", init, (self.num_embeddings, self.features))
+        """Creates the table."""
+        shape = self.num_embeddings, self.features
+        self.embedding = weight_param(self, "embedding", self.embedding_init, shape, self.axes, self.role)
 
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
         """Rows of the table."""
-        # Whole: XLA makes much of a gather from a table whose width is shared. In float32, for its gradient's sums.
-        table = _constrain(self.embedding, _gathered_axes(self.axes))
-        return jnp.take(table, ids, axis=0).astype(self.dtype)
+        return take_rows(self.embedding, ids, self.axes, self.compute.dtype)
 
     def table(self) -> Float[Array, "rows features"]:
         """The whole table, for learned positions."""
-        return self.embedding.astype(self.dtype)
+        return self.embedding.astype(self.compute.dtype)
 
-    def attend(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch rows"]:
+    def attend(self, x: Float[Array, "*batch features"]) -> Float32[Array, "*batch rows"]:
         """Products with every row in float32: the logits of a tied head."""
-        return jnp.dot(x.astype(self.dtype), self.table().T, preferred_element_type=jnp.float32)
+        return matmul(x.astype(self.compute.dtype), self.embedding.T, self.axes[::-1], jnp.float32)
 
 
 def conv3(features: int, stride: int, dtype: DTypeLike, name: str, kernel_init: Initializer = LECUN) -> nn.Conv:
@@ -166,8 +92,8 @@ def conv3(features: int, stride: int, dtype: DTypeLike, name: str, kernel_init: 
         strides=stride,
         padding=1,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(kernel_init, (None, None, "embed")),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
+        kernel_init=declare(kernel_init, (None, None, "embed"), CONVOLUTION),
+        bias_init=declare(nn.initializers.zeros, ("embed",)),
         name=name,
     )
 
@@ -178,20 +104,20 @@ def layer_norm(eps: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
         epsilon=eps,
         dtype=dtype,
         use_fast_variance=False,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+        scale_init=declare(nn.initializers.ones, ("norm",), NORM),
+        bias_init=declare(nn.initializers.zeros, ("norm",), NORM),
         name=name,
     )
 
 
 def rms_norm(eps: float, dtype: DTypeLike, name: str | None = None) -> nn.RMSNorm:
-    """RMSNorm with float32 statistics; `name` is left out where a module's `setup` names it."""
-    init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+    """RMSNorm with float32 statistics; leave `name` out in a module's `setup`, which names it."""
+    init = declare(nn.initializers.ones, ("norm",), NORM)
     return nn.RMSNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, scale_init=init, name=name)
 
 
-def rematted(part: Callable, remat: Remat, prevent_cse: bool = True) -> Callable:
-    """A module class, or a function of a module, that recomputes in the backward pass what `remat` says."""
+def rematted(part: Callable, remat: Remat, *, prevent_cse: bool = True) -> Callable:
+    """A module class, or a function of a module, whose activations the backward pass recomputes as `remat` says."""
     return part if remat == "none" else nn.remat(part, policy=REMAT_POLICIES[remat], prevent_cse=prevent_cse)
 
 
@@ -200,10 +126,10 @@ def layer_stack(layer: type[nn.Module], length: int, remat: Remat) -> Callable[.
 
     Args:
         layer: a module whose call `(x, *shared) -> (x, None)` maps activations to activations of the same shape;
-            `shared` goes to every layer as it is.
+            every layer gets the same `shared`.
         length: number of layers.
-        remat: what the backward pass finds saved besides each layer's input: `none` recomputes nothing, `full`
-            recomputes everything, `dots` all but the products with weights.
+        remat: what the backward pass recomputes from each layer's input: nothing (`none`), everything (`full`), or
+            everything but the products with weights (`dots`).
     """
     return nn.scan(
         rematted(layer, remat, prevent_cse=False),  # a scan already keeps them apart

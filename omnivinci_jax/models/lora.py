@@ -1,8 +1,8 @@
 """LoRA: low-rank adapters beside the kernels of dense layers, in the same parameter tree.
 
 Beside the kernel [..., in, out] of an adapted layer are `lora_a` [..., in, rank], `lora_b` [..., rank, out] and
-`lora_scale` [...]; the dots are the layers of a scanned stack. The dense layer (models/layers.py) uses them where they
-are, so nothing else of the model knows of them.
+`lora_scale` [...]; the dots are the layers of a scanned stack. The dense layer (models/layers.py) makes one weight of
+them, so the rest of the model does not know about adapters.
 """
 
 import math
@@ -10,49 +10,52 @@ import re
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Array
 
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.models.parameters import ADAPTER, ADAPTER_SCALE, Parameter
 
-ADAPTER = ("lora_a", "lora_b", "lora_scale")
+ROLES = {"lora_a": ADAPTER, "lora_b": ADAPTER, "lora_scale": ADAPTER_SCALE}
 
 
 def add_adapters(boxed: dict, rank: int, alpha: float, targets: tuple[str, ...], key: Array) -> dict:
-    """Parameters in their boxes, with new adapters that add nothing yet; to be traced.
+    """Boxed parameters with new adapters, which change no product yet; to be traced.
 
     Args:
         boxed: what `initialization.boxed_params` returns.
+        rank: width of the adapters.
+        alpha: numerator of their scale alpha / rank.
         targets: regular expressions over paths of dense kernels.
+        key: of the random numbers in lora_a.
 
     Raises:
         ConfigError: an expression that matches no dense kernel.
     """
     flat = traverse_util.flatten_dict(boxed, sep="/")
     for number, path in enumerate(_targeted(flat, targets)):
-        kernel, module = flat[path], path.removesuffix("kernel")
+        kernel, module = flat[path], path.rpartition("/")[0]
         *stack, rows, columns = kernel.value.shape
         *names, row_name, column_name = kernel.names
-        bound = 1 / math.sqrt(rows)  # PEFT's, which is that of torch's linear layers
+        bound = 1 / math.sqrt(rows)  # as PEFT, which uses the bound of torch's linear layers
         a = jax.random.uniform(jax.random.fold_in(key, number), (*stack, rows, rank), jnp.float32, -bound, bound)
         for name, value, axes in (
             ("lora_a", a, (*names, row_name, None)),
             ("lora_b", jnp.zeros((*stack, rank, columns)), (*names, None, column_name)),
             ("lora_scale", jnp.full(stack, alpha / rank), tuple(names)),
         ):
-            flat[module + name] = nn.LogicallyPartitioned(value, axes)
+            flat[f"{module}/{name}"] = Parameter(value, axes, role=ROLES[name])
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def without_adapters(params: dict) -> dict:
-    """The tree of the model itself."""
+    """The parameters of the model itself."""
     flat = traverse_util.flatten_dict(params)
-    return traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1] not in ADAPTER})
+    return traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1] not in ROLES})
 
 
 def merge_adapters(params: dict, adapters: dict, scale: float) -> dict:
-    """A model's parameters, in their own types, whose kernels do alone what they do with adapters beside them.
+    """Parameters, in their own types, whose kernels include the adapters: kernel + scale · a @ b.
 
     Args:
         params: without adapters.
@@ -67,13 +70,9 @@ def merge_adapters(params: dict, adapters: dict, scale: float) -> dict:
     return traverse_util.unflatten_dict(flat)
 
 
-def _targeted(flat: dict[str, nn.LogicallyPartitioned], targets: tuple[str, ...]) -> list[str]:
-    """Paths of dense kernels that an expression matches: a convolution's has a third axis."""
-    kernels = [
-        path
-        for path, leaf in flat.items()
-        if path.endswith("/kernel") and leaf.value.ndim - leaf.names.count("layers") == 2
-    ]
+def _targeted(flat: dict[str, Parameter], targets: tuple[str, ...]) -> list[str]:
+    """Paths of the dense kernels that an expression matches."""
+    kernels = [path for path, box in flat.items() if box.role.adaptable]
     for pattern in targets:
         if not any(re.fullmatch(pattern, path) for path in kernels):
             raise ConfigError(

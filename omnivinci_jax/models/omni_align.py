@@ -1,8 +1,8 @@
-"""OmniAlignNet (Section 2.1): one vector a clip and modality, for the contrastive loss of Equation (1).
+"""OmniAlignNet (Section 2.1): one vector per clip and modality, for the contrastive loss of Equation (1).
 
-Read so: the modality's learned query is put before the tokens of a clip, three pre-norm self-attention layers run over
-both, and the query's output is L2-normalised. (Self-attention over one pooled vector, as the text may also be read,
-would leave its query and key weights without gradient.)
+Our reading of the text: each modality has a learned query, which is put before the tokens of a clip; three pre-norm
+self-attention layers run over both, and the query's output is L2-normalised. (The other reading, self-attention over
+one pooled vector, gives the query and key weights no gradient.)
 """
 
 import math
@@ -12,17 +12,18 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from omnivinci_jax.config import OmniAlignConfig
 from omnivinci_jax.models.attention import SelfAttention
-from omnivinci_jax.models.attention_kernels import Implementation
-from omnivinci_jax.models.layers import Remat, layer_norm, layer_stack
+from omnivinci_jax.models.compute import Compute
+from omnivinci_jax.models.layers import layer_norm, layer_stack
+from omnivinci_jax.models.parameters import declare
+from omnivinci_jax.models.sharding import constrain
 
 
 class ClipEmbeddings(NamedTuple):
-    """vision, audio: a vector of length 1 for each clip; scale: what their products are multiplied with."""
+    """vision, audio: a unit vector for each clip; scale: factor of their products."""
 
     vision: Float32[Array, "G K D"]
     audio: Float32[Array, "G K D"]
@@ -30,12 +31,10 @@ class ClipEmbeddings(NamedTuple):
 
 
 class OmniAlignNet(nn.Module):
-    """Both modalities, each with a query and layers of its own."""
+    """Clip embeddings of both modalities, each with its own query and layers."""
 
     config: OmniAlignConfig
-    dtype: DTypeLike = jnp.float32
-    remat: Remat = "none"
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -46,65 +45,61 @@ class OmniAlignNet(nn.Module):
         audio_clip: Int[Array, "G A"],
         num_clips: int,
     ) -> ClipEmbeddings:
-        """Vision and audio vectors of the clips 1 … num_clips of each group, and the scale of their products.
+        """Embeds the clips 1 … num_clips of each group.
 
-        A clip without tokens gets its query's own output; the scale is 1 unless the configuration has it learned.
+        A clip without tokens gets the output of the query alone; the scale is 1 unless `learned_scale` is set.
         """
         scale = jnp.ones(())
         if self.config.learned_scale:
-            # CLIP's: a temperature of 0.07 at the start, learned as a logarithm.
-            init = nn.with_logical_partitioning(nn.initializers.constant(-math.log(0.07)), ())
+            # As CLIP: the initial temperature is 0.07, and its logarithm is learned.
+            init = declare(nn.initializers.constant(-math.log(0.07)), ())
             scale = jnp.exp(self.param("log_scale", init, ()))
-        modality = partial(ClipQuery, self.config, self.dtype, self.remat, self.attention)
+        modality = partial(ClipQuery, self.config, self.compute)
         vision_clips = modality(name="vision")(vision, vision_clip, num_clips)
         audio_clips = modality(name="audio")(audio, audio_clip, num_clips)
         return ClipEmbeddings(vision_clips, audio_clips, scale)
 
 
 class ClipQuery(nn.Module):
-    """One modality.
+    """Clip embeddings of one modality.
 
-    All clips of a group go through one attention: K copies of the query, then the tokens, where each sees its own clip
-    alone. This equals one clip at a time.
+    One attention serves all clips of a group: K copies of the query, then the tokens; each sees only its own clip. This
+    equals one clip at a time.
     """
 
     config: OmniAlignConfig
-    dtype: DTypeLike = jnp.float32
-    remat: Remat = "none"
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
         self, tokens: Float[Array, "G V D"], clip_ids: Int[Array, "G V"], num_clips: int
     ) -> Float32[Array, "G K D"]:
-        """The query's output for each clip, of length 1."""
+        """The query's output for each clip, L2-normalised."""
         groups, _, width = tokens.shape
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "norm"))
+        init = declare(nn.initializers.normal(0.02), (None, "norm"))
         query = self.param("query", init, (1, width)).astype(tokens.dtype)
-        # The length is shared over `context`, which must divide it.
+        # `context` shards the length, so it must divide it.
         padding = -(num_clips + tokens.shape[1]) % jax.sharding.get_abstract_mesh().shape.get("context", 1)
         padding = ((0, 0), (0, padding))
         x = jnp.concatenate([jnp.broadcast_to(query, (groups, num_clips, width)), tokens], axis=1)
         x = jnp.pad(x, (*padding, (0, 0)))
         query_ids = jnp.broadcast_to(jnp.arange(1, num_clips + 1), (groups, num_clips))
         segment_ids = jnp.pad(jnp.concatenate([query_ids, clip_ids], axis=1), padding)
-        layers = layer_stack(AlignLayer, self.config.num_layers, self.remat)
-        x, _ = layers(self.config.num_heads, self.dtype, self.attention, name="layers")(x, segment_ids)
+        layers = layer_stack(AlignLayer, self.config.num_layers, self.compute.decoder_remat)
+        x, _ = layers(self.config.num_heads, self.compute, name="layers")(x, segment_ids)
         x = x[:, :num_clips].astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))
 
 
 class AlignLayer(nn.Module):
-    """Self-attention on the norm of the residual stream."""
+    """Self-attention on the normalised residual stream."""
 
     num_heads: int
-    dtype: DTypeLike = jnp.float32
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Float[Array, "G L D"], segment_ids: Int[Array, "G L"]) -> tuple[Float[Array, "G L D"], None]:
         """Attends within each clip."""
-        x = nn.with_logical_constraint(x, ("group", "length", None))
-        y = layer_norm(1e-5, self.dtype, "norm")(x)
-        attend = SelfAttention(self.num_heads, "group", dtype=self.dtype, attention=self.attention, name="self_attn")
-        return x + attend(y, segment_ids), None
+        x = constrain(x, "group", "length")
+        y = layer_norm(1e-5, self.compute.dtype, "norm")(x)
+        return x + SelfAttention(self.num_heads, "group", self.compute, name="self_attn")(y, segment_ids), None

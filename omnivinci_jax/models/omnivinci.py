@@ -5,8 +5,8 @@
     tokens  [G, R, T]       ─ embedding ───────────────────────────────│─────────────────── slots ─ Qwen2.5 ─ hidden
                                                                        └─ OmniAlignNet ─ clip embeddings
 
-Which token goes where was decided on the host (sequence/): Temporal Embedding Grouping is an order of slots, and here
-all modalities meet in one gather.
+The host decides which token goes where (sequence/): Temporal Embedding Grouping is an order of slots, and one gather
+here puts the tokens of all modalities into their slots.
 """
 
 from typing import Any, NamedTuple
@@ -15,55 +15,50 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.models.af_whisper import AFWhisperTower
-from omnivinci_jax.models.attention_kernels import Implementation
 from omnivinci_jax.models.cached_attention import LayerCache
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.dynamic_s2 import merge_scales
-from omnivinci_jax.models.layers import Remat, rematted
+from omnivinci_jax.models.layers import rematted
 from omnivinci_jax.models.omni_align import ClipEmbeddings, OmniAlignNet
 from omnivinci_jax.models.projectors import SoundProjector, VisionProjector
 from omnivinci_jax.models.qwen2 import Qwen2
+from omnivinci_jax.models.sharding import constrain
 from omnivinci_jax.models.siglip import SiglipTower
 from omnivinci_jax.models.time_embedding import TimeEmbedding
 from omnivinci_jax.sequence.batch import TEXT, VISION, Batch
 
 
 class Output(NamedTuple):
-    """hidden: the decoder's states after its final norm; clips: what OmniAlignNet's loss compares."""
+    """hidden: the decoder's states after its final norm; clips: embeddings for the contrastive loss."""
 
     hidden: Float[Array, "G R T D"]
     clips: ClipEmbeddings
 
 
 class OmniVinci(nn.Module):
-    """The model. Letters of shapes are those of sequence/batch.py; D is the decoder's width.
+    """The model. sequence/batch.py explains the letters of shapes; D is the decoder's width.
 
-    dtype: what is computed in; parameters are float32.
-    tower_remat, decoder_remat: what the backward pass recomputes (models/layers.py).
-    attention: what computes it (models/attention_kernels.py).
+    compute: type, rematerialization and attention kernel of all modules.
     """
 
     config: OmniVinciConfig
-    dtype: DTypeLike = jnp.float32
-    tower_remat: Remat = "none"
-    decoder_remat: Remat = "none"
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     def setup(self):
-        """The parts, under the names they have in the parameter tree."""
-        config = self.config
-        self.vision_tower = SiglipTower(config.vision, self.dtype, self.tower_remat, self.attention)
-        self.sound_tower = AFWhisperTower(config.audio, self.dtype, self.tower_remat, self.attention)
-        self.mm_projector = VisionProjector(config, self.dtype)
-        self.sound_mm_projector = SoundProjector(config, self.dtype)
-        self.video_time = TimeEmbedding(config.video_time, self.dtype)
-        self.sound_time = TimeEmbedding(config.sound_time, self.dtype)
-        self.omni_align = OmniAlignNet(config.omni_align, self.dtype, self.decoder_remat, self.attention)
-        self.llm = Qwen2(config.text, self.dtype, self.decoder_remat, self.attention)
+        """Creates the parts, under their names in the parameter tree."""
+        config, compute = self.config, self.compute
+        self.vision_tower = SiglipTower(config.vision, compute)
+        self.sound_tower = AFWhisperTower(config.audio, compute)
+        self.mm_projector = VisionProjector(config, compute)
+        self.sound_mm_projector = SoundProjector(config, compute)
+        self.video_time = TimeEmbedding(config.video_time, compute)
+        self.sound_time = TimeEmbedding(config.sound_time, compute)
+        self.omni_align = OmniAlignNet(config.omni_align, compute)
+        self.llm = Qwen2(config.text, compute)
 
     def __call__(self, batch: Batch) -> Output:
         """Hidden states of every slot, and the clip embeddings of every group."""
@@ -77,35 +72,35 @@ class OmniVinci(nn.Module):
         return Output(hidden.reshape(*batch.tokens.shape, -1), clips)
 
     def align(self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]) -> ClipEmbeddings:
-        """What OmniAlignNet makes of the projectors' output; time enters after it (Section 2.1)."""
+        """Clip embeddings from the projectors' output, before time embedding (Section 2.1)."""
         return self.omni_align(vision, batch.vision_clip, audio, batch.audio_clip, batch.clip_source.shape[-1])
 
     def embed_clips(self, batch: Batch) -> ClipEmbeddings:
-        """What the contrastive loss compares, without the decoder."""
+        """Clip embeddings for the contrastive loss, without running the decoder."""
         return self.align(batch, *self.encode(batch))
 
     def encode(self, batch: Batch) -> tuple[Float[Array, "G V D"], Float[Array, "G A D"]]:
-        """Vision and audio tokens of every group, before time enters them.
+        """Vision and audio tokens of every group, before time embedding.
 
-        Vision tokens are those of each pool in turn, by frame group, then row by row; audio tokens go by window.
+        Vision tokens are ordered by pool, then frame group, then row by row; audio tokens by window.
         """
         return self.encode_tiles(batch), self.encode_windows(batch.windows)
 
     def encode_tiles(self, batch: Batch) -> Float[Array, "G V D"]:
-        """The vision tokens of `encode`; reads no other media field than tiles, s2_* and frame_groups."""
-        x = _constrain(rearrange(batch.tiles, "g n ... -> (g n) ..."), "media")
-        x = _constrain(self.vision_tower(x), "media")
-        return rematted(OmniVinci.pool_tiles, self.tower_remat)(self, x, batch)
+        """The vision tokens of `encode`; the only media fields it reads are tiles, s2_* and frame_groups."""
+        x = constrain(rearrange(batch.tiles, "g n ... -> (g n) ..."), "media")
+        x = constrain(self.vision_tower(x), "media")
+        return rematted(OmniVinci.pool_tiles, self.compute.tower_remat)(self, x, batch)
 
     def pool_tiles(self, x: Float[Array, "G*N S C"], batch: Batch) -> Float[Array, "G V D"]:
-        """Vision tokens from the tower's features: scales merged, projected, pooled in time."""
+        """Merges the scales of the tower's features, projects them and pools them in time."""
         config, groups = self.config, len(batch.tiles)
         x = rearrange(x, "(g n) (h w) c -> g n h w c", g=groups, h=config.vision.grid)
-        x = _constrain(x, "group")  # a tile's scales may be anywhere in its group
+        x = constrain(x, "group")  # the scales of a tile may be on any device of its group
         x = jax.vmap(lambda *arrays: merge_scales(*arrays, config.s2_sides))(x, batch.s2_sources, batch.s2_block)
-        x = rearrange(_constrain(x, "group", "item"), "g n h w c -> (g n) h w c")
-        x = self.mm_projector(_constrain(x, "media"))
-        x = _constrain(rearrange(_constrain(x, "media"), "(g n) h w d -> g n h w d", g=groups), "group")
+        x = rearrange(constrain(x, "group", "item"), "g n h w c -> (g n) h w c")
+        x = self.mm_projector(constrain(x, "media"))
+        x = constrain(rearrange(constrain(x, "media"), "(g n) h w d -> g n h w d", g=groups), "group")
         pools = zip(config.vision_pools, batch.frame_groups, strict=True)
         pooled = [
             jax.vmap(lambda x, members, p=pool: pool_frames(x, members, p))(x, members) for pool, members in pools
@@ -114,26 +109,26 @@ class OmniVinci(nn.Module):
 
     def encode_windows(self, windows: Float[Array, "G W F M"]) -> Float[Array, "G A D"]:
         """The audio tokens of `encode`."""
-        x = _constrain(rearrange(windows, "g w f m -> (g w) f m"), "media")
-        x = _constrain(self.sound_mm_projector(_constrain(self.sound_tower(x), "media")), "media")
-        return _constrain(rearrange(x, "(g w) s d -> g (w s) d", g=len(windows)), "group")
+        x = constrain(rearrange(windows, "g w f m -> (g w) f m"), "media")
+        x = constrain(self.sound_mm_projector(constrain(self.sound_tower(x), "media")), "media")
+        return constrain(rearrange(x, "(g w) s d -> g (w s) d", g=len(windows)), "group")
 
     def timed_vision(self, batch: Batch) -> Float[Array, "G V D"]:
-        """Vision tokens with their times in them, as slots take them."""
+        """Vision tokens after time embedding, as slots hold them."""
         return self.video_time(self.encode_tiles(batch), batch.vision_times, batch.vision_angles)
 
     def timed_audio(self, batch: Batch) -> Float[Array, "G A D"]:
-        """Audio tokens with their times in them, as slots take them."""
+        """Audio tokens after time embedding, as slots hold them."""
         return self.sound_time(self.encode_windows(batch.windows), batch.audio_times, batch.audio_angles)
 
     def fill_slots(
         self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]
     ) -> Float[Array, "G*R T D"]:
-        """What the decoder reads: text slots' embeddings, media slots' tokens of the group's pool with time in them."""
+        """The decoder's input: text embeddings, and the group's media tokens after time embedding, in their slots."""
         vision = self.video_time(vision, batch.vision_times, batch.vision_angles)
         audio = self.sound_time(audio, batch.audio_times, batch.audio_angles)
         text, is_text = self.embed_text(batch.tokens), batch.slot_kind == TEXT
-        # Text slots point at a row of zeros past the pool: an index must be somewhere, and a pool may be empty.
+        # Text slots point at a row of zeros after the pool: every index must be valid, and a pool may be empty.
         pool = jnp.pad(jnp.concatenate([vision, audio], axis=1), ((0, 0), (0, 1), (0, 0)))
         index = batch.slot_index + jnp.where(batch.slot_kind == VISION, 0, vision.shape[1])
         index = jnp.where(is_text, pool.shape[1] - 1, index)
@@ -141,7 +136,7 @@ class OmniVinci(nn.Module):
         return rearrange(jnp.where(is_text[..., None], text, media), "g r t d -> (g r) t d")
 
     def embed(self, batch: Batch) -> Float[Array, "G*R T D"]:
-        """What the decoder reads, without what training alone needs."""
+        """The decoder's input, without the clip embeddings that only training needs."""
         return self.fill_slots(batch, *self.encode(batch))
 
     def embed_text(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
@@ -175,20 +170,15 @@ class OmniVinci(nn.Module):
         return {"llm": {head: params["llm"][head]}}
 
 
-def _constrain(x: Array, *axes: str) -> Array:
-    """`x` with its first dimensions shared over devices by these logical axes, and the others whole."""
-    return nn.with_logical_constraint(x, (*axes, *[None] * (x.ndim - len(axes))))
-
-
 def pool_frames(
     frames: Float[Array, "N h w D"], members: Int[Array, "F t"], pool: tuple[int, int, int]
 ) -> Float[Array, "F*tokens D"]:
     """Averages a video's frames over blocks of `pool` = (time, height, width).
 
     Args:
-        frames: every output tile, projected.
-        members: which of them are averaged together in time, -1 where one is missing. As in the released code, a
-            missing frame counts as one number: the mean over all elements of the frames present.
+        frames: all output tiles, projected.
+        members: indices of the frames that are averaged together in time, -1 where a frame is missing. As in the
+            released code, a missing frame counts as a constant: the mean over all elements of the frames present.
         pool: its time is t.
     """
     _, height, width = pool

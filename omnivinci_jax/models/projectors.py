@@ -1,54 +1,54 @@
-"""What brings tower features to the decoder's width (Appendix C.1; audio compression: Table 18)."""
+"""The projectors from tower features to the decoder's width (Appendix C.1; audio compression: Table 18)."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.layers import Dense, conv3, layer_norm
 
 
 def space_to_depth(x: Float[Array, "B h w C"]) -> Float[Array, "B ceil(h/2) ceil(w/2) 4C"]:
-    """Each 2x2 block to one position, its channels in the order (row, column, channel); odd sides end in zeros."""
+    """Moves each 2x2 block to one position, channels in the order (row, column, channel); pads odd sides with zeros."""
     _, height, width, _ = x.shape
     x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
     return rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=2, j=2)
 
 
 class VisionProjector(nn.Module):
-    """2x2 space-to-depth, LayerNorm and a two-layer MLP with the erf GELU, on one tile of all scales at a time."""
+    """2x2 space-to-depth, LayerNorm and a two-layer MLP with the erf GELU, on each tile with all its scales."""
 
     config: OmniVinciConfig
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B grid grid C"]) -> Float[Array, "B tile_grid tile_grid D"]:
         """Tokens of each output tile, as a map."""
         width = self.config.text.hidden_size
-        x = layer_norm(1e-5, self.dtype, "norm")(space_to_depth(x))
-        x = Dense(width, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
+        x = layer_norm(1e-5, self.compute.dtype, "norm")(space_to_depth(x))
+        x = Dense(width, ("embed", "mlp"), self.compute, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=False)
-        return Dense(width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(x)
+        return Dense(width, ("mlp", "embed"), self.compute, name="fc2")(x)
 
 
 class SoundProjector(nn.Module):
-    """The compression of a window's features in time, then a two-layer MLP with the erf GELU."""
+    """Compresses a window's features in time, then applies a two-layer MLP with the erf GELU."""
 
     config: OmniVinciConfig
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B window_tokens D"]:
-        """Tokens of each window; a pooling by two leaves out the last of an odd number of features."""
+        """Tokens of each window; pooling by two drops the last of an odd number of features."""
         width, compression = self.config.text.hidden_size, self.config.audio_compression
         if compression == "conv":
-            x = conv3(x.shape[-1], 2, self.dtype, "conv")(x)
+            x = conv3(x.shape[-1], 2, self.compute.dtype, "conv")(x)
         elif compression in ("average", "max"):
             pooling = {"average": "mean", "max": "max"}[compression]
             x = reduce(x[:, : x.shape[1] // 2 * 2], "b (s pair) c -> b s c", pooling, pair=2)
-        x = Dense(width, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
+        x = Dense(width, ("embed", "mlp"), self.compute, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=False)
-        return Dense(width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(x)
+        return Dense(width, ("mlp", "embed"), self.compute, name="fc2")(x)

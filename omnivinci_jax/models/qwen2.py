@@ -5,41 +5,48 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from omnivinci_jax.config import Qwen2Config
 from omnivinci_jax.models.attention import apply_rope, attention, rope_cos_sin
-from omnivinci_jax.models.attention_kernels import MASKED, Implementation
+from omnivinci_jax.models.attention_kernels import MASKED
 from omnivinci_jax.models.cached_attention import LayerCache, Past, cached_attention
-from omnivinci_jax.models.layers import Dense, Embedding, Remat, layer_stack, rms_norm
+from omnivinci_jax.models.compute import Compute
+from omnivinci_jax.models.layers import Dense, Embedding, layer_stack, rms_norm
+from omnivinci_jax.models.parameters import HEAD, TABLE, TIED_HEAD
+from omnivinci_jax.models.sharding import constrain
 
 INIT = nn.initializers.normal(0.02)  # Qwen's initializer_range
 
 
 class Qwen2(nn.Module):
-    """Embeddings in, hidden states out; tokens to embeddings and hidden states to logits are calls of their own.
+    """Maps embeddings to hidden states; `embed` maps tokens to embeddings, `logits` hidden states to logits.
 
-    The tables have `padded_vocab_size` rows, so that they divide over a mesh; the logits of the rows past `vocab_size`
-    are masked.
+    The embedding and the head have `padded_vocab_size` rows, so that a mesh divides them; logits of the rows past
+    `vocab_size` are masked.
     """
 
     config: Qwen2Config
-    dtype: DTypeLike = jnp.float32
-    remat: Remat = "none"
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     def setup(self):
-        """Tables, layers and the final norm."""
-        config = self.config
+        """Creates the embedding, the layers, the final norm and the head."""
+        config, compute = self.config, self.compute
+        role = TIED_HEAD if config.tie_word_embeddings else TABLE
         self.embed_tokens = Embedding(
-            config.padded_vocab_size, config.hidden_size, ("vocab", "embed"), self.dtype, INIT
+            config.padded_vocab_size, config.hidden_size, ("vocab", "embed"), self.compute, INIT, role
         )
-        self.layers = layer_stack(Qwen2Layer, config.num_hidden_layers, self.remat)(config, self.dtype, self.attention)
-        self.norm = rms_norm(config.rms_norm_eps, self.dtype)
+        self.layers = layer_stack(Qwen2Layer, config.num_hidden_layers, compute.decoder_remat)(config, compute)
+        self.norm = rms_norm(config.rms_norm_eps, self.compute.dtype)
         if not config.tie_word_embeddings:
             self.lm_head = Dense(
-                config.padded_vocab_size, ("embed", "vocab"), False, self.dtype, jnp.float32, kernel_init=INIT
+                config.padded_vocab_size,
+                ("embed", "vocab"),
+                compute,
+                use_bias=False,
+                out_dtype=jnp.float32,
+                kernel_init=INIT,
+                role=HEAD,
             )
 
     def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
@@ -73,7 +80,7 @@ class Qwen2(nn.Module):
                 (models/cached_attention.py).
         """
         rope = rope_cos_sin(lengths[:, None] + jnp.arange(x.shape[1]), self.config.head_dim, self.config.rope_theta)
-        layer, extended = Qwen2Layer(self.config, self.dtype, self.attention, parent=None), []
+        layer, extended = Qwen2Layer(self.config, self.compute, parent=None), []
         for params, layer_cache in zip(layers, cache, strict=True):
             x, layer_cache = layer.apply({"params": params}, x, rope, None, Past(layer_cache, lengths, rows))
             extended.append(layer_cache)
@@ -89,8 +96,7 @@ class Qwen2Layer(nn.Module):
     """A pre-norm decoder layer."""
 
     config: Qwen2Config
-    dtype: DTypeLike = jnp.float32
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -100,22 +106,21 @@ class Qwen2Layer(nn.Module):
         segment_ids: Int[Array, "B T"] | None,
         past: Past | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """Causal self-attention, then the gated MLP, each on the norm of the residual stream; see Qwen2Attention."""
+        """Causal self-attention, then the gated MLP, each on the normalised residual stream; see Qwen2Attention."""
         config = self.config
-        x = nn.with_logical_constraint(x, ("group", "length", None))
-        y = rms_norm(config.rms_norm_eps, self.dtype, "input_layernorm")(x)
-        y, cache = Qwen2Attention(config, self.dtype, self.attention, name="self_attn")(y, rope, segment_ids, past)
+        x = constrain(x, "group", "length")
+        y = rms_norm(config.rms_norm_eps, self.compute.dtype, "input_layernorm")(x)
+        y, cache = Qwen2Attention(config, self.compute, name="self_attn")(y, rope, segment_ids, past)
         x = x + y
-        y = rms_norm(config.rms_norm_eps, self.dtype, "post_attention_layernorm")(x)
-        return x + Qwen2MLP(config, self.dtype, name="mlp")(y), cache
+        y = rms_norm(config.rms_norm_eps, self.compute.dtype, "post_attention_layernorm")(x)
+        return x + Qwen2MLP(config, self.compute, name="mlp")(y), cache
 
 
 class Qwen2Attention(nn.Module):
     """Grouped-query attention with rotary positions; biases on q, k and v."""
 
     config: Qwen2Config
-    dtype: DTypeLike = jnp.float32
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -129,19 +134,21 @@ class Qwen2Attention(nn.Module):
         config = self.config
 
         def heads(name: str, axis: str, count: int) -> Float[Array, "B T count head_dim"]:
-            x_heads = Dense(count * config.head_dim, ("embed", axis), dtype=self.dtype, kernel_init=INIT, name=name)(x)
+            x_heads = Dense(count * config.head_dim, ("embed", axis), self.compute, kernel_init=INIT, name=name)(x)
             return x_heads.reshape(*x.shape[:2], count, config.head_dim)
 
         q = apply_rope(heads("q_proj", "heads", config.num_attention_heads), *rope)
         k = apply_rope(heads("k_proj", "kv_heads", config.num_key_value_heads), *rope)
         v = heads("v_proj", "kv_heads", config.num_key_value_heads)
         if past is None:
-            out = attention(q, k, v, causal=True, segment_ids=segment_ids, implementation=self.attention)
+            implementation = self.compute.attention
+            out = attention(q, k, v, causal=True, segment_ids=segment_ids, implementation=implementation)
             cache = None
         else:
             out, cache = cached_attention(q, k, v, past)
-        x = nn.with_logical_constraint(out.reshape(x.shape), ("group", "length", "heads"))
-        o_proj = Dense(config.hidden_size, ("heads", "embed"), False, self.dtype, kernel_init=INIT, name="o_proj")
+        x = constrain(out.reshape(x.shape), "group", "length", "heads")
+        axes = ("heads", "embed")
+        o_proj = Dense(config.hidden_size, axes, self.compute, use_bias=False, kernel_init=INIT, name="o_proj")
         return o_proj(x), cache
 
 
@@ -149,14 +156,14 @@ class Qwen2MLP(nn.Module):
     """SwiGLU."""
 
     config: Qwen2Config
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """silu(gate) · up, then down."""
 
         def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
-            return Dense(features, axes, False, self.dtype, kernel_init=INIT, name=name)
+            return Dense(features, axes, self.compute, use_bias=False, kernel_init=INIT, name=name)
 
         gate = dense(self.config.intermediate_size, ("embed", "mlp"), "gate_proj")(x)
         up = dense(self.config.intermediate_size, ("embed", "mlp"), "up_proj")(x)

@@ -4,26 +4,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from omnivinci_jax.config import SiglipConfig
 from omnivinci_jax.models.attention import SelfAttention
-from omnivinci_jax.models.attention_kernels import Implementation
-from omnivinci_jax.models.layers import Dense, Embedding, Remat, layer_norm, layer_stack
+from omnivinci_jax.models.compute import Compute
+from omnivinci_jax.models.layers import Dense, Embedding, layer_norm, layer_stack
+from omnivinci_jax.models.sharding import constrain
 
 
 class SiglipTower(nn.Module):
-    """Tiles to features; pixels are normalised here, so a tile travels to the device as bytes.
+    """Tiles to features; normalises pixels here, so that tiles travel to the device as bytes.
 
-    The features are the output of the last layer but one, without a final norm. The last layer and the final norm have
-    parameters, which exports need, and are never computed.
+    The features are the output of the last layer but one, without a final norm. The last layer and the final norm are
+    never computed; they have parameters because exports need them.
     """
 
     config: SiglipConfig
-    dtype: DTypeLike = jnp.float32
-    remat: Remat = "none"
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, tiles: UInt8[Array, "B P P 3"]) -> Float[Array, "B grid*grid C"]:
@@ -31,16 +29,16 @@ class SiglipTower(nn.Module):
         config = self.config
         x = (tiles.astype(jnp.float32) / 255 - 0.5) / 0.5
         x = rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=config.patch_size, q=config.patch_size)
-        x = Dense(config.hidden_size, (None, "embed"), dtype=self.dtype, name="patch_embedding")(x)
+        x = Dense(config.hidden_size, (None, "embed"), self.compute, name="patch_embedding")(x)
         positions = Embedding(
-            config.grid**2, config.hidden_size, ("position", "embed"), self.dtype, name="position_embedding"
+            config.grid**2, config.hidden_size, ("position", "embed"), self.compute, name="position_embedding"
         )
         x = x + positions.table()
-        layers = layer_stack(SiglipLayer, config.num_hidden_layers - 1, self.remat)
-        x, _ = layers(config, self.dtype, self.attention, name="layers")(x)
+        layers = layer_stack(SiglipLayer, config.num_hidden_layers - 1, self.compute.tower_remat)
+        x, _ = layers(config, self.compute, name="layers")(x)
         if self.is_initializing():
-            SiglipLayer(config, self.dtype, name="last_layer")(x)
-            layer_norm(config.layer_norm_eps, self.dtype, "post_layernorm")(x)
+            SiglipLayer(config, self.compute, name="last_layer")(x)
+            layer_norm(config.layer_norm_eps, self.compute.dtype, "post_layernorm")(x)
         return x
 
 
@@ -48,30 +46,29 @@ class SiglipLayer(nn.Module):
     """A pre-norm transformer layer."""
 
     config: SiglipConfig
-    dtype: DTypeLike = jnp.float32
-    attention: Implementation = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S C"]) -> tuple[Float[Array, "B S C"], None]:
-        """Self-attention, then the MLP, each on the norm of the residual stream."""
+        """Self-attention, then the MLP, each on the normalised residual stream."""
         config = self.config
-        x = nn.with_logical_constraint(x, ("media", None, None))
-        y = layer_norm(config.layer_norm_eps, self.dtype, "layer_norm1")(x)
+        x = constrain(x, "media")
+        y = layer_norm(config.layer_norm_eps, self.compute.dtype, "layer_norm1")(x)
         heads = config.num_attention_heads
-        x = x + SelfAttention(heads, "media", dtype=self.dtype, attention=self.attention, name="self_attn")(y)
-        y = layer_norm(config.layer_norm_eps, self.dtype, "layer_norm2")(x)
-        return x + SiglipMLP(config, self.dtype, name="mlp")(y), None
+        x = x + SelfAttention(heads, "media", self.compute, name="self_attn")(y)
+        y = layer_norm(config.layer_norm_eps, self.compute.dtype, "layer_norm2")(x)
+        return x + SiglipMLP(config, self.compute, name="mlp")(y), None
 
 
 class SiglipMLP(nn.Module):
     """Two dense layers with the tanh GELU between."""
 
     config: SiglipConfig
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
         """Widens to the intermediate size and back."""
-        x = Dense(self.config.intermediate_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
+        x = Dense(self.config.intermediate_size, ("embed", "mlp"), self.compute, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=True)
-        return Dense(self.config.hidden_size, ("mlp", "embed"), dtype=self.dtype, name="fc2")(x)
+        return Dense(self.config.hidden_size, ("mlp", "embed"), self.compute, name="fc2")(x)

@@ -1,25 +1,25 @@
-"""Absolute time in a vision or audio token: Constrained Rotary Time Embedding and what it is compared with.
+"""Absolute time in vision and audio tokens: Constrained Rotary Time Embedding and the schemes compared with it.
 
-Section 2.1, Equations (4) and (5), Table 1; the other schemes of released configurations. A time of 0 leaves a token as
-it is under every scheme: that is what images, and sounds and videos without time, are given.
+Section 2.1, Equations (4) and (5), Table 1, and the other schemes of released configurations. Under every scheme a time
+of 0 leaves a token unchanged; images, and sounds and videos without time, have time 0.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Float64
 
 from omnivinci_jax.config import TimeEmbeddingConfig
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.layers import Dense, Embedding
 
 
 class TimeEmbedding(nn.Module):
-    """Tokens with their times in them, by the scheme of `config`; only the scheme `learned` has parameters."""
+    """Adds times to tokens by the scheme of `config`; only the scheme `learned` has parameters."""
 
     config: TimeEmbeddingConfig
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -28,7 +28,7 @@ class TimeEmbedding(nn.Module):
         times: Float32[Array, "*batch"],
         angles: Float32[Array, "*batch C"] | None = None,
     ) -> Float[Array, "*batch D"]:
-        """Embeds `times` (seconds); `angles` are those of the axial schemes, made on the host (sequence/axial.py)."""
+        """Embeds `times` (seconds); `angles` come from the host and serve the axial schemes (sequence/axial.py)."""
         scheme = self.config.scheme
         if scheme == "none":
             return x
@@ -39,13 +39,13 @@ class TimeEmbedding(nn.Module):
         return rotate(x, angles)
 
     def _learned(self, times: Float32[Array, "*batch"], width: int) -> Float[Array, "*batch D"]:
-        """A trained vector for each whole second through an MLP (Section 4.1.1), which starts out adding nothing."""
+        """A learned vector per whole second, through an MLP (Section 4.1.1) that is zero at initialisation."""
         seconds = int(self.config.max_time)
         nearest = jnp.clip(jnp.round(times), 0, seconds).astype(jnp.int32)
-        y = Embedding(seconds + 1, width, (None, "embed"), self.dtype, name="seconds")(nearest)
-        y = Dense(width, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
+        y = Embedding(seconds + 1, width, (None, "embed"), self.compute, name="seconds")(nearest)
+        y = Dense(width, ("embed", "mlp"), self.compute, name="fc1")(y)
         y = jax.nn.gelu(y, approximate=False)
-        return Dense(width, ("mlp", "embed"), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="fc2")(y)
+        return Dense(width, ("mlp", "embed"), self.compute, kernel_init=nn.initializers.zeros, name="fc2")(y)
 
 
 def frequencies(config: TimeEmbeddingConfig) -> Float64[np.ndarray, " C"]:
@@ -68,8 +68,8 @@ def frequencies(config: TimeEmbeddingConfig) -> Float64[np.ndarray, " C"]:
 def time_angles(times: Float32[Array, "*batch"], frequency: Float64[np.ndarray, " C"]) -> Float32[Array, "*batch C"]:
     """2π·(times · frequency modulo 1): the angles in float32, within 2e-6 of float64 for times up to 4096 s.
 
-    A plain product would be wrong by a share of all the turns made (4e-4 for RoTE at an hour). So whole seconds and the
-    12 leading bits of the frequency are multiplied apart: their product is exact, and so is what is left of its turns.
+    The error of a plain product grows with the number of turns (4e-4 for RoTE at an hour). So whole seconds are
+    multiplied separately by the 12 leading bits of the frequency: that product, and its remainder modulo 1, are exact.
     """
     leading = _round_bits(frequency, 12)
     seconds = jnp.floor(times)[..., None]

@@ -20,10 +20,11 @@ from flax import linen as nn
 from flax import traverse_util
 
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.models.layers import Remat
+from omnivinci_jax.models.compute import Remat
+from omnivinci_jax.models.initialization import parameter_roles
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import DataConfig, TrainConfig
-from omnivinci_jax.train.state import initial_params, split
+from omnivinci_jax.train.state import initial_params, split_trainable
 
 
 class Work(NamedTuple):
@@ -72,7 +73,7 @@ class Flops(NamedTuple):
 class _Part:
     """Products of one place in the model.
 
-    of: the field of Flops; path: of the parameters, of which `leaf` are the matrices.
+    of: the field of Flops; path: of the parameters.
     before: paths of the parameters that the input depends on.
     rows: how many vectors each matrix multiplies; attention: FLOPs of the forward pass's attention.
     remat: what of them the backward pass computes again.
@@ -84,7 +85,6 @@ class _Part:
     before: tuple[str, ...] = ()
     attention: Callable[[Work], float] = lambda work: 0.0
     remat: Remat = "none"
-    leaf: str = "kernel"
 
 
 class _Counted(NamedTuple):
@@ -106,12 +106,12 @@ class FlopCounter:
     def __init__(self, config: TrainConfig):
         model = OmniVinci(config.model)
         params = jax.eval_shape(lambda key: nn.meta.unbox(initial_params(model, config, key)), jax.random.key(0))
-        trees = split(params, config.untrained)
+        roles = traverse_util.flatten_dict(parameter_roles(config.model, params), sep="/")
+        trees = split_trainable(params, config)
         trained, frozen = (traverse_util.flatten_dict(tree, sep="/") for tree in trees)
 
         def matrices(part: _Part, leaves: dict) -> int:
-            names = (part.leaf, "lora_a", "lora_b")
-            return sum(leaves[path].size for path in leaves if _under(path, part.path) and path.endswith(names))
+            return sum(leaf.size for path, leaf in leaves.items() if _under(path, part.path) and roles[path].multiplies)
 
         self._counted = [
             _Counted(
@@ -215,8 +215,7 @@ def _vision_tokens(model: OmniVinciConfig, work: Work) -> float:
 
 
 def _head(tied: bool, before: tuple[str, ...]) -> _Part:
-    path, leaf = ("llm/embed_tokens", "embedding") if tied else ("llm/lm_head", "kernel")
-    return _Part("decoder", path, lambda work: work.slots, before, leaf=leaf)
+    return _Part("decoder", "llm/embed_tokens" if tied else "llm/lm_head", lambda work: work.slots, before)
 
 
 def _align(config: TrainConfig, modality: str, tokens: Callable[[Work], float], before: tuple[str, ...]) -> _Part:

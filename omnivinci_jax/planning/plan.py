@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from omnivinci_jax.errors import ConfigError, UserError
-from omnivinci_jax.mesh.mesh import AXES, make_mesh
-from omnivinci_jax.mesh.rules import RULES, batch_shardings, check_batch
+from omnivinci_jax.mesh.mesh import AXES, make_mesh, on_mesh
+from omnivinci_jax.mesh.rules import batch_shardings, check_batch
 from omnivinci_jax.planning.flops import FlopCounter, Flops, full_work
 from omnivinci_jax.planning.hardware import GIB, Chip
 from omnivinci_jax.planning.hlo import Traffic, read_traffic
@@ -146,13 +145,14 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
 
 def _compile(config: TrainConfig, mesh: Mesh, topology: Topology) -> tuple[TrainState, jax.stages.Compiled]:
     """The state's shapes with their shardings, and the step compiled for them."""
-    model, optimizer = make_model(config, topology.devices[0].platform), make_optimizer(config.optimizer, config.steps)
+    model = make_model(config, topology.devices[0].platform)
+    optimizer = make_optimizer(config.optimizer, config.steps, config.model)
     # Outside the mesh: what it computes of constants, it computes on this machine.
     shapes, shardings = abstract_state(model, optimizer, config, mesh)
     state = jax.tree.map(_sharded, shapes, shardings)
     step = make_train_step(model, optimizer, config.align_weight, shardings, config.microbatches)
     started = time.monotonic()
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with on_mesh(mesh):
         lowered = step.lower(state, _abstract_batch(config, mesh))
         print(f"{topology.name}: lowered in {time.monotonic() - started:.0f} s, compiling ...", file=sys.stderr)
         started = time.monotonic()

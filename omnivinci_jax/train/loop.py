@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 
 import jax
 from etils import epath
-from flax import linen as nn
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -19,9 +18,9 @@ from omnivinci_jax.data.setup import make_processor, open_data, open_mixture
 from omnivinci_jax.errors import ConfigError, DataError, Preempted, UserError
 from omnivinci_jax.evaluation.accuracy import Evaluation, accuracy_table, evaluate
 from omnivinci_jax.evaluation.report import write_report
-from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
 from omnivinci_jax.mesh.processes import check_same, is_main
-from omnivinci_jax.mesh.rules import RULES, check_batch, own_groups, put_batch
+from omnivinci_jax.mesh.rules import check_batch, own_groups, put_batch
 from omnivinci_jax.paths import Mirrored, absolute, writing
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig
@@ -77,7 +76,7 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
     mesh = make_mesh(config.mesh)
     check_batch(config.data, config.microbatches, mesh)
     model = make_model(config, mesh.devices.flat[0].platform)
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, config.steps, config.model)
     start = find_start(config, model)
     shapes, shardings = abstract_state(model, optimizer, config, mesh)
     processor = make_processor(config)
@@ -91,7 +90,7 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
         for problem in index.problems:
             log.warning("left out: %s", problem)
 
-    with claimed(workdir, config) as claim, jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with claimed(workdir, config) as claim, on_mesh(mesh):
         checkpoints = Checkpoints(workdir / "checkpoints")
         if checkpoints.latest_step is None:
             state = create_state(model, optimizer, config, shardings, start)

@@ -1,24 +1,32 @@
 """AdamW and Muon with the schedule of Appendix C.3."""
 
-import optax
-from flax import traverse_util
+from functools import partial
 
+import jax
+import optax
+
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.models.initialization import parameter_roles
+from omnivinci_jax.models.parameters import Role
 from omnivinci_jax.settings import OptimizerConfig
 
 
 def learning_rate(settings: OptimizerConfig, steps: int, peak: float | None = None) -> optax.Schedule:
-    """Linear warm-up over the first share of the steps to `peak`, then cosine to zero (Appendix C.3)."""
+    """Linear warm-up to `peak` over the fraction `warmup` of the steps, then cosine to zero (Appendix C.3)."""
     warmup = max(1, round(settings.warmup * steps))
     peak = settings.learning_rate if peak is None else peak
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
 
 
-def make_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Gradient clipping by the global norm, if any, then AdamW, or Muon for kernels and AdamW for the rest."""
+def make_optimizer(settings: OptimizerConfig, steps: int, model: OmniVinciConfig) -> optax.GradientTransformation:
+    """Gradient clipping by the global norm, if any, then AdamW, or Muon for kernels and AdamW for the rest.
+
+    The roles of the model's parameters say which ones decay and which ones get Muon (models/parameters.py).
+    """
     schedule = learning_rate(settings, steps)
     adam = dict(b1=settings.b1, b2=settings.b2, eps=settings.eps)
     if settings.name == "adamw":
-        update = optax.adamw(schedule, weight_decay=settings.weight_decay, mask=_decayed, **adam)
+        update = optax.adamw(schedule, weight_decay=settings.weight_decay, mask=partial(decay_mask, model), **adam)
     else:
         update = optax.contrib.muon(
             schedule,
@@ -27,29 +35,24 @@ def make_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTrans
             adam_b1=settings.b1,
             adam_b2=settings.b2,
             eps=settings.eps,
-            muon_weight_dimension_numbers=muon_dimensions,
+            muon_weight_dimension_numbers=partial(muon_dimensions, model),
         )
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
     return optax.chain(clip, update)
 
 
-def muon_dimensions(params: dict) -> dict:
-    """Which axes of which parameters are a matrix: those of hidden kernels; a stack of layers is a batch of matrices.
+def decay_mask(model: OmniVinciConfig, params: dict) -> dict:
+    """Which parameters weight decay applies to."""
+    return jax.tree.map(lambda role: role.decay, parameter_roles(model, params))
 
-    Left to their rank alone, stacked norms would get Muon and stacked kernels Adam. The output head stays with Adam,
-    as the embedding does.
+
+def muon_dimensions(model: OmniVinciConfig, params: dict) -> dict:
+    """The axes of the matrices that Muon orthogonalizes; None for parameters that Adam updates.
+
+    Optax's default chooses by rank, which gives Muon to stacked norms and Adam to stacked kernels.
     """
 
-    def dimensions(path: tuple[str, ...], leaf) -> optax.contrib.MuonDimensionNumbers | None:
-        if path[-1] != "kernel" or "lm_head" in path:
-            return None
-        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+    def dimensions(role: Role, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if role.muon else None
 
-    flat = traverse_util.flatten_dict(params)
-    return traverse_util.unflatten_dict({path: dimensions(path, leaf) for path, leaf in flat.items()})
-
-
-def _decayed(params: dict) -> dict:
-    """Weight decay reaches kernels, adapters and embeddings, not biases and norms."""
-    names = ("kernel", "embedding", "lora_a", "lora_b")
-    return traverse_util.path_aware_map(lambda path, _: path[-1] in names, params)
+    return jax.tree.map(dimensions, parameter_roles(model, params), params)

@@ -23,7 +23,7 @@ def describe_shardings(config: TrainConfig, devices: int | None) -> str:
     """
     mesh = abstract_mesh(config.mesh, devices or jax.device_count())
     shapes, shardings = abstract_state(
-        make_model(config, "cpu"), make_optimizer(config.optimizer, config.steps), config, mesh
+        make_model(config, "cpu"), make_optimizer(config.optimizer, config.steps, config.model), config, mesh
     )
     sizes = jax.tree.map(bytes_per_device, shapes, shardings)
     lines = []

@@ -17,15 +17,17 @@ from flax import linen as nn
 from flax import struct, traverse_util
 from jax import Array
 from jax.sharding import AbstractMesh, Mesh
-from jax.typing import DTypeLike
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.rules import parameter_shardings, replicated
 from omnivinci_jax.model_dir import load_params
 from omnivinci_jax.models.attention_kernels import choose_implementation
-from omnivinci_jax.models.initialization import boxed_params
+from omnivinci_jax.models.compute import Compute
+from omnivinci_jax.models.initialization import boxed_params, parameter_roles
 from omnivinci_jax.models.lora import add_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.parameters import Role
+from omnivinci_jax.models.weights import cast
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.start import only_modules
 
@@ -48,13 +50,13 @@ class TrainState:
 
 def make_model(config: TrainConfig, platform: str) -> OmniVinci:
     """The model as a training run computes it on a platform (cpu, gpu or tpu)."""
-    return OmniVinci(
-        config.model,
+    compute = Compute(
         dtype=jnp.dtype(config.dtype),
         tower_remat=config.tower_remat,
         decoder_remat=config.decoder_remat,
         attention=choose_implementation(config.attention, platform),
     )
+    return OmniVinci(config.model, compute)
 
 
 def initial_params(model: OmniVinci, config: TrainConfig, key: Array) -> dict:
@@ -77,11 +79,29 @@ def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
     for pattern in frozen:
         if not any(re.fullmatch(pattern, path) for path in flat):
             raise ConfigError(f"config.frozen: {pattern!r} matches no parameter; paths look like {next(iter(flat))}")
-    held = {path: leaf for path, leaf in flat.items() if any(re.fullmatch(pattern, path) for pattern in frozen)}
-    if len(held) == len(flat):
+    matched = {path for path in flat if any(re.fullmatch(pattern, path) for pattern in frozen)}
+    if len(matched) == len(flat):
         raise ConfigError(f"config.frozen is {frozen}: nothing is left to train")
-    free = {path: leaf for path, leaf in flat.items() if path not in held}
-    return traverse_util.unflatten_dict(free, sep="/"), traverse_util.unflatten_dict(held, sep="/")
+    return _partition(flat, matched)
+
+
+def split_trainable(params: dict, config: TrainConfig) -> tuple[dict, dict]:
+    """(trainable, frozen): with adapters only these train, else everything but `config.frozen`.
+
+    Raises:
+        ConfigError: see `split`.
+    """
+    if not config.lora.rank:
+        return split(params, config.frozen)
+    roles = traverse_util.flatten_dict(parameter_roles(config.model, params), sep="/")
+    frozen = {path for path, role in roles.items() if not role.adapter}
+    return _partition(traverse_util.flatten_dict(params, sep="/"), frozen)
+
+
+def _partition(flat: dict[str, Any], frozen: set[str]) -> tuple[dict, dict]:
+    trainable = {path: leaf for path, leaf in flat.items() if path not in frozen}
+    rest = {path: leaf for path, leaf in flat.items() if path in frozen}
+    return traverse_util.unflatten_dict(trainable, sep="/"), traverse_util.unflatten_dict(rest, sep="/")
 
 
 def merge(first: dict, second: dict) -> dict:
@@ -153,14 +173,18 @@ def _initializer(
         """`given` takes the place of the parameters that it has."""
         init_key, key = jax.random.split(key)
         params = merge(nn.meta.unbox(initial_params(model, config, init_key)), given)
-        trainable, held = split(params, config.untrained)
+        trainable, frozen = split_trainable(params, config)
         trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
-        held = traverse_util.path_aware_map(partial(_held, dtype=model.dtype), held)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
+        frozen = cast_frozen(model, frozen)
+        return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), key)
 
     return init
 
 
-def _held(path: tuple[str, ...], leaf: Array, dtype: DTypeLike) -> Array:
-    """A parameter that does not train, in the type that is computed in; the scale of adapters is no factor of one."""
-    return leaf if path[-1] == "lora_scale" else leaf.astype(dtype)
+def cast_frozen(model: OmniVinci, frozen: dict) -> dict:
+    """Frozen parameters in the compute type, but for those whose role keeps them in their own."""
+
+    def store(role: Role, leaf: Array) -> Array:
+        return cast(leaf, model.compute.dtype) if role.cast_frozen else leaf
+
+    return jax.tree.map(store, parameter_roles(model.config, frozen), frozen)

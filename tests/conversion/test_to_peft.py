@@ -18,7 +18,7 @@ from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import LoraConfig, to_mapping
 from omnivinci_jax.train.export import export
-from omnivinci_jax.train.state import initial_params, split
+from omnivinci_jax.train.state import initial_params, split_trainable
 from tests.tiny import tiny_settings, tiny_tokenizer
 
 
@@ -35,7 +35,7 @@ def make_run(tmp_path_factory):
         params = jax.jit(lambda key: nn.meta.unbox(initial_params(model, config, key)))(jax.random.key(0))
         base = jax.jit(lambda key: nn.meta.unbox(boxed_params(model, key)))(jax.random.key(0))
         save(folder / "base", config.model, base, tiny_tokenizer())
-        adapters, _ = split(params, config.untrained)
+        adapters, _ = split_trainable(params, config)
         random = np.random.default_rng(0)
         adapters = jax.tree.map(lambda x: jax.numpy.asarray(random.normal(size=x.shape), x.dtype), adapters)
         (folder / "run" / "checkpoints").mkdir(parents=True)

@@ -64,7 +64,8 @@ def test_beside_prompts_of_other_lengths_and_media():
 @pytest.mark.parametrize("name", ["a_text", "e_video_audio"])
 def test_each_cached_step_is_the_full_pass(name):
     prompt, _ = recorded(name)
-    model, weights = OmniVinci(CONFIG), decoding_weights(params(), jnp.float32)
+    model = OmniVinci(CONFIG)
+    weights = decoding_weights(model, params())
     length = len(prompt)
     x = np.zeros((1, length, CONFIG.text.hidden_size), np.float32)
     x[0, prompt.tokens == MEDIA] = prompt.media

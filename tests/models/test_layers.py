@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.layers import Dense, Embedding, layer_norm, layer_stack, rms_norm
 
 
@@ -47,7 +48,9 @@ def test_dense_is_a_product_with_a_named_kernel():
 def test_dense_accumulates_in_out_dtype():
     x = jnp.full((1, 4096), 1 + 2**-7, jnp.bfloat16)
     params = {"kernel": jnp.ones((4096, 1))}
-    out = Dense(1, ("embed", "vocab"), False, jnp.bfloat16, jnp.float32).apply({"params": params}, x)
+    out = Dense(1, ("embed", "vocab"), Compute(jnp.bfloat16), use_bias=False, out_dtype=jnp.float32).apply(
+        {"params": params}, x
+    )
     assert out.dtype == jnp.float32 and out[0, 0] == 4096 + 32  # bfloat16 has no 4128 + small, float32 has it all
 
 
@@ -104,7 +107,7 @@ def test_gradients_of_products_are_jaxs_own_and_float32():
         return jnp.einsum("bti,io->bto", x, params["kernel"]) + params["bias"]
 
     def dense(params, x, dtype=jnp.float32):
-        return Dense(6, ("embed", "mlp"), dtype=dtype).apply({"params": params}, x)
+        return Dense(6, ("embed", "mlp"), Compute(dtype)).apply({"params": params}, x)
 
     expected, actual = (jax.grad(loss, (0, 1))(params, x, product) for product in (plain, dense))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected)

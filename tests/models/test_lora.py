@@ -10,8 +10,8 @@ from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.lora import add_adapters, merge_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.sequence.assemble import empty_group
-from omnivinci_jax.sequence.batch import AUDIO, VISION, Batch, Capacity
+from omnivinci_jax.sequence.batch import Batch
+from tests.models.inputs import random_batch
 from tests.tiny import tiny_config
 
 MODEL, RANK, ALPHA = OmniVinci(tiny_config()), 3, 12.0
@@ -27,19 +27,6 @@ def adapted(*targets: str) -> dict:
     return jax.jit(init)(jax.random.key(0))
 
 
-def batch() -> Batch:
-    """A row of text with a frame and a sound in it."""
-    group = empty_group(MODEL.config, Capacity(rows=1, slots=12, tiles=1, windows=1, clips=1))
-    group.tokens[:] = RANDOM.integers(0, 500, group.tokens.shape)
-    group.slot_kind[0, 3], group.slot_kind[0, 5:8] = VISION, AUDIO
-    group.slot_index[0, 5:8] = range(3)
-    group.segment_ids[:], group.positions[:] = 1, range(12)
-    group.tiles[:] = RANDOM.integers(0, 256, group.tiles.shape)
-    group.windows[:] = RANDOM.normal(size=group.windows.shape)
-    group.frame_groups[0][:] = 0
-    return jax.tree.map(lambda x: x[None], group)
-
-
 @jax.jit
 def logits(params: dict, batch: Batch) -> jax.Array:
     hidden = MODEL.apply({"params": params}, batch).hidden
@@ -47,7 +34,7 @@ def logits(params: dict, batch: Batch) -> jax.Array:
 
 
 def test_live_and_merged_adapters_of_every_part_give_the_same_logits():
-    params, inputs = adapted(".*"), batch()
+    params, inputs = adapted(".*"), random_batch(MODEL.config)
     base = without_adapters(params)
     np.testing.assert_array_equal(logits(params, inputs), logits(base, inputs))  # a new adapter adds nothing
 

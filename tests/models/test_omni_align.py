@@ -5,6 +5,7 @@ import pytest
 from flax import linen as nn
 
 from omnivinci_jax.config import OmniAlignConfig
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omni_align import ClipQuery, OmniAlignNet
 
 CONFIG = OmniAlignConfig(num_layers=3, num_heads=2)
@@ -52,7 +53,7 @@ def test_gradients_reach_query_and_key_weights(params):
 
 
 def test_bfloat16_vectors_are_unit_in_float32(params):
-    out = jax.jit(ClipQuery(CONFIG, jnp.bfloat16).apply, static_argnums=3)(
+    out = jax.jit(ClipQuery(CONFIG, Compute(jnp.bfloat16)).apply, static_argnums=3)(
         {"params": params}, jnp.asarray(TOKENS, jnp.bfloat16), CLIPS, 3
     )
     assert out.dtype == jnp.float32

@@ -14,6 +14,7 @@ from omnivinci_jax.config import (
     SiglipConfig,
     TimeEmbeddingConfig,
 )
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omnivinci import OmniVinci, pool_frames
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION, Batch
 
@@ -133,7 +134,7 @@ def test_what_is_kept_for_export_alone_gets_no_gradient(params):
 
 
 def test_bfloat16_is_close(params, forward):
-    hidden = jax.jit(OmniVinci(CONFIG, jnp.bfloat16).apply)({"params": params}, make_batch()).hidden
+    hidden = jax.jit(OmniVinci(CONFIG, Compute(jnp.bfloat16)).apply)({"params": params}, make_batch()).hidden
     assert hidden.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(hidden, np.float32), forward(params, make_batch()).hidden, atol=0.1)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from flax import linen as nn
 from flax import traverse_util
 
 from omnivinci_jax.config import OmniAlignConfig, Qwen2Config
@@ -20,9 +19,10 @@ from omnivinci_jax.data.loader import Plan, read_batches
 from omnivinci_jax.data.mixture import alone
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Jsonl
-from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
 from omnivinci_jax.mesh.processes import is_main
-from omnivinci_jax.mesh.rules import RULES, own_groups, put_batch, replicated
+from omnivinci_jax.mesh.rules import own_groups, put_batch, replicated
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, LoraConfig, MeshConfig, OptimizerConfig
@@ -42,14 +42,15 @@ def main(train: str, out: str, *meshes: str) -> None:
     flags.FLAGS.mark_as_parsed()
     processor = Processor(CONFIG, tiny_tokenizer())
     index = build_index(Jsonl(Path(train)), processor, DATA.capacity, "skip", quiet=True)
-    model, optimizer = OmniVinci(CONFIG, tower_remat="dots", decoder_remat="full"), make_optimizer(OptimizerConfig(), 9)
+    model = OmniVinci(CONFIG, Compute(tower_remat="dots", decoder_remat="full"))
+    optimizer = make_optimizer(OptimizerConfig(), 9, CONFIG)
     results = {}
     for name in meshes:
         setting, _, lora = name.partition("+")
         axes, _, microbatches = setting.partition("/")
         config = dataclasses.replace(tiny_settings(), lora=LoraConfig(rank=4 if lora else 0, targets=(".*",)))
         mesh = make_mesh(MeshConfig(*map(int, axes.split(","))))
-        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        with on_mesh(mesh):
             _, shardings = abstract_state(model, optimizer, config, mesh)
             state = create_state(model, optimizer, config, shardings)
             trainable = state.trainable

@@ -8,6 +8,7 @@ from scipy.special import log_softmax
 from conversion.cases import read_case
 from conversion.verify import compare, outputs
 from omnivinci_jax.config_json import read_config, read_json
+from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omnivinci import OmniVinci
 from tests.parity.golden import CHECKPOINT, CONFIG, GOLDEN, needs_golden, params
 
@@ -36,7 +37,7 @@ def test_configuration_of_the_checkpoint():
 @pytest.mark.parametrize("name", ["a_text", "b_image_s2_2x3", "c_audio_2chunks", "e_video_audio"])
 def test_bfloat16_stays_close_to_float32(name):
     case = recorded(name)
-    made = outputs(OmniVinci(CONFIG, dtype=jnp.bfloat16), params(), case)
+    made = outputs(OmniVinci(CONFIG, Compute(jnp.bfloat16)), params(), case)
     expected, logits = (x.astype(np.float64) for x in (case.arrays["logits"], made["logits"]))
     exact, rounded = log_softmax(expected, -1), log_softmax(logits, -1)
     assert (np.exp(exact) * (exact - rounded)).sum(-1).mean() <= 1e-3

@@ -28,7 +28,7 @@ def test_the_rate_warms_up_linearly_and_falls_as_a_cosine():
 
 
 def test_muon_takes_hidden_kernels_alone(shapes):
-    chosen = traverse_util.flatten_dict(muon_dimensions(shapes), sep="/")
+    chosen = traverse_util.flatten_dict(muon_dimensions(tiny_config(), shapes), sep="/")
     with_muon = {path for path, dimensions in chosen.items() if dimensions is not None}
     assert "llm/layers/mlp/up_proj/kernel" in with_muon and "mm_projector/fc1/kernel" in with_muon
     assert all(path.endswith("kernel") for path in with_muon) and "llm/lm_head/kernel" not in with_muon
@@ -38,14 +38,17 @@ def test_muon_treats_stacked_layers_as_single_ones():
     """The update of a stack of kernels is the stack of their updates."""
     kernels = np.random.default_rng(0).normal(size=(3, 8, 4)).astype(np.float32)
     gradients = np.random.default_rng(1).normal(size=(3, 8, 4)).astype(np.float32)
-    optimizer = make_optimizer(OptimizerConfig(name="muon", learning_rate=0.1, clip_norm=1e9), 10)
+    optimizer = make_optimizer(OptimizerConfig(name="muon", learning_rate=0.1, clip_norm=1e9), 10, tiny_config())
+
+    def tree(kernel):
+        return {"llm": {"layers": {"mlp": {"up_proj": {"kernel": jnp.array(kernel)}}}}}
 
     def update(kernel, gradient):
-        params = {"layers": {"kernel": jnp.array(kernel)}}
+        params = tree(kernel)
         state = optimizer.init(params)
         for _ in range(2):  # the rate of the first step is 0
-            updates, state = optimizer.update({"layers": {"kernel": jnp.array(gradient)}}, state, params)
-        return updates["layers"]["kernel"]
+            updates, state = optimizer.update(tree(gradient), state, params)
+        return jax.tree.leaves(updates)[0]
 
     stacked = update(kernels, gradients)
     assert jnp.abs(stacked).max() > 0

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from flax import traverse_util
 
 from omnivinci_jax.config import OmniVinciConfig
@@ -17,15 +16,15 @@ from omnivinci_jax.data.mixture import alone
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.mesh.mesh import make_mesh
-from omnivinci_jax.mesh.rules import RULES, put_batch
+from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
+from omnivinci_jax.mesh.rules import put_batch
 from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.settings import DataConfig, TrainConfig, load_config
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.stages import STAGES, stage_before
-from omnivinci_jax.train.state import abstract_state, create_state, split
+from omnivinci_jax.train.state import abstract_state, create_state, split_trainable
 from omnivinci_jax.train.step import make_train_step
 from tests.tiny import REPOSITORY, tiny_config, tiny_tokenizer
 
@@ -86,8 +85,8 @@ def test_exactly_what_a_stage_names_changes(stage, data):
         stage_config("tiny", stage), model=model_config, tower_remat="none", decoder_remat="none"
     )
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        model, optimizer = OmniVinci(config.model), make_optimizer(config.optimizer, config.steps)
+    with on_mesh(mesh):
+        model, optimizer = OmniVinci(config.model), make_optimizer(config.optimizer, config.steps, config.model)
         _, shardings = abstract_state(model, optimizer, config, mesh)
         state = create_state(model, optimizer, config, shardings)
         step = make_train_step(model, optimizer, config.align_weight, shardings)
@@ -114,7 +113,7 @@ def _leaves(tree) -> list:
 def test_what_trains_at_each_size(size, stage):
     config = stage_config(size, stage)
     shapes = abstract_params(OmniVinci(config.model))
-    trainable, _ = split(shapes, config.untrained)
+    trainable, _ = split_trainable(shapes, config)
     assert set(traverse_util.flatten_dict(trainable, sep="/")) == named(shapes, stage)
 
 
@@ -122,7 +121,7 @@ def test_what_trains_at_each_size(size, stage):
 def test_the_rate_at_every_step_is_the_formula(size, stage):
     """What is logged, and what a parameter moves by: under a constant gradient that is the rate times a constant."""
     config = stage_config(size, stage)
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, config.steps, config.model)
 
     def move(state, _):
         updates, state = optimizer.update({"kernel": jnp.ones((1, 1))}, state, params)

@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from flax import traverse_util
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.mesh.mesh import make_mesh
-from omnivinci_jax.mesh.rules import RULES
+from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
 from omnivinci_jax.model_dir import save
 from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.settings import LoraConfig
@@ -31,8 +29,8 @@ def test_a_checkpoint_and_the_start_make_the_state_again(rank, tmp_path):
     random = np.random.default_rng(0)
     base = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.bfloat16), abstract_params(model))
     save(tmp_path / "base", config.model, base, tiny_tokenizer())
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        optimizer, start = make_optimizer(config.optimizer, config.steps), find_start(config, model)
+    with on_mesh(mesh):
+        optimizer, start = make_optimizer(config.optimizer, config.steps, config.model), find_start(config, model)
         shapes, shardings = abstract_state(model, optimizer, config, mesh)
         state = create_state(model, optimizer, config, shardings, start)
         checkpoints = Checkpoints(tmp_path / "checkpoints")
@@ -59,8 +57,8 @@ def test_named_modules_are_taken_and_the_rest_is_new(tmp_path):
     save(tmp_path / "base", config.model, given, tiny_tokenizer())
     other = dataclasses.replace(config.model, audio_compression="conv")  # whose projector the given model lacks
     config = dataclasses.replace(config, model=other)
-    model, optimizer = make_model(config, "cpu"), make_optimizer(config.optimizer, config.steps)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    model, optimizer = make_model(config, "cpu"), make_optimizer(config.optimizer, config.steps, config.model)
+    with on_mesh(mesh):
         _, shardings = abstract_state(model, optimizer, config, mesh)
         taken = create_state(model, optimizer, config, shardings, find_start(config, model)).params
         drawn = create_state(model, optimizer, config, shardings).params

@@ -3,10 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
-from omnivinci_jax.mesh.mesh import make_mesh
-from omnivinci_jax.mesh.rules import RULES, put_batch
+from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
+from omnivinci_jax.mesh.rules import put_batch
 from omnivinci_jax.models.initialization import init_batch
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.train.optimizer import make_optimizer
@@ -19,8 +18,8 @@ from tests.tiny import tiny_settings
 def test_an_update_that_is_not_finite_is_left_out(weight, changes):
     config = tiny_settings()
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        model, optimizer = OmniVinci(config.model), make_optimizer(config.optimizer, config.steps)
+    with on_mesh(mesh):
+        model, optimizer = OmniVinci(config.model), make_optimizer(config.optimizer, config.steps, config.model)
         _, shardings = abstract_state(model, optimizer, config, mesh)
         state = create_state(model, optimizer, config, shardings)
         before = jax.device_get((state.trainable, state.opt_state))

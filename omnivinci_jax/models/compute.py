@@ -1,0 +1,27 @@
+"""How the model is computed, which is no part of what it is: one configuration that every module passes on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from omnivinci_jax.models.attention_kernels import Implementation
+
+Remat = Literal["none", "full", "dots"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the model is computed.
+
+    dtype: type of activations and products; parameters may have another type.
+    tower_remat, decoder_remat: what the backward pass recomputes (`layers.layer_stack`); OmniAlignNet follows the
+        decoder.
+    attention: the attention kernel (models/attention_kernels.py).
+    """
+
+    dtype: DTypeLike = jnp.float32
+    tower_remat: Remat = "none"
+    decoder_remat: Remat = "none"
+    attention: Implementation = "xla"
