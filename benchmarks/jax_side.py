@@ -23,6 +23,7 @@ from omnivinci_jax.train.losses import score_slots, weighted_mean
 from omnivinci_jax.train.optimizer import make_optimizer
 from omnivinci_jax.train.state import abstract_state, create_state, make_model
 from omnivinci_jax.train.step import make_gradient, make_train_step
+from omnivinci_jax.train.supervised_loss import SupervisedLoss
 from tests.parity.torch_weights import params_from_torch
 
 Program = Callable[[], None]
@@ -60,7 +61,8 @@ class JaxSide:
             )
             state = jax.device_put(state.replace(trainable=trainable, frozen=frozen), shardings)
         self.state, self.batch = state, put_batch(batch, config.data.groups, mesh)
-        self.step = make_train_step(self.model, self.optimizer, config.align_weight, shardings)
+        self.loss_fn = SupervisedLoss(self.model, config.align_weight)
+        self.step = make_train_step(self.loss_fn, self.optimizer, shardings)
 
     def flops(self) -> ModelFlops:
         """Of the full batch."""
@@ -72,7 +74,7 @@ class JaxSide:
 
         A distance is the norm of a leaf's difference over the leaf's norm.
         """
-        gradient = jax.jit(make_gradient(self.model, self.config.align_weight))
+        gradient = jax.jit(make_gradient(self.loss_fn))
         gradients, metrics = gradient(self.state.trainable, self.state.frozen, self.batch)
         theirs = flat(params_from_torch(load_file(self.folder / "gradients.safetensors"), self.config.model))
         distances = {

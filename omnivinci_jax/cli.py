@@ -183,7 +183,7 @@ def _train(arguments) -> int:
         from omnivinci_jax.mesh.processes import join
 
         join()
-    from omnivinci_jax.train.loop import train
+    from omnivinci_jax.run import train
 
     train(config, arguments.workdir, arguments.profile_steps)
     return 0
@@ -191,9 +191,10 @@ def _train(arguments) -> int:
 
 def _ablate(arguments) -> int:
     from omnivinci_jax.evaluation.ablation import AblationConfig, ablate
+    from omnivinci_jax.run import train
     from omnivinci_jax.settings import load_config
 
-    print(ablate(load_config(arguments.config_arguments, AblationConfig), arguments.workdir))
+    print(ablate(load_config(arguments.config_arguments, AblationConfig), arguments.workdir, train))
     return 0
 
 

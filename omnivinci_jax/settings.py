@@ -139,6 +139,9 @@ class TrainConfig:
     attention: what computes it; auto takes the flash kernel of the hardware (models/attention_kernels.py).
     microbatches: turns that a step takes its groups in, for memory; the update is that of the whole batch.
     max_nonfinite: updates that may be left out, because the loss or a gradient is not finite, before the run stops.
+    steps, stop_after_conversations, stop_after_tokens: the length of the run; one of them is above 0. Conversations are
+        those that were read, tokens the slots that are not padding. The learning rate's schedule then runs over the
+        steps that the run is expected to take (train/length.py).
     eval_every, checkpoint_every, log_every: in steps.
     """
 
@@ -151,6 +154,8 @@ class TrainConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     steps: int = 1000
+    stop_after_conversations: int = 0
+    stop_after_tokens: int = 0
     seed: int = 0
     align_weight: float = 0.0
     # The features of SigLIP are those of its last layer but one, and Whisper's position table is fixed.
@@ -170,7 +175,11 @@ class TrainConfig:
     log_every: int = 10
 
     def __post_init__(self):
-        for name in ("steps", "microbatches", "eval_every", "checkpoint_every", "log_every"):
+        lengths = {name: getattr(self, name) for name in ("steps", "stop_after_conversations", "stop_after_tokens")}
+        if min(lengths.values()) < 0 or sum(map(bool, lengths.values())) != 1:
+            given = ", ".join(f"config.{name} = {value}" for name, value in lengths.items())
+            raise ConfigError(f"{given}: one of them is the length of the run, and the others are 0")
+        for name in ("microbatches", "eval_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"config.{name} is {getattr(self, name)}: it is 1 or more")
         if self.data.groups < 1:

@@ -2,9 +2,9 @@
 
 Rates, batches, clipping and lengths of rows of the vision stages are those that NVILA published, which the paper
 follows; the sound stages have those of the vision stage that trains the same parts. A batch counts rows of slots;
-conversations that are shorter share one. Every stage takes its conversations once: the paper counts those of
-vision_4, vision_5 (C.4), audio_1, audio_2 (C.2.2) and omni (C.4); for the first three vision stages nothing is
-published, and the numbers are ours.
+conversations that are shorter share one. The paper counts the conversations of vision_4, vision_5 (C.4), audio_1 and
+audio_2 (C.2.2), and each of these stages stops when it has read that many; for the first three vision stages nothing is
+published, and the numbers are ours. The omni stage stops after the paper's 200 billion tokens, padding not counted.
 
     python -m conversion.from_torch runs/9b/stage_0 --llm QWEN2.5 --vision_tower SIGLIP --sound_tower AF_WHISPER
     launch/curriculum.sh configs/stages/omnivinci_9b.py runs/9b          # all eight, or one of them:
@@ -19,13 +19,14 @@ from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
 
 
 class Stage(NamedTuple):
-    """The numbers of a stage; `group` is what one group of its batch holds."""
+    """The numbers of a stage. group: what one group of its batch holds; it stops after `conversations` or `tokens`."""
 
     learning_rate: float
     clip_norm: float | None
     batch: int
-    conversations: int
     group: Capacity
+    conversations: int = 0
+    tokens: int = 0
 
 
 # An image is up to 17 tiles and 3,072 tokens, a video 128 frames and 4,096, a window of sound 375.
@@ -35,14 +36,14 @@ SOUNDS = Capacity(rows=4, slots=8192, tiles=8, windows=48, clips=48)
 OMNI = Capacity(rows=1, slots=16_384, tiles=160, windows=24, clips=8)
 
 STAGES = {
-    "vision_1": Stage(1e-3, None, 512, 600_000, IMAGES),
-    "vision_2": Stage(2e-5, 5.0, 1024, 2_000_000, IMAGES),
-    "vision_3": Stage(2e-5, None, 1024, 10_000_000, IMAGES),
-    "vision_4": Stage(1.5e-5, 5.0, 1024, 8_000_000, IMAGES),
-    "vision_5": Stage(2e-5, None, 2048, 2_700_000, VIDEOS),
-    "audio_1": Stage(2e-5, 5.0, 1024, 50_000, SOUNDS),
-    "audio_2": Stage(1.5e-5, 5.0, 1024, 9_600_000, SOUNDS),
-    "omni": Stage(2e-5, None, 2048, 24_000_000, OMNI),
+    "vision_1": Stage(1e-3, None, 512, IMAGES, conversations=600_000),
+    "vision_2": Stage(2e-5, 5.0, 1024, IMAGES, conversations=2_000_000),
+    "vision_3": Stage(2e-5, None, 1024, IMAGES, conversations=10_000_000),
+    "vision_4": Stage(1.5e-5, 5.0, 1024, IMAGES, conversations=8_000_000),
+    "vision_5": Stage(2e-5, None, 2048, VIDEOS, conversations=2_700_000),
+    "audio_1": Stage(2e-5, 5.0, 1024, SOUNDS, conversations=50_000),
+    "audio_2": Stage(1.5e-5, 5.0, 1024, SOUNDS, conversations=9_600_000),
+    "omni": Stage(2e-5, None, 2048, OMNI, tokens=200_000_000_000),
 }
 
 
@@ -57,7 +58,9 @@ def get_config(name: str = ""):
                 train=f"data/{name}.jsonl", groups=stage.batch // stage.group.rows, capacity=stage.group, workers=8
             ),
             optimizer=OptimizerConfig(learning_rate=stage.learning_rate, clip_norm=stage.clip_norm),
-            steps=stage.conversations // stage.batch,
+            steps=0,
+            stop_after_conversations=stage.conversations,
+            stop_after_tokens=stage.tokens,
             align_weight=0.1 if name == "omni" else 0.0,
             frozen=frozen_in(name),
         )

@@ -24,6 +24,8 @@ from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.packing import pack, row_size
 from omnivinci_jax.settings import DataConfig
 
+_ENDLESS = 2**40  # steps
+
 # For each group its rows, for each row the numbers of its samples.
 Planned = list[list[list[int]]]
 
@@ -131,14 +133,14 @@ def read_batches(
     own: list[int],
     *,
     start: int,
-    stop: int,
+    stop: int | None,
 ) -> Iterator[Loaded]:
-    """Batches of the steps `start` to `stop`: of the groups of each, those that this process loads (`own`).
+    """Batches of the steps `start` to `stop` (None for no end): of their groups those that this process loads (`own`).
 
     Raises:
         Preempted: a worker ended, killed for its memory for instance.
     """
-    source = Groups(index, plan, processor, settings, own, stop)
+    source = Groups(index, plan, processor, settings, own, _ENDLESS if stop is None else stop)
     dataset = grain.MapDataset.source(source)[start * len(own) :].batch(len(own), batch_fn=_stack)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     if settings.workers:

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ from omnivinci_jax.evaluation.accuracy import kind_of
 from omnivinci_jax.generate.assistant import load
 from omnivinci_jax.paths import absolute, written_whole
 from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
-from omnivinci_jax.train.loop import train
 from omnivinci_jax.train.metrics import read_metrics
 from omnivinci_jax.train.workdir import without_machine
 
@@ -80,14 +79,16 @@ class Curve(NamedTuple):
     accuracy: list[float]
 
 
-def ablate(config: AblationConfig, folder: epath.Path) -> str:
+def ablate(config: AblationConfig, folder: epath.Path, train: Callable[[TrainConfig, epath.Path], object]) -> str:
     """Trains what is missing of the arms in `folder`; writes TITLE.md and TITLE.png there, and returns the table.
+
+    `train` is that of omnivinci_jax/run.py.
 
     A run lies in a directory named by its configuration, so that arms that tables share are trained once, and the same
     command goes on where it was stopped.
 
     Raises:
-        UserError, Preempted: see train/loop.py.
+        UserError, Preempted: see train/supervised.py.
     """
     folder = absolute(folder)
     records = open_records(absolute(config.train.data.held_out))

@@ -17,6 +17,7 @@ from omnivinci_jax.data.loader import plan_all, read_batches
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import DataError
+from omnivinci_jax.evaluation.scoring import make_eval_step
 from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
 from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import own_groups, put_batch, replicated
@@ -24,7 +25,6 @@ from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, MeshConfig
 from omnivinci_jax.train.losses import contrastive_loss
-from omnivinci_jax.train.step import make_eval_step
 
 _NO_LIMIT = Capacity(*[2**31] * 5)
 

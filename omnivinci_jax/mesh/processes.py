@@ -1,12 +1,14 @@
 """Several processes as one run: one a host, joined by jax.distributed."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.errors import ConfigError, Preempted
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -52,3 +54,16 @@ def barrier(name: str) -> None:
     """Waits until all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+@contextmanager
+def lost_process_as_preempted() -> Iterator[None]:
+    """Raises Preempted where another process is lost, which breaks a connection in the middle of a computation."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        notice = f"another process was lost ({reason}); the last checkpoint is where to go on from"
+        raise Preempted(notice) from None

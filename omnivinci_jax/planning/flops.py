@@ -18,28 +18,16 @@ from typing import NamedTuple
 import jax
 from flax import linen as nn
 from flax import traverse_util
+from jax.sharding import Mesh
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.models.compute import Remat
 from omnivinci_jax.models.initialization import parameter_roles
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.planning.hardware import chip_of
 from omnivinci_jax.settings import DataConfig, TrainConfig
+from omnivinci_jax.train.metrics import Work
 from omnivinci_jax.train.state import initial_params, split_trainable
-
-
-class Work(NamedTuple):
-    """What the groups of one step hold together, without padding.
-
-    slots: of all conversations; slot_pairs: the sum over conversations of slots².
-    tiles, windows: what the towers read.
-    clips: videos with sound, which OmniAlignNet compares; taken to share all tiles and windows evenly.
-    """
-
-    slots: int
-    slot_pairs: int
-    tiles: int
-    windows: int
-    clips: int
 
 
 def full_work(data: DataConfig) -> Work:
@@ -148,6 +136,25 @@ class FlopCounter:
             weights, attentions = times(count)
             flops[count.part.of] += 2 * weights * count.part.rows(work) + attentions * count.part.attention(work)
         return Flops(**flops)
+
+
+def make_flop_rates(config: TrainConfig, mesh: Mesh) -> Callable[[Work], dict[str, float]]:
+    """From the work of a second to metrics of a training run on `mesh`.
+
+    `tflops_per_second`, and of these the encoders' (`encoder_tflops_per_second`); where the chip's peak is known, the
+    model FLOPs utilization (`mfu`).
+    """
+    counter, chip = FlopCounter(config), chip_of(mesh.devices.flat[0].device_kind)
+
+    def rates(work: Work) -> dict[str, float]:
+        flops = counter.step(work)
+        rates = {
+            "tflops_per_second": flops.total / 1e12,
+            "encoder_tflops_per_second": (flops.vision + flops.sound) / 1e12,
+        }
+        return rates | {"mfu": flops.total / (chip.flops * mesh.size)} if chip else rates
+
+    return rates
 
 
 def _under(path: str, place: str) -> bool:

@@ -31,6 +31,7 @@ from omnivinci_jax.train.optimizer import make_optimizer
 from omnivinci_jax.train.shardings import bytes_per_device
 from omnivinci_jax.train.state import TrainState, abstract_state, make_model
 from omnivinci_jax.train.step import make_train_step
+from omnivinci_jax.train.supervised_loss import SupervisedLoss
 
 # XLA finds the tile sizes of its own matrix kernels by running them; without a GPU it stops at some that cannot be.
 COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
@@ -150,7 +151,9 @@ def _compile(config: TrainConfig, mesh: Mesh, topology: Topology) -> tuple[Train
     # Outside the mesh: what it computes of constants, it computes on this machine.
     shapes, shardings = abstract_state(model, optimizer, config, mesh)
     state = jax.tree.map(_sharded, shapes, shardings)
-    step = make_train_step(model, optimizer, config.align_weight, shardings, config.microbatches)
+    step = make_train_step(
+        SupervisedLoss(model, config.align_weight), optimizer, shardings, microbatches=config.microbatches
+    )
     started = time.monotonic()
     with on_mesh(mesh):
         lowered = step.lower(state, _abstract_batch(config, mesh))

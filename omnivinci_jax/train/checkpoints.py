@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what changes of its state, and its place in the data, so that a killed run goes on exactly."""
+"""Checkpoints of a run: what its steps change and its progress, so that a killed run resumes exactly."""
 
 import math
 import shutil
@@ -20,7 +20,8 @@ class Checkpoints:
     def __init__(self, folder: epath.Path):
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(absolute(folder), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(absolute(folder), options=options, item_handlers=handlers)
 
     @property
     def latest_step(self) -> int | None:
@@ -28,7 +29,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        """Starts to save; `run` is what the loop knows beside the state (JSON). Raises UserError on a full disk."""
+        """Starts to save; `run` is the progress beside the state, as JSON. Raises UserError on a full disk."""
         changing = _changing(state)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(changing))
         free = math.inf if is_remote(self._folder) else shutil.disk_usage(self._folder).free
@@ -38,15 +39,31 @@ class Checkpoints:
         self._guard(lambda: self._manager.save(step, args=items))
 
     def restore(self, shapes: TrainState, shardings: TrainState, frozen: dict) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint, laid out as `shardings`, with what does not train (`create_frozen`)."""
-        shapes = jax.tree.map(
+        """(state, run) of the newest checkpoint, laid out as `shardings`; `frozen` is what `create_frozen` returned."""
+        abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             _changing(shapes),
             _changing(shardings),
         )
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore())
+        # Checkpoints written before November 2026 hold a random key, which nothing read.
+        if key := self._manager.item_metadata(self.latest_step)["state"].tree.get("key"):
+            abstract["key"] = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=shardings.step)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
         restored = self._manager.restore(self.latest_step, args=items)
+        restored.state.pop("key", None)
         return TrainState(**restored.state, frozen=frozen), restored.run
+
+    def restore_or_create(
+        self,
+        shapes: TrainState,
+        shardings: TrainState,
+        create: Callable[[], TrainState],
+        create_frozen: Callable[[], dict],
+    ) -> tuple[TrainState, dict[str, Any] | None]:
+        """What `restore` returns, or a new state and None where there is no checkpoint yet."""
+        if self.latest_step is None:
+            return create(), None
+        return self.restore(shapes, shardings, create_frozen())
 
     def wait(self) -> None:
         """Until what was started is on disk; raises UserError when it could not be written."""

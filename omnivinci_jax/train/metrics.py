@@ -2,34 +2,46 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Int64
 from tensorboardX import SummaryWriter
 
-from omnivinci_jax.planning.flops import FlopCounter, Work
-from omnivinci_jax.planning.hardware import chip_of
-from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.train.trainer import Hook, Trainer
 
 Item = TypeVar("Item")
 
 
-class Meter:
-    """Where time goes between two looks at it: work done a second, and shares of time spent not computing.
+class Work(NamedTuple):
+    """What the groups of one step hold together, without padding.
 
-    Work is that of the samples planned for the global batch; padding is none. FLOPs are those of planning/flops.py.
+    slots: of all conversations; slot_pairs: the sum over conversations of slots².
+    tiles, windows: what the towers read.
+    clips: videos with sound, which OmniAlignNet compares; taken to share all tiles and windows evenly.
     """
 
-    def __init__(self, config: TrainConfig, mesh: Mesh):
-        self._window_seconds = config.model.window_samples / config.model.sampling_rate
-        self._counter = FlopCounter(config)
-        chip = chip_of(mesh.devices.flat[0].device_kind)
-        self._peak = chip.flops * mesh.size if chip else None
+    slots: int
+    slot_pairs: int
+    tiles: int
+    windows: int
+    clips: int
+
+
+class Meter(Hook):
+    """Where the time goes between two calls of `rates`: steps, work done, and time spent not computing.
+
+    Among the hooks it comes before Log, which calls `rates`.
+
+    Args:
+        work_of: the work of a step; padding is none.
+        work_rates: metrics of the work done in a second.
+    """
+
+    def __init__(self, work_of: Callable[[int], Work], work_rates: Callable[[Work], dict[str, float]]):
+        self._work_of, self._work_rates = work_of, work_rates
         self._start()
 
     def _start(self) -> None:
@@ -37,8 +49,13 @@ class Meter:
         self._steps, self._waiting, self._saving, self._pause = 0, 0.0, 0.0, 0.0
         self._work = np.zeros(len(Work._fields))
 
+    def after_step(self, trainer: Trainer) -> None:
+        """Counts the step and its work."""
+        self._steps += 1
+        self._work += self._work_of(trainer.progress.step)
+
     def waited(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, with the time noted that each is waited for."""
+        """The items, with the time counted that the loop waits for each."""
         iterator = iter(items)
         while True:
             before = time.monotonic()
@@ -51,47 +68,29 @@ class Meter:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around what the loop does for a checkpoint before it goes on."""
+        """Around what the loop does for a checkpoint before it continues."""
         before = time.monotonic()
         yield
         self._saving += time.monotonic() - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training."""
+        """Around what is not training."""
         before = time.monotonic()
         yield
         self._pause += time.monotonic() - before
 
-    def add(self, sizes: Int64[np.ndarray, "samples 4"]) -> None:
-        """Notes a step and its samples' (slots, tiles, windows, clips)."""
-        self._steps += 1
-        slots, *media = sizes.sum(axis=0)
-        self._work += Work(slots, np.square(sizes[:, 0]).sum(), *media)  # images and sounds count as clips too
-
     def rates(self) -> dict[str, float]:
-        """Since the last call.
-
-        Seconds a step; tokens (text, vision and audio slots), tiles (a video frame is one) and seconds of sound windows
-        a second; model TFLOP/s of all parts and of the encoders among them, and where the chip's peak is known the
-        share of it that all make (MFU); shares of the time that the loop waited for the loader and was held up by a
-        checkpoint.
+        """Since the last call: seconds a step, the rates of the work, and the shares of the time that the loop waited
+        for the loader (`loader_wait`) and for checkpoints (`checkpoint_stall`).
         """
         seconds = time.monotonic() - self._since - self._pause
-        work = Work(*self._work / seconds)
-        flops = self._counter.step(work)
         rates = {
             "step_seconds": seconds / self._steps,
-            "tokens_per_second": work.slots,
-            "tiles_per_second": work.tiles,
-            "audio_seconds_per_second": work.windows * self._window_seconds,
-            "tflops_per_second": flops.total / 1e12,
-            "encoder_tflops_per_second": (flops.vision + flops.sound) / 1e12,
+            **self._work_rates(Work(*self._work / seconds)),
             "loader_wait": self._waiting / seconds,
             "checkpoint_stall": self._saving / seconds,
         }
-        if self._peak:
-            rates["mfu"] = flops.total / self._peak
         self._start()
         return rates
 

@@ -4,29 +4,28 @@ from pathlib import Path
 
 import jax
 
+from omnivinci_jax.train.trainer import Hook, Trainer
 
-class Profile:
-    """Traces the steps of a range; what was begun is written even when the run ends in between."""
+
+class Profile(Hook):
+    """Traces the steps of a range into a folder; writes what it has even when the run ends in between."""
 
     def __init__(self, folder: Path, steps: range):
         self._folder, self._steps, self._tracing = folder, steps, False
 
-    def __enter__(self) -> "Profile":
-        return self
-
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._tracing:
             jax.profiler.stop_trace()
 
-    def before(self, step: int) -> None:
-        """Begins the trace with the first of the steps."""
-        if step in self._steps and not self._tracing:
+    def before_step(self, trainer: Trainer) -> None:
+        """Starts the trace with the first of the steps."""
+        if trainer.progress.step + 1 in self._steps and not self._tracing:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
-    def after(self, step: int, results: object) -> None:
-        """Ends it when the last one's results are there."""
-        if self._tracing and step + 1 not in self._steps:
-            jax.block_until_ready(results)
+    def after_step(self, trainer: Trainer) -> None:
+        """Ends it when the last step's results are there."""
+        if self._tracing and trainer.progress.step + 1 not in self._steps:
+            jax.block_until_ready(trainer.metrics)
             jax.profiler.stop_trace()
             self._tracing = False

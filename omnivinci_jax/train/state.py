@@ -1,4 +1,4 @@
-"""What a training step carries on: two trees of parameters, the optimizer's state and the random key.
+"""What a training step updates: two trees of parameters and the optimizer's state.
 
 What does not train is no part of a checkpoint. It is made again as at the start: read from the directory that the run
 started from, or drawn from the seed.
@@ -40,7 +40,6 @@ class TrainState:
     trainable: Any
     frozen: Any
     opt_state: Any
-    key: Array
 
     @property
     def params(self) -> dict:
@@ -171,12 +170,13 @@ def _initializer(
 ) -> Callable[[Array, dict], TrainState]:
     def init(key: Array, given: dict) -> TrainState:
         """`given` takes the place of the parameters that it has."""
-        init_key, key = jax.random.split(key)
-        params = merge(nn.meta.unbox(initial_params(model, config, init_key)), given)
+        # Half of the key, so that a seed draws the parameters that it drew when the state held the other half.
+        key, _ = jax.random.split(key)
+        params = merge(nn.meta.unbox(initial_params(model, config, key)), given)
         trainable, frozen = split_trainable(params, config)
         trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
         frozen = cast_frozen(model, frozen)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), key)
+        return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
 
     return init
 

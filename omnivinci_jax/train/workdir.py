@@ -42,7 +42,9 @@ def check_workdir(workdir: epath.Path, config: TrainConfig) -> None:
     if path.exists():
         if not ocp.utils.checkpoint_steps(workdir / "checkpoints"):
             return  # a first try: nothing is lost with another
-        old, new = (without_machine(values) for values in (json.loads(path.read_text()), to_mapping(config)))
+        # Read as a configuration, so that a key that the run did not know yet has its default.
+        saved = from_mapping(TrainConfig, json.loads(path.read_text()))
+        old, new = (without_machine(to_mapping(values)) for values in (saved, config))
         key = _first_difference(old, new, "config")
         if key:
             raise ConfigError(

@@ -10,6 +10,7 @@ from etils import epath
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.evaluation.ablation import AblationConfig, Arm
 from omnivinci_jax.evaluation.ablation import ablate as ablate_arms
+from omnivinci_jax.run import train
 from omnivinci_jax.settings import load_config
 from tests.end_to_end.commands import SMALL, command, run
 from tests.tiny import REPOSITORY, tiny_settings
@@ -73,7 +74,7 @@ def test_kinds_that_nobody_asks_end_it_before_the_first_training(av_world, tmp_p
     config = AblationConfig("x", tiny_settings(), (Arm("max", {}),), kinds=("smelt",))
     data = replace(config.train.data, held_out=str(av_world / "held_out.jsonl"))
     with pytest.raises(ConfigError, match=r"config\.kinds: 'smelt': .*held_out.jsonl asks no such question"):
-        ablate_arms(replace(config, train=replace(config.train, data=data)), epath.Path(tmp_path))
+        ablate_arms(replace(config, train=replace(config.train, data=data)), epath.Path(tmp_path), train)
 
 
 def test_a_change_that_does_not_fit_is_named(tmp_path):

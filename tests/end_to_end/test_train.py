@@ -252,6 +252,16 @@ def test_a_work_directory_without_a_checkpoint_takes_another_configuration(tmp_p
         check_workdir(epath.Path(tmp_path), TrainConfig())
 
 
+def test_a_work_directory_of_before_a_key_was_there_is_one_of_its_default(tmp_path):
+    values = to_mapping(TrainConfig(seed=1))
+    del values["stop_after_tokens"], values["lora"]["alpha"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    check_workdir(epath.Path(tmp_path), TrainConfig(seed=1))
+    with pytest.raises(ConfigError, match=r"config\.stop_after_tokens is 5, there it is 0"):
+        check_workdir(epath.Path(tmp_path), TrainConfig(seed=1, steps=0, stop_after_tokens=5))
+
+
 def test_a_work_directory_that_holds_something_else_is_left_alone(av_world, environment, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     done = run(train_command(av_world, tmp_path), environment)

@@ -29,6 +29,7 @@ from omnivinci_jax.settings import DataConfig, LoraConfig, MeshConfig, Optimizer
 from omnivinci_jax.train.optimizer import make_optimizer
 from omnivinci_jax.train.state import abstract_state, create_state
 from omnivinci_jax.train.step import make_gradient
+from omnivinci_jax.train.supervised_loss import SupervisedLoss
 from tests.tiny import tiny_config, tiny_settings, tiny_tokenizer
 
 DATA = DataConfig(groups=8, capacity=Capacity(rows=1, slots=304, tiles=32, windows=8, clips=4), workers=0)
@@ -58,7 +59,8 @@ def main(train: str, out: str, *meshes: str) -> None:
                 trainable = jax.tree.map(lambda x: x + 0.01, trainable)
             own = own_groups(DATA.groups, mesh)
             (loaded,) = read_batches(index, Plan(alone(index), DATA.capacity, 0), processor, DATA, own, start=0, stop=1)
-            gradient = jax.jit(make_gradient(model, 0.5, int(microbatches or 1)), out_shardings=replicated(mesh))
+            gradient = make_gradient(SupervisedLoss(model, 0.5), int(microbatches or 1))
+            gradient = jax.jit(gradient, out_shardings=replicated(mesh))
             gradients, metrics = gradient(trainable, state.frozen, put_batch(loaded.batch, DATA.groups, mesh))
             found = traverse_util.flatten_dict(jax.device_get(gradients), sep=".")
             found |= {metric: np.asarray(metrics[metric]) for metric in ("loss", "align_loss")}

@@ -1,19 +1,22 @@
 """FLOPs counted from shapes: against a count by hand, against XLA's own, and what freezing changes."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from omnivinci_jax.config import OmniAlignConfig
 from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.planning.flops import FlopCounter, Flops, Work, full_work
+from omnivinci_jax.planning.flops import FlopCounter, Flops, full_work, make_flop_rates
 from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train.losses import token_losses, weighted_mean
+from omnivinci_jax.train.metrics import Work
 from omnivinci_jax.train.state import merge, split
 from tests.tiny import tiny_settings
 
@@ -124,3 +127,13 @@ def test_rematerialization():
     assert all(0 < less < more for less, more in zip(dots, full, strict=True))
     frozen, _ = recomputed(tower_remat="full", decoder_remat="full", frozen=TOWERS)
     assert frozen[:2] == (0, 0)
+
+
+@pytest.mark.parametrize(("kind", "peak"), [("NVIDIA H200", 989e12), ("cpu", None)])
+def test_utilization_is_of_the_peak_of_all_chips(kind, peak):
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(device_kind=kind)] * 4), size=4)
+    config, work = tiny_settings(), full_work(tiny_settings().data)
+    rates, flops = make_flop_rates(config, mesh)(work), FlopCounter(config).step(work)
+    assert rates["tflops_per_second"] == flops.total / 1e12
+    assert rates["encoder_tflops_per_second"] == (flops.vision + flops.sound) / 1e12
+    assert rates.get("mfu") == (flops.total / (4 * peak) if peak else None)

@@ -1,14 +1,49 @@
 import shutil
 from collections import namedtuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.train.checkpoints import Checkpoints
 from omnivinci_jax.train.state import TrainState
 
-STATE = TrainState(jnp.array(3), {"weights": jnp.arange(6.0)}, {"held": jnp.arange(99.0)}, (), jnp.zeros(2))
+STATE = TrainState(jnp.array(3), {"weights": jnp.arange(6.0)}, {"held": jnp.arange(99.0)}, ())
+
+
+def test_a_checkpoint_with_the_key_that_states_had_restores(tmp_path):
+    """Written as runs wrote them until November 2026."""
+    old = {name: value for name, value in vars(STATE).items() if name != "frozen"} | {
+        "key": jnp.arange(2, dtype=jnp.uint32)
+    }
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        items = ocp.args.Composite(state=ocp.args.StandardSave(old), run=ocp.args.JsonSave({"step": 3}))
+        manager.save(3, args=items)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes, shardings = jax.eval_shape(lambda: STATE), jax.tree.map(lambda _: device, STATE)
+    state, run = checkpoints.restore(shapes, shardings, STATE.frozen)
+    assert run == {"step": 3}
+    jax.tree.map(np.testing.assert_array_equal, state, STATE)
+    checkpoints.save(6, state, run)  # and the run goes on
+    checkpoints.wait()
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(tmp_path / "checkpoints" / "6" / "state").item_metadata.tree
+    assert set(stored) == {"step", "trainable", "opt_state"}
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(shapes, shardings, STATE.frozen)[0], STATE)
+
+
+def test_a_leaf_that_a_checkpoint_lacks_is_an_error(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(3, STATE, {"step": 3})
+    checkpoints.wait()
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    more = STATE.replace(trainable=STATE.trainable | {"bias": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="bias"):
+        checkpoints.restore(more, jax.tree.map(lambda _: device, more), STATE.frozen)
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
@@ -19,5 +54,5 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
     with pytest.raises(UserError) as error:
         checkpoints.save(6, STATE, {"step": 6})
-    assert "36 bytes and the disk has 1); the last good one is of step 3" in str(error.value)
+    assert "28 bytes and the disk has 1); the last good one is of step 3" in str(error.value)
     assert "\n" not in str(error.value) and checkpoints.latest_step == 3

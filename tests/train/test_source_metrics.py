@@ -10,7 +10,7 @@ from omnivinci_jax.data.mixture import Mixture
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.settings import Source
 from omnivinci_jax.train.source_metrics import SourceMeter
-from omnivinci_jax.train.step import by_source, sample_starts
+from omnivinci_jax.train.supervised_loss import by_source, sample_starts
 
 
 def test_sums_by_source_are_those_of_each_sources_slots():

@@ -26,6 +26,7 @@ from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
 from omnivinci_jax.train.stages import STAGES, stage_before
 from omnivinci_jax.train.state import abstract_state, create_state, split_trainable
 from omnivinci_jax.train.step import make_train_step
+from omnivinci_jax.train.supervised_loss import SupervisedLoss
 from tests.tiny import REPOSITORY, tiny_config, tiny_tokenizer
 
 # As Section 3 and Appendix C have it.
@@ -47,6 +48,15 @@ NVILA = {  # rate, clipping, batch: scripts/NVILA of github.com/NVlabs/VILA
     "vision_3": (2e-5, None, 1024),
     "vision_4": (1.5e-5, 5.0, 1024),
     "vision_5": (2e-5, None, 2048),
+}
+CONVERSATIONS = {  # C.2.2 and C.4; the first three are ours
+    "vision_1": 600_000,
+    "vision_2": 2_000_000,
+    "vision_3": 10_000_000,
+    "vision_4": 8_000_000,
+    "vision_5": 2_700_000,
+    "audio_1": 50_000,
+    "audio_2": 9_600_000,
 }
 ALL = [("tiny", stage) for stage in TRAINS] + [("omnivinci_9b", stage) for stage in list(TRAINS)[1:]]
 
@@ -89,7 +99,7 @@ def test_exactly_what_a_stage_names_changes(stage, data):
         model, optimizer = OmniVinci(config.model), make_optimizer(config.optimizer, config.steps, config.model)
         _, shardings = abstract_state(model, optimizer, config, mesh)
         state = create_state(model, optimizer, config, shardings)
-        step = make_train_step(model, optimizer, config.align_weight, shardings)
+        step = make_train_step(SupervisedLoss(model, config.align_weight), optimizer, shardings)
         before = jax.device_get(state.params)
         batch = put_batch(batch, 1, mesh)
         for _ in range(3):  # the rate of the first is 0
@@ -121,19 +131,22 @@ def test_what_trains_at_each_size(size, stage):
 def test_the_rate_at_every_step_is_the_formula(size, stage):
     """What is logged, and what a parameter moves by: under a constant gradient that is the rate times a constant."""
     config = stage_config(size, stage)
-    optimizer = make_optimizer(config.optimizer, config.steps, config.model)
+    # As many as a stage at 9B has when every row holds one conversation.
+    rows = config.data.groups * config.data.capacity.rows
+    total = config.steps or (config.stop_after_conversations or 24_000_000) // rows
+    optimizer = make_optimizer(config.optimizer, total, config.model)
 
     def move(state, _):
         updates, state = optimizer.update({"kernel": jnp.ones((1, 1))}, state, params)
         return state, updates["kernel"][0, 0]
 
     params = {"kernel": jnp.zeros((1, 1))}
-    _, moved = jax.jit(lambda: jax.lax.scan(move, optimizer.init(params), length=config.steps))()
+    _, moved = jax.jit(lambda: jax.lax.scan(move, optimizer.init(params), length=total))()
 
-    steps, warmup = np.arange(config.steps), round(0.03 * config.steps)
-    cosine = (1 + np.cos(np.pi * (steps - warmup) / (config.steps - warmup))) / 2
+    steps, warmup = np.arange(total), round(0.03 * total)
+    cosine = (1 + np.cos(np.pi * (steps - warmup) / (total - warmup))) / 2
     expected = config.optimizer.learning_rate * np.where(steps < warmup, steps / warmup, cosine)
-    rates = learning_rate(config.optimizer, config.steps)(steps)
+    rates = learning_rate(config.optimizer, total)(steps)
     np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-6 * config.optimizer.learning_rate)
     np.testing.assert_allclose(moved / moved[warmup], expected / expected[warmup], rtol=2e-3, atol=1e-6)
 
@@ -146,6 +159,10 @@ def test_published_numbers():
         assert config.optimizer.weight_decay == 0 and config.optimizer.name == "adamw"
     omni = stage_config("omnivinci_9b", "omni")
     assert omni.optimizer.learning_rate == 2e-5 and omni.optimizer.warmup == 0.03 and omni.align_weight > 0
+    lengths = {stage: stage_config("omnivinci_9b", stage) for stage in list(TRAINS)[1:]}
+    lengths = {stage: (config.steps, config.stop_after_conversations) for stage, config in lengths.items()}
+    assert lengths == {stage: (0, count) for stage, count in CONVERSATIONS.items()} | {"omni": (0, 0)}
+    assert omni.stop_after_tokens == 200e9
 
 
 def test_each_stage_starts_from_the_one_before():

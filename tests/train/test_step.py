@@ -11,6 +11,7 @@ from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.train.optimizer import make_optimizer
 from omnivinci_jax.train.state import abstract_state, create_state
 from omnivinci_jax.train.step import make_train_step
+from omnivinci_jax.train.supervised_loss import SupervisedLoss
 from tests.tiny import tiny_settings
 
 
@@ -26,7 +27,8 @@ def test_an_update_that_is_not_finite_is_left_out(weight, changes):
         batch = init_batch(config.model)
         batch.segment_ids[:] = 1
         batch.loss_weights[:] = weight
-        state, metrics = make_train_step(model, optimizer, 0.0, shardings)(state, put_batch(batch, 1, mesh))
+        train_step = make_train_step(SupervisedLoss(model, 0.0), optimizer, shardings)
+        state, metrics = train_step(state, put_batch(batch, 1, mesh))
     same = jax.tree.map(np.array_equal, before, jax.device_get((state.trainable, state.opt_state)))
     assert bool(metrics["finite"]) == changes
     assert all(jax.tree.leaves(same)) == (not changes)

@@ -1,0 +1,43 @@
+"""The run of `omnivinci train`: supervised training with its evaluation, report and FLOP counter."""
+
+from functools import partial
+from pathlib import Path
+
+from etils import epath
+from jax.sharding import Mesh
+
+from omnivinci_jax.data.index import Index
+from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.evaluation.accuracy import Evaluation, accuracy_table, evaluate
+from omnivinci_jax.evaluation.report import write_report
+from omnivinci_jax.evaluation.scoring import make_eval_step
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.planning.flops import make_flop_rates
+from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.train import supervised
+
+
+def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range(0)) -> Evaluation | None:
+    """See train/supervised.py."""
+
+    def make_evaluate(model: OmniVinci, mesh: Mesh, processor: Processor):
+        eval_step = make_eval_step(model, mesh, align=config.align_weight > 0)
+
+        def measure(params: dict, index: Index) -> Evaluation:
+            return evaluate(eval_step, params, index, processor, config.data, mesh)
+
+        return measure
+
+    def report(folder: Path, evaluation: Evaluation | None, seconds: float, parameters: int) -> None:
+        write_report(folder, evaluation, seconds, parameters)
+        if evaluation:
+            print(accuracy_table(evaluation))
+
+    return supervised.train(
+        config,
+        workdir,
+        make_evaluate=make_evaluate,
+        make_flop_rates=partial(make_flop_rates, config),
+        write_report=report,
+        profile_steps=profile_steps,
+    )

@@ -1,0 +1,170 @@
+"""Hooks that any run can use: log, evaluate, save, stop at updates that are not finite."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Protocol
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.mesh.processes import is_main
+from omnivinci_jax.train.checkpoints import Checkpoints
+from omnivinci_jax.train.metrics import Meter, MetricsLog
+from omnivinci_jax.train.state import TrainState
+from omnivinci_jax.train.trainer import Hook, Progress, Trainer
+
+log = logging.getLogger("omnivinci")
+
+_SHOWN = {"loss": "loss {:.3f}", "step_seconds": "{:.2f} s/step", "tokens_per_second": "{:.0f} tokens/s"}
+
+
+class Score(Protocol):
+    """The result of an evaluation."""
+
+    @property
+    def overall(self) -> float:
+        """The score that chooses the best model: larger is better."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Everything that was measured, by name."""
+
+
+class Log(Hook):
+    """Writes the scalar metrics of every `every`-th step, and shows a progress bar.
+
+    Args:
+        metrics_log: None where another process writes.
+        schedule: the learning rate of the n-th update.
+        steps: those that are expected, for the bar alone.
+        values: what else is logged, by name.
+    """
+
+    def __init__(
+        self,
+        metrics_log: MetricsLog | None,
+        schedule: optax.Schedule,
+        *,
+        every: int,
+        steps: range,
+        values: Sequence[Callable[[], Mapping[str, float]]] = (),
+    ):
+        self._log, self._schedule, self._every, self._steps = metrics_log, schedule, every, steps
+        self._values = values
+
+    def __enter__(self) -> "Log":
+        self._bar = tqdm(
+            total=self._steps.stop, initial=self._steps.start, desc="train", unit="step", dynamic_ncols=True,
+            disable=not is_main(),
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def after_step(self, trainer: Trainer) -> None:
+        """See `Hook`."""
+        self._bar.update()
+        progress = trainer.progress
+        if progress.step % self._every and not trainer.is_last:
+            return
+        trainer.consume_metrics()
+        values = {name: float(value) for name, value in jax.device_get(trainer.metrics).items() if not value.ndim}
+        values["learning_rate"] = float(self._schedule(progress.step - 1 - progress.nonfinite))
+        for more in self._values:
+            values |= more()
+        if self._log:
+            self._log.write(progress.step, values)
+        self._bar.set_postfix_str(
+            ", ".join(text.format(values[name]) for name, text in _SHOWN.items() if name in values)
+        )
+
+
+class Evaluate(Hook):
+    """Validates every `every`-th step and the last, and keeps the state with the best score so far.
+
+    Args:
+        evaluate: parameters to their score.
+        keep: writes the best model.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[dict], Score],
+        keep: Callable[[TrainState], None],
+        metrics_log: MetricsLog | None,
+        meter: Meter,
+        *,
+        every: int,
+    ):
+        self._evaluate, self._keep, self._log, self._meter, self._every = evaluate, keep, metrics_log, meter, every
+
+    def after_step(self, trainer: Trainer) -> None:
+        """See `Hook`."""
+        progress = trainer.progress
+        if progress.step % self._every and not trainer.is_last:
+            return
+        with self._meter.paused():
+            score = self._evaluate(trainer.state.params)
+            if self._log:
+                self._log.write(progress.step, score.metrics, "val")
+            if score.overall > progress.best:
+                progress.best = score.overall
+                self._keep(trainer.state)
+
+
+class Save(Hook):
+    """Saves a checkpoint every `every`-th step, after the last, and when the run is to stop.
+
+    Args:
+        prepare: called before every checkpoint; it may raise where none may be written.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        meter: Meter,
+        *,
+        every: int,
+        prepare: Callable[[], None],
+    ):
+        self._checkpoints, self._meter, self._every, self._prepare = checkpoints, meter, every, prepare
+
+    def after_step(self, trainer: Trainer) -> None:
+        """See `Hook`."""
+        progress = trainer.progress
+        if progress.step % self._every and not (trainer.is_last or trainer.stopping):
+            return
+        trainer.consume_metrics()
+        progress.seconds = trainer.seconds
+        with self._meter.saving():
+            self._prepare()
+            self._checkpoints.save(progress.step, trainer.state, asdict(progress))
+
+
+class NonfiniteGuard(Hook):
+    """Counts updates that were left out because the loss or a gradient is not finite; stops when there are too many.
+
+    Args:
+        where: what a step was trained on, for the message.
+    """
+
+    def __init__(self, progress: Progress, most: int, where: Callable[[int], str]):
+        self._progress, self._most, self._where = progress, most, where
+
+    def on_metrics(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        """Raises UserError where more than `most` updates were left out."""
+        if metrics["finite"]:
+            return
+        self._progress.nonfinite += 1
+        where = self._where(step)
+        log.warning("update left out, the loss or a gradient is not finite: %s", where)
+        if self._progress.nonfinite > self._most:
+            raise UserError(
+                f"the loss or a gradient is not finite for the {self._progress.nonfinite}th time, more than "
+                f"config.max_nonfinite allows; lower config.optimizer.learning_rate or look at {where}"
+            )

@@ -1,0 +1,69 @@
+"""The work directory of a running run: held against others, with its checkpoints and metrics."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from omnivinci_jax.mesh.mesh import on_mesh
+from omnivinci_jax.mesh.processes import is_main, lost_process_as_preempted
+from omnivinci_jax.paths import Mirrored
+from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.train.checkpoints import Checkpoints
+from omnivinci_jax.train.claim import Claim
+from omnivinci_jax.train.metrics import MetricsLog
+from omnivinci_jax.train.workdir import claimed
+
+
+@dataclass(frozen=True)
+class Session:
+    """A work directory that is held. `cleanup` runs when it is released."""
+
+    checkpoints: Checkpoints
+    files: Mirrored
+    claim: Claim
+    cleanup: ExitStack
+
+    @property
+    def folder(self) -> Path:
+        """The work directory, or its copy on this machine where it is in a bucket."""
+        return self.files.local
+
+    def open_metrics(self, step: int) -> MetricsLog | None:
+        """The metrics up to `step`, to continue; None where another process writes them."""
+        if not is_main():
+            return None
+        metrics_log = MetricsLog(self.folder, step)
+        self.cleanup.callback(metrics_log.close)
+        return metrics_log
+
+    def prepare_save(self) -> None:
+        """Uploads what belongs to a checkpoint; raises UserError where another run has taken the directory over."""
+        self.claim.check()
+        self.files.sync()
+
+
+def skipped_name() -> str:
+    """The file where this process lists the samples that it could not read."""
+    return "skipped.txt" if is_main() else f"skipped.{jax.process_index()}.txt"
+
+
+@contextmanager
+def open_session(workdir: epath.Path, config: TrainConfig, mesh: Mesh) -> Iterator[Session]:
+    """Holds `workdir` with `config` noted in it, under `mesh` and the rules of logical axes.
+
+    Raises:
+        ConfigError: another run holds it.
+        Preempted: another process was lost.
+    """
+    with ExitStack() as stack:
+        claim = stack.enter_context(claimed(workdir, config))
+        stack.enter_context(on_mesh(mesh))
+        files = Mirrored(workdir, ("metrics.jsonl", skipped_name()))
+        stack.callback(files.sync)
+        stack.enter_context(lost_process_as_preempted())
+        yield Session(Checkpoints(workdir / "checkpoints"), files, claim, stack)

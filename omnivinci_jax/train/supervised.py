@@ -1,0 +1,232 @@
+"""Supervised training: from a TrainConfig to a work directory with checkpoints, metrics, the best model, a report."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from omnivinci_jax import model_dir
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.data.index import Index
+from omnivinci_jax.data.loader import Loaded, Plan, read_batches
+from omnivinci_jax.data.mixture import Mixture
+from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.setup import make_processor, open_data, open_mixture
+from omnivinci_jax.errors import ConfigError, Preempted
+from omnivinci_jax.mesh.mesh import make_mesh
+from omnivinci_jax.mesh.processes import check_same, is_main
+from omnivinci_jax.mesh.rules import check_batch, own_groups, put_batch
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.paths import absolute, writing
+from omnivinci_jax.sequence.assemble import check_capacity
+from omnivinci_jax.sequence.batch import Batch
+from omnivinci_jax.sequence.tokenizer import Tokenizer
+from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.train.hooks import Evaluate, Log, NonfiniteGuard, Save, Score
+from omnivinci_jax.train.length import Length
+from omnivinci_jax.train.metrics import Meter, Work
+from omnivinci_jax.train.optimizer import learning_rate, make_optimizer
+from omnivinci_jax.train.profile import Profile
+from omnivinci_jax.train.samples import DataProgress, Samples
+from omnivinci_jax.train.session import open_session, skipped_name
+from omnivinci_jax.train.start import find_start
+from omnivinci_jax.train.state import TrainState, abstract_state, create_frozen, create_state, make_model, merge
+from omnivinci_jax.train.step import make_train_step
+from omnivinci_jax.train.supervised_loss import SupervisedLoss
+from omnivinci_jax.train.termination import Termination
+from omnivinci_jax.train.trainer import Trainer
+from omnivinci_jax.train.workdir import check_workdir
+
+log = logging.getLogger("omnivinci")
+
+# (model, mesh, processor) to a function that measures parameters on a file.
+MakeEvaluate = Callable[[OmniVinci, Mesh, Processor], Callable[[dict, Index], Score]]
+# mesh to a function from the work of a second to metrics.
+MakeFlopRates = Callable[[Mesh], Callable[[Work], dict[str, float]]]
+# Writes the report of a run into a folder: its held-out score, if any, its seconds and its number of parameters.
+WriteReport = Callable[[Path, Score | None, float, int], None]
+
+
+class Data(NamedTuple):
+    """Everything that a run reads: training data, and files to validate on and to measure at the end, if any."""
+
+    processor: Processor
+    mixture: Mixture
+    val: Index | None
+    held_out: Index | None
+
+
+def train(
+    config: TrainConfig,
+    workdir: epath.Path,
+    *,
+    make_evaluate: MakeEvaluate,
+    make_flop_rates: MakeFlopRates,
+    write_report: WriteReport,
+    profile_steps: range = range(0),
+) -> Score | None:
+    """Trains, resuming what `workdir` holds; returns the held-out score of the best model, if there is held-out data.
+
+    `omnivinci_jax.run.train` passes the callables, which import what is above this package.
+
+    Args:
+        profile_steps: a trace of these is written to workdir/profile, for XProf.
+
+    Raises:
+        UserError: any problem with configuration, data, work directory or disk.
+        Preempted: SIGTERM came, and the run is saved; or another process was lost.
+    """
+    workdir = absolute(workdir)
+    check_workdir(workdir, config)
+    check_capacity(config.data.capacity, config.model)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data, config.microbatches, mesh)
+    model = make_model(config, mesh.devices.flat[0].platform)
+    start = find_start(config, model)
+    # Shapes do not depend on the length of the run, which may only be known from the data.
+    shapes, shardings = abstract_state(model, make_optimizer(config.optimizer, 1, config.model), config, mesh)
+    data = open_all(config)
+
+    length = Length(config.steps, config.stop_after_conversations, config.stop_after_tokens)
+    make_plan = partial(Plan, data.mixture, config.data.capacity, config.seed)
+    steps = length.expected_steps(make_plan(), data.mixture.sizes, config.data.groups)
+    optimizer = make_optimizer(config.optimizer, steps, config.model)
+    loss_fn = SupervisedLoss(model, config.align_weight, len(data.mixture.sources))
+    train_step = make_train_step(loss_fn, optimizer, shardings, microbatches=config.microbatches)
+    evaluate = make_evaluate(model, mesh, data.processor)
+    best = BestModel(workdir, config, data.processor.tokenizer)
+
+    with open_session(workdir, config, mesh) as session:
+        create, frozen = (
+            partial(make, model, optimizer, config, shardings, start) for make in (create_state, create_frozen)
+        )
+        state, saved = session.checkpoints.restore_or_create(shapes, shardings, create, frozen)
+        progress = DataProgress(**(saved or {"data": data.mixture.digest}))
+        check_progress(progress, data.mixture, workdir)
+        if saved:
+            log.info("resumed at step %d", progress.step)
+
+        plan = make_plan(tuple(progress.block))
+        samples = Samples(data.mixture, plan, progress, config.data, session.folder / skipped_name())
+        meter = Meter(samples.work, work_rates(config.model, make_flop_rates(mesh)))
+        metrics_log = session.open_metrics(progress.step)
+        hooks = [
+            Profile(session.folder / "profile", profile_steps),
+            samples,
+            NonfiniteGuard(progress, config.max_nonfinite, samples.where),
+            meter,
+            Log(
+                metrics_log,
+                learning_rate(config.optimizer, steps),
+                every=config.log_every,
+                steps=range(progress.step, steps),
+                values=(meter.rates, samples.source_metrics),
+            ),
+        ]
+        if data.val:
+            validate = partial(evaluate, index=data.val)
+            hooks.append(Evaluate(validate, best.keep, metrics_log, meter, every=config.eval_every))
+        hooks += [
+            Termination(),
+            Save(session.checkpoints, meter, every=config.checkpoint_every, prepare=session.prepare_save),
+        ]
+        trainer = Trainer(state, train_step, progress, hooks)
+        del state  # its buffers are the trainer's
+        own = own_groups(config.data.groups, mesh)
+        loaded = read_batches(
+            data.mixture, plan, data.processor, config.data, own, start=progress.step, stop=config.steps or None
+        )
+        with closing(loaded):
+            batches = put_batches(meter.waited(loaded), samples, config.data.groups, mesh)
+            trainer.run(batches, partial(length.is_done, samples=samples))
+        session.checkpoints.wait()
+        if not trainer.is_last:
+            raise Preempted(f"SIGTERM: saved at step {progress.step}; the same command goes on from there")
+        if not data.val:
+            best.keep(trainer.state)
+
+        frozen, trainer.state = trainer.state.frozen, None  # makes room for the best parameters
+        params = merge(frozen, best.load(shardings.trainable))
+        score = evaluate(params, data.held_out) if data.held_out else None
+        if is_main():
+            parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+            write_report(session.folder, score, trainer.seconds, parameters)
+            print(f"{best.folder.name}: {best.folder}\nreport: {workdir / 'report.md'}")
+        return score
+
+
+def open_all(config: TrainConfig) -> Data:
+    """Opens what is measured at the end too, so that a mistake shows before the work and not after it."""
+    processor = make_processor(config)
+    mixture = open_mixture(processor, config.data)
+    check_same("the training data", mixture.digest)
+    val, held_out = (
+        open_data(path, processor, config.data) if path else None for path in (config.data.val, config.data.held_out)
+    )
+    for index in filter(None, (mixture, val, held_out)):
+        for problem in index.problems:
+            log.warning("left out: %s", problem)
+    return Data(processor, mixture, val, held_out)
+
+
+def check_progress(progress: DataProgress, mixture: Mixture, workdir: epath.Path) -> None:
+    """Raises ConfigError where a run would resume on other data than it began with."""
+    if progress.data != mixture.digest:
+        raise ConfigError(
+            f"{workdir}: the training data are not those that the run began with, so their order differs; "
+            "bring those back, or start another run from its model (config.start_from)"
+        )
+
+
+def put_batches(loaded: Iterable[Loaded], samples: Samples, groups: int, mesh: Mesh) -> Iterator[Batch]:
+    """The loaded batches on the mesh; what could not be read is listed."""
+    for batch, skipped in loaded:
+        samples.list_skipped(skipped)
+        yield put_batch(batch, groups, mesh)
+
+
+def work_rates(
+    model: OmniVinciConfig, flop_rates: Callable[[Work], dict[str, float]]
+) -> Callable[[Work], dict[str, float]]:
+    """Metrics of the work of a second.
+
+    Tokens are text, vision and audio slots; a video frame is one tile; sound counts in seconds of its windows.
+    """
+    window_seconds = model.window_samples / model.sampling_rate
+
+    def rates(work: Work) -> dict[str, float]:
+        return {
+            "tokens_per_second": work.slots,
+            "tiles_per_second": work.tiles,
+            "audio_seconds_per_second": work.windows * window_seconds,
+            **flop_rates(work),
+        }
+
+    return rates
+
+
+class BestModel:
+    """Where a run keeps its best model, or, if only adapters train, the adapters."""
+
+    def __init__(self, workdir: epath.Path, config: TrainConfig, tokenizer: Tokenizer):
+        self.folder = workdir / ("adapters" if config.lora.rank else "model")
+        self._adapters, self._model, self._tokenizer = bool(config.lora.rank), config.model, tokenizer
+
+    def keep(self, state: TrainState) -> None:
+        """Replaces the model by that of `state`. Raises UserError where it cannot be written."""
+        with writing(self.folder):
+            if self._adapters:
+                with model_dir.replaced(self.folder) as part:
+                    model_dir.save_params(part, state.trainable)
+            else:
+                model_dir.save(self.folder, self._model, state.params, self._tokenizer)
+
+    def load(self, shardings: dict) -> dict:
+        """The parameters that `shardings` has."""
+        return model_dir.load_params(self.folder, shardings)
