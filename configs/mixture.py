@@ -2,6 +2,7 @@
 
 omnivinci train --config configs/mixture.py:FOLDER --workdir runs/omni --config.tokenizer=DIR
 
+What trains is what trains in configs/omnivinci_9b.py: both encoders are frozen (Appendix C.3).
 FOLDER holds a folder of shards for each source, made by `omnivinci shard` (or name JSONL files in `path`). A source is
 reached by its name: --config.data.sources.video_qa.weight=0 leaves one out. More data sets are more sources; the
 weights of those of one kind then add up to that kind's share.
