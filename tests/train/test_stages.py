@@ -152,7 +152,7 @@ def test_published_numbers():
 def test_joint_training_freezes_both_encoders(name):
     config = load_config([f"--config={REPOSITORY / 'configs' / name}"])
     shapes = abstract_params(OmniVinci(config.model))
-    trainable, _ = split(shapes, config.untrained)
+    trainable, _ = split_trainable(shapes, config)
     assert set(traverse_util.flatten_dict(trainable, sep="/")) == named(shapes, "omni")
 
 
