@@ -49,7 +49,7 @@ def step_config(decoder: str, dtype: str) -> TrainConfig:
         config = from_mapping(TrainConfig, omnivinci_9b.get_config(decoder))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, groups=1, capacity=BIG))
         frozen = ("llm/.*",) if decoder == "7b" else ()
-    frozen = (*config.frozen, "omni_align/.*", *frozen)
+    frozen = (*TrainConfig().frozen, "omni_align/.*", *frozen)
     return dataclasses.replace(config, dtype=dtype, align_weight=0.0, frozen=frozen)
 
 

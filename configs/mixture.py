@@ -2,6 +2,14 @@
 
 omnivinci train --config configs/mixture.py:FOLDER --workdir runs/omni --config.tokenizer=DIR
 
+What trains is what trains in configs/omnivinci_9b.py: both encoders are frozen (Appendix C.3).
+
+Appendix C.4 counts the conversations of the whole corpus, not of a stage: 8 million image, 2.7 million video, 3.6
+million omni, and "speech-text" twice, 5.3 and 4.3 million. By the shares, the 5.3 million must be sound (21 % of 24
+million is 5.0) and the 4.3 million speech (17 % is 4.1).
+
+Part of the questions about images is spoken, as in Section 3.2 and Figure 14, which do not say how many: the share is
+ours. `config.data.voice` says them; --config.data.sources.image_general.speech_share=0 leaves them written.
 FOLDER holds a folder of shards for each source, made by `omnivinci shard` (or name JSONL files in `path`). A source is
 reached by its name: --config.data.sources.video_qa.weight=0 leaves one out. More data sets are more sources; the
 weights of those of one kind then add up to that kind's share.
@@ -23,11 +31,13 @@ SHARES = {
     "video": {"implicit_video_qa": 11},
 }
 
+SPEECH_SHARES = {"image": 0.1}
+
 
 def sources(folder: str) -> tuple[Source, ...]:
     """The mixture of the data sets in a folder."""
     return tuple(
-        Source(name, str(epath.Path(folder) / name), modality, float(weight))
+        Source(name, str(epath.Path(folder) / name), modality, float(weight), SPEECH_SHARES.get(modality, 0.0))
         for modality, parts in SHARES.items()
         for name, weight in parts.items()
     )

@@ -2,6 +2,7 @@
 
 omnivinci train --config configs/omnivinci_9b.py --workdir runs/9b --config.tokenizer=DIR --config.data.train=FILE
 
+As in the paper's joint training (Appendix C.3), both encoders are frozen: projectors, OmniAlignNet and decoder train.
 Smaller decoders: --config configs/omnivinci_9b.py:1.5b (0.5b, 1.5b, 3b or 7b), with the published towers.
 """
 
@@ -9,6 +10,7 @@ from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, Qwen2Config
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, nearest, to_config_dict
+from omnivinci_jax.train.stages import frozen_in
 
 # Qwen2.5's decoders; the smaller ones share their embedding with their head.
 DECODERS = {
@@ -37,5 +39,6 @@ def get_config(decoder: str = "7b"):
             optimizer=OptimizerConfig(learning_rate=2e-5),
             steps=10_000,
             align_weight=0.1,
+            frozen=frozen_in("omni"),
         )
     )

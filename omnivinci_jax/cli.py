@@ -14,7 +14,7 @@ from etils import epath
 from omnivinci_jax.errors import Preempted, UserError
 
 _MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image"}
-_POSITIONS = "the prompt before, between or after the media"
+_POSITIONS = "the prompt before the media, after half of them (rounded down), or after all"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
-"""What all tests share: absl's flags are parsed (Grain's workers read them), and where the recorded outputs are."""
+"""What all tests share: compiled programs, absl's parsed flags (Grain's workers read them), data, and their order."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,38 @@ from absl import flags
 flags.FLAGS.mark_as_parsed()
 
 REPOSITORY = Path(__file__).parents[1]
+
+# All workers and the programs that tests start share what one of them compiled. `make clean` deletes it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / "runs" / "cache" / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# Files that take longest, so that no worker starts one of them when the other has finished.
+LONGEST = (
+    "multidevice/test_meshes.py",
+    "end_to_end/test_train.py",
+    "end_to_end/test_processes.py",
+    "end_to_end/test_bucket.py",
+    "end_to_end/test_start_from.py",
+    "multidevice/test_generate.py",
+    "end_to_end/test_ablate.py",
+    "end_to_end/test_finetune_page.py",
+    "end_to_end/test_four_processes.py",
+    "end_to_end/test_mixture.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests go to one worker, which shares its fixtures, where they name no group of their own."""
+
+    def order(item: pytest.Item) -> int:
+        name = item.path.relative_to(REPOSITORY / "tests").as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=order)
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(REPOSITORY).as_posix()))
 
 
 @pytest.fixture(scope="session")

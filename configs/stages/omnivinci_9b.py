@@ -2,9 +2,11 @@
 
 Rates, batches, clipping and lengths of rows of the vision stages are those that NVILA published, which the paper
 follows; the sound stages have those of the vision stage that trains the same parts. A batch counts rows of slots;
-conversations that are shorter share one. The paper counts the conversations of vision_4, vision_5 (C.4), audio_1 and
-audio_2 (C.2.2), and each of these stages stops when it has read that many; for the first three vision stages nothing is
-published, and the numbers are ours. The omni stage stops after the paper's 200 billion tokens, padding not counted.
+conversations that are shorter share one. A stage stops when it has read a number of conversations: the paper counts
+those of audio_1 and audio_2 (C.2.2). For the vision stages nothing is published, and the numbers are ours: C.4 counts
+the conversations of the whole corpus, not of stages, and vision_4 and vision_5 take as many as it has about images and
+videos. The omni stage trains on the mixture of configs/mixture.py, spoken prompts included, from the shards in data/,
+and stops after the paper's 200 billion tokens, padding not counted.
 
     python -m conversion.from_torch runs/9b/stage_0 --llm QWEN2.5 --vision_tower SIGLIP --sound_tower AF_WHISPER
     launch/curriculum.sh configs/stages/omnivinci_9b.py runs/9b          # all eight, or one of them:
@@ -13,6 +15,7 @@ published, and the numbers are ours. The omni stage stops after the paper's 200 
 
 from typing import NamedTuple
 
+from configs.mixture import sources
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, to_config_dict
 from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
@@ -55,7 +58,11 @@ def get_config(name: str = ""):
             start_from=f"runs/9b/{stage_before(name)}",
             tokenizer="runs/9b/stage_0",
             data=DataConfig(
-                train=f"data/{name}.jsonl", groups=stage.batch // stage.group.rows, capacity=stage.group, workers=8
+                train="" if name == "omni" else f"data/{name}.jsonl",
+                sources=sources("data") if name == "omni" else (),
+                groups=stage.batch // stage.group.rows,
+                capacity=stage.group,
+                workers=8,
             ),
             optimizer=OptimizerConfig(learning_rate=stage.learning_rate, clip_norm=stage.clip_norm),
             steps=0,

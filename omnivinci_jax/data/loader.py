@@ -14,6 +14,7 @@ from typing import NamedTuple
 import grain
 import jax  # for its trees alone; Grain imports it in every worker anyway
 import numpy as np
+from grain.multiprocessing import SharedMemoryArray
 
 from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.mixture import PACKED_TOGETHER, Blocks, Mixture
@@ -145,8 +146,10 @@ def read_batches(
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     if settings.workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=settings.workers), _live_with_parent)
+    batches = iter(dataset)
     try:
-        yield from dataset
+        for loaded in batches:
+            yield jax.tree.map(_unlink, loaded)
     except RuntimeError as error:
         if "Worker process was terminated" not in str(error):
             raise
@@ -154,6 +157,21 @@ def read_batches(
             "a loader worker was killed, for its memory perhaps (lower config.data.workers); the same command goes on "
             "from the last save"
         ) from None
+    finally:
+        batches.close()
+        if SharedMemoryArray._del_thread_pool:
+            SharedMemoryArray._del_thread_pool.apply(bool)  # wait: its one thread unlinks what was read ahead
+
+
+def _unlink(leaf: np.ndarray) -> np.ndarray:
+    """Unlinks the shared memory that a worker's array came in; the array keeps it mapped.
+
+    Grain unlinks when the array is deleted. JAX may hold the last arrays until the process ends, too late for that.
+    """
+    if isinstance(leaf, SharedMemoryArray):
+        leaf.shm.unlink()
+        leaf._unlink_on_del = False
+    return leaf
 
 
 def _live_with_parent(worker: int, workers: int) -> None:

@@ -84,7 +84,8 @@ def question_of(arguments: Namespace) -> Conversation:
     """Media, prompt and system prompt of the flags as a conversation.
 
     The prompt is the text and what is spoken. Media stand where it has placeholders, or else around it by
-    `prompt_position`.
+    `prompt_position`: all before it (suffix), all after it (prefix), or half of them before it, rounded down (mid). Of
+    three media, mid puts one before the prompt and two after, as the paper does.
 
     Raises:
         UserError: nothing to answer, files that are not there, placeholders and media that do not match.
@@ -99,7 +100,7 @@ def question_of(arguments: Namespace) -> Conversation:
         content = (*_placed(arguments.prompt, media), *speech)
     else:
         text = (checked_text(arguments.prompt, "--prompt"),) if arguments.prompt else ()
-        before = {"prefix": 0, "mid": -(-len(media) // 2), "suffix": len(media)}[arguments.prompt_position]
+        before = {"prefix": 0, "mid": len(media) // 2, "suffix": len(media)}[arguments.prompt_position]
         if arguments.prompt_position == "mid" and len(media) < 2:
             raise ConfigError(f"--prompt_position mid stands between media: it needs two or more, and not {len(media)}")
         content = (*media[:before], *speech, *text, *media[before:])
@@ -137,11 +138,9 @@ def say(
 
 
 def speed(answer: Answer) -> str:
-    """How long an answer took, on one line."""
-    return (
-        f"first token after {answer.first_token_seconds:.2f} s ({answer.prompt_tokens} positions of prompt), then "
-        f"{answer.tokens_per_second:.1f} tokens/s"
-    )
+    """How long an answer took, on one line; no rate where only the first token came."""
+    rate = f", then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second > 0 else ""
+    return f"first token after {answer.first_token_seconds:.2f} s ({answer.prompt_tokens} positions of prompt){rate}"
 
 
 def record_of(answer: Answer) -> dict:

@@ -25,6 +25,11 @@ def temporal_groups(
     `end` is the last frame of the group + 1 (vision) or its last mel frame (audio); a group starts where the last one
     ended, so tokens past the clip's end (the padding of the last window) are in no group.
 
+    `total` counts the frames before temporal pooling, so a cut can fall inside a pooled frame, whose tokens then belong
+    to two groups: with pools of 2 frames and 4 tokens, a group of 3 frames ends at token 6, inside the second pooled
+    frame. The released code does this (it divides the tokens by `expected_frame_count`, where it interleaves vision and
+    audio), and the recorded case `e_video_audio` has such a cut, so we keep it.
+
     Args:
         frame_times: presentation times of the sampled frames, in seconds.
         seconds: end of the clip, the later one of pictures and sound.

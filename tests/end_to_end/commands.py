@@ -4,30 +4,42 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from omnivinci_jax import cli
 from tests.tiny import CONFIG, REPOSITORY
 
 STEPS = 12
-# Overrides that compile in half the time, for runs that are not of the usual model anyway.
-SMALL = (
+TIMEOUT = 1800  # seconds; ends what hangs, and never what is slow
+# The model of all runs, so that they share compiled programs: as few layers as there can be compile in half the time.
+MODEL = (
     "--config.model.text.num_hidden_layers=1",
     "--config.model.vision.num_hidden_layers=2",
     "--config.model.audio.encoder_layers=1",
     "--config.model.omni_align.num_layers=1",
     "--config.tower_remat=none",
     "--config.decoder_remat=none",
-    "--config.data.workers=0",
 )
+NO_WORKERS = "--config.data.workers=0"
 
 
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "omnivinci_jax.cli", *map(str, arguments)]
 
 
+def run_here(arguments: list[str], capfd: pytest.CaptureFixture) -> subprocess.CompletedProcess:
+    """The command in this process, for commands that end before they compute: starting a program takes longer."""
+    capfd.readouterr()
+    code = cli.main(arguments[3:])
+    return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+
 def run(arguments: list[str], environment: dict[str, str], **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        arguments, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, **options
+        arguments, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT, **options
     )
 
 
@@ -36,6 +48,7 @@ def train_command(av_world: Path, workdir: Path, *overrides: str) -> list[str]:
         "train",
         f"--config={CONFIG}",
         f"--workdir={workdir}",
+        *MODEL,
         f"--config.data.train={av_world / 'train.jsonl'}",
         f"--config.data.val={av_world / 'val.jsonl'}",
         f"--config.data.held_out={av_world / 'held_out.jsonl'}",
@@ -58,8 +71,24 @@ def losses(workdir: Path) -> list[tuple[int, str, float]]:
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
-    """Until a run has done a step; it must not end before."""
-    deadline = time.monotonic() + 600
-    while not (workdir / "metrics.jsonl").exists() or not any(done >= step for done, _, _ in losses(workdir)):
+    """Waits until a run has logged a step. The run must not end before. Its checkpoints may be behind."""
+    metrics = workdir / "metrics.jsonl"
+    wait_until(process, lambda: metrics.exists() and any(done >= step for done, _, _ in losses(workdir)))
+
+
+def wait_for_checkpoint(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Waits until the checkpoint of a step or of a later one is finished. The run must not end before."""
+    wait_until(process, lambda: last_checkpoint(workdir) >= step)
+
+
+def last_checkpoint(workdir: Path) -> int:
+    """Step of the last finished checkpoint, 0 without one: Orbax names a checkpoint by its step when it is whole."""
+    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+
+def wait_until(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+    """Waits for a state that a process brings about. The process must not end before."""
+    deadline = time.monotonic() + TIMEOUT
+    while not reached():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

@@ -92,7 +92,7 @@ def test_sigterm_lets_the_stage_save_and_ends_with_75(folder):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 75
+    assert process.wait() == 75
     assert not (folder / "stop").exists()  # it waited for the stage to end
     assert curriculum(folder).wait() == 0
     names = list(STAGES)

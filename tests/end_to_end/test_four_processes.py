@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import SMALL, losses, run, train_command
+from tests.end_to_end.commands import NO_WORKERS, TIMEOUT, losses, run, train_command
 from tests.tiny import REPOSITORY
 
 STEPS = 4
 SHORT = (
-    *SMALL,
+    NO_WORKERS,
     "--config.data.capacity.windows=8",
     "--config.data.val=",
     "--config.data.held_out=",
@@ -41,7 +41,7 @@ def run_as(count: int, mesh: dict[str, int], av_world: Path, workdir: Path, envi
         for number in range(count)
     ]  # fmt: skip
     for process in processes:
-        _, errors = process.communicate(timeout=900)
+        _, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, errors[-3000:]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import losses, run, train_command, wait_for_step
+from tests.end_to_end.commands import NO_WORKERS, losses, run, train_command, wait_for_checkpoint
 from tests.tiny import REPOSITORY
 
 CONFIG = """
@@ -35,7 +35,8 @@ def mixed(av_world, tmp_path_factory) -> list[str]:
     (folder / "clips.jsonl").write_text("".join(line for line in lines if '"video"' in line))
     (folder / "rest.jsonl").write_text("".join(line for line in lines if '"video"' not in line))
     (folder / "mixed.py").write_text(CONFIG)
-    return [f"--config={folder / 'mixed.py'}:{folder}", "--config.data.train=", "--config.log_every=3"]
+    overrides = ["--config.data.train=", "--config.data.held_out=", "--config.log_every=3", NO_WORKERS]
+    return [f"--config={folder / 'mixed.py'}:{folder}", *overrides]
 
 
 def command_of(mixed: list[str], av_world: Path, workdir: Path) -> list[str]:
@@ -50,7 +51,7 @@ def test_a_mixture_killed_and_resumed_is_the_same_and_measured_by_source(mixed, 
     process = subprocess.Popen(
         command, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    wait_for_step(process, tmp_path / "killed", 6)
+    wait_for_checkpoint(process, tmp_path / "killed", 3)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     resumed = run(command, environment)

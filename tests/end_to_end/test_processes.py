@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import SMALL, losses, run, train_command, wait_for_step
+from tests.end_to_end.commands import (
+    NO_WORKERS,
+    TIMEOUT,
+    last_checkpoint,
+    losses,
+    run,
+    train_command,
+    wait_for_checkpoint,
+    wait_for_step,
+    wait_until,
+)
 from tests.tiny import REPOSITORY
 
 
@@ -23,7 +33,7 @@ def launch(script: list[str], arguments: list[str], environment: dict[str, str])
 
 
 def finished(process: subprocess.Popen) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=900)
+    _, errors = process.communicate(timeout=TIMEOUT)
     return process.returncode, errors
 
 
@@ -39,7 +49,7 @@ LOCAL = ["launch/local.sh", "2"]
 @pytest.fixture(scope="module")
 def two_processes(av_world, environment, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("two") / "run"
-    code, errors = finished(launch(LOCAL, train_command(av_world, workdir, *SMALL), environment))
+    code, errors = finished(launch(LOCAL, train_command(av_world, workdir, NO_WORKERS), environment))
     assert code == 0, errors[-3000:]
     return workdir
 
@@ -47,12 +57,15 @@ def two_processes(av_world, environment, tmp_path_factory) -> Path:
 def test_a_disturbed_run_of_two_processes_goes_on_by_itself_and_on_one(two_processes, av_world, environment, tmp_path):
     """One of two is preempted, then one is killed, then all are told to end; one process does the rest."""
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir, *SMALL)
+    arguments = train_command(av_world, workdir, NO_WORKERS)
     process = launch(LOCAL, arguments, environment)
-    for step, signal_number in ((1, signal.SIGTERM), (4, signal.SIGKILL)):
-        wait_for_step(process, workdir, step)
-        os.kill(trainers(workdir)[-1], signal_number)
-    wait_for_step(process, workdir, 7)
+    wait_for_step(process, workdir, 1)
+    os.kill(trainers(workdir)[-1], signal.SIGTERM)
+    wait_for_checkpoint(process, workdir, 3)
+    first = trainers(workdir)
+    os.kill(first[-1], signal.SIGKILL)
+    wait_until(process, lambda: not {*first} & {*trainers(workdir)})
+    wait_for_checkpoint(process, workdir, last_checkpoint(workdir) + 1)  # the third start trains
     process.send_signal(signal.SIGTERM)
     code, errors = finished(process)
     assert code == os.EX_TEMPFAIL, errors[-3000:]
@@ -68,7 +81,7 @@ def test_a_disturbed_run_of_two_processes_goes_on_by_itself_and_on_one(two_proce
 
 def test_a_second_run_at_a_live_one_is_one_line(av_world, environment, tmp_path):
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir, *SMALL, "--config.steps=1000")
+    arguments = train_command(av_world, workdir, NO_WORKERS, "--config.steps=1000")
     process = subprocess.Popen(arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     wait_for_step(process, workdir, 1)
     done = run(arguments, environment)
@@ -116,7 +129,7 @@ def test_the_slurm_script_starts_a_process_a_task_and_is_requeued_when_preempted
         "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost",
     }  # fmt: skip
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir, *SMALL)
+    arguments = train_command(av_world, workdir, NO_WORKERS)
     process = launch(["bash", "launch/slurm.sbatch"], arguments, environment)
     wait_for_step(process, workdir, 2)
     os.kill(trainers(workdir)[-1], signal.SIGTERM)

@@ -9,14 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import command, losses, run, train_command, wait_for_step
+from tests.end_to_end.commands import (
+    NO_WORKERS,
+    STEPS,
+    TIMEOUT,
+    command,
+    losses,
+    run,
+    run_here,
+    train_command,
+    wait_for_step,
+)
 from tests.tiny import REPOSITORY
 
-LORA = ("--config.lora.rank=4", "--config.optimizer.name=adamw")
+LORA = ("--config.lora.rank=4", "--config.optimizer.name=adamw", f"--config.steps={STEPS}")
 
 
 def train(av_world: Path, workdir: Path, environment, *overrides: str) -> subprocess.CompletedProcess:
-    return run(train_command(av_world, workdir, "--config.steps=4", *overrides), environment)
+    return run(train_command(av_world, workdir, "--config.steps=4", NO_WORKERS, *overrides), environment)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +66,16 @@ def test_with_adapters_nothing_else_is_saved(base, adapted):
 
 def test_adapters_resume_bit_for_bit(base, adapted, av_world, environment, tmp_path):
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir, "--config.steps=4", f"--config.start_from={base}", *LORA)
+    arguments = train_command(av_world, workdir, NO_WORKERS, f"--config.start_from={base}", *LORA)
     process = subprocess.Popen(
         arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     wait_for_step(process, workdir, 1)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == os.EX_TEMPFAIL and re.search(r"saved at step [123];", errors), errors[-3000:]
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == os.EX_TEMPFAIL, errors[-3000:]
+    (saved,) = re.findall(r"saved at step (\d+);", errors)
+    assert 0 < int(saved) < STEPS
     done = run(arguments, environment)
     assert done.returncode == 0 and "resumed at step" in done.stderr, done.stderr[-3000:]
     assert losses(workdir) == losses(adapted)
@@ -95,21 +107,21 @@ def test_an_export_measures_as_the_adapters_do(adapted, av_world, environment, t
         ("", ("--config.lora.rank=2",), "adapters need config.start_from, a whole model to adapt"),
     ],
 )
-def test_a_start_that_cannot_be_is_one_line(start, overrides, message, base, adapted, av_world, environment, tmp_path):
+def test_a_start_that_cannot_be_is_one_line(start, overrides, message, base, adapted, av_world, tmp_path, capfd):
     folder = {"base": base, "adapters": adapted, "": ""}.get(start, tmp_path / start)
     if start in ("PyTorch", "empty"):
         folder.mkdir()
     if start == "PyTorch":
         (folder / "model.safetensors").write_bytes(b"")
-    done = train(av_world, tmp_path / "run", environment, f"--config.start_from={folder}", *overrides)
+    done = run_here(train_command(av_world, tmp_path / "run", f"--config.start_from={folder}", *overrides), capfd)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("omnivinci train: ")]
     assert message in line
     assert not (tmp_path / "run").exists()
 
 
-def test_what_has_no_adapters_is_not_exported(base, environment, tmp_path):
-    done = run(command("export", "--run", base, "--out", tmp_path / "model"), environment)
+def test_what_has_no_adapters_is_not_exported(base, tmp_path, capfd):
+    done = run_here(command("export", "--run", base, "--out", tmp_path / "model"), capfd)
     assert done.returncode == 2 and "the run trained without adapters" in done.stderr
-    done = run(command("export", "--run", tmp_path, "--out", tmp_path / "model"), environment)
+    done = run_here(command("export", "--run", tmp_path, "--out", tmp_path / "model"), capfd)
     assert done.returncode == 2 and "no run is there" in done.stderr and not (tmp_path / "model").exists()

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,18 @@ from etils import epath
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.settings import TrainConfig, to_mapping
 from omnivinci_jax.train.workdir import check_workdir
-from tests.end_to_end.commands import STEPS, command, losses, run, train_command, wait_for_step
+from tests.end_to_end.commands import (
+    NO_WORKERS,
+    STEPS,
+    TIMEOUT,
+    command,
+    losses,
+    run,
+    run_here,
+    train_command,
+    wait_for_checkpoint,
+    wait_for_step,
+)
 from tests.tiny import REPOSITORY
 
 
@@ -27,7 +37,14 @@ def trained(av_world, environment, tmp_path_factory) -> Path:
     done = run(train_command(av_world, workdir), environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| **overall** |" in done.stdout
+    (workdir.parent / "stderr").write_text(done.stderr)
     return workdir
+
+
+def test_no_shared_memory_is_left_behind(trained):
+    """Python's resource tracker reports, when a run ends, what the loader's workers shared and nobody freed."""
+    said = (trained.parent / "stderr").read_text()
+    assert "resource_tracker" not in said and "leaked" not in said and "Exception ignored" not in said
 
 
 def test_a_run_leaves_everything_that_was_promised(trained):
@@ -44,14 +61,14 @@ def test_a_run_leaves_everything_that_was_promised(trained):
 
 
 def test_killed_at_any_step_and_started_again_the_losses_are_the_same(trained, av_world, environment, tmp_path):
-    """Killed three times: before the first checkpoint, in the middle, and near a save."""
+    """Killed three times: before the first checkpoint, after it, and near the end."""
     workdir = tmp_path / "killed"
-    for kill_at in (2, 5, 9):
+    for wait, step in ((wait_for_step, 2), (wait_for_checkpoint, 3), (wait_for_checkpoint, 9)):
         process = subprocess.Popen(
             train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        wait_for_step(process, workdir, kill_at)
+        wait(process, workdir, step)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     done = run(train_command(av_world, workdir), environment)
@@ -70,8 +87,8 @@ def test_sigterm_to_all_processes_saves_and_ends_with_a_code_to_restart_on(train
     )  # fmt: skip
     wait_for_step(process, workdir, 1)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == os.EX_TEMPFAIL, errors[-3000:]
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == os.EX_TEMPFAIL and "leaked" not in errors, errors[-3000:]
     (saved,) = re.findall(r"SIGTERM: saved at step (\d+); the same command goes on", errors)
     assert (workdir / "checkpoints" / saved).exists() and 0 < int(saved) < STEPS
     done = run(train_command(av_world, workdir), environment)
@@ -81,26 +98,25 @@ def test_sigterm_to_all_processes_saves_and_ends_with_a_code_to_restart_on(train
 
 def test_a_loader_worker_that_is_killed_ends_the_run_with_a_code_to_restart_on(av_world, environment, tmp_path):
     workdir = tmp_path / "run"
+    endless = ("--config.steps=100000", "--config.data.val=", "--config.data.held_out=")
     process = subprocess.Popen(
-        train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
+        train_command(av_world, workdir, *endless), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     wait_for_step(process, workdir, 1)
     children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in errors, errors[-3000:]
     assert "a loader worker was killed" in errors
 
 
 def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world, environment, tmp_path):
     workdir = tmp_path / "full"
-    no_workers = "--config.data.workers=0"  # they pass batches through shared memory, which the limit reaches too
-    first = train_command(av_world, workdir, "--config.data.val=", "--config.data.held_out=", no_workers)
+    # Workers would pass batches through shared memory, which the limit reaches too.
+    first = train_command(av_world, workdir, "--config.data.val=", "--config.data.held_out=", NO_WORKERS)
     process = subprocess.Popen(first, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    while not (workdir / "checkpoints" / "3").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for_checkpoint(process, workdir, 3)
     process.kill()
     process.wait()
 
@@ -161,7 +177,7 @@ def test_inspect_draws_what_the_model_sees(trained, av_world, environment, tmp_p
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
-def test_check_lists_every_problem_with_its_line(av_world, environment, tmp_path):
+def test_check_lists_every_problem_with_its_line(av_world, tmp_path, capfd):
     shutil.copy(next((av_world / "clips").glob("*.mp4")), tmp_path / "good.mp4")
     (tmp_path / "text.mp4").write_text("not a video")
     lines = [
@@ -171,7 +187,7 @@ def test_check_lists_every_problem_with_its_line(av_world, environment, tmp_path
         {"video": "good.mp4", "conversations": [{"from": "human", "value": "<video><video>"}]},
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = run(command("check", tmp_path / "mine.jsonl"), environment)
+    done = run_here(command("check", tmp_path / "mine.jsonl"), capfd)
     assert done.returncode == 1
     listed = done.stdout.splitlines()
     assert [line.split(":")[1] for line in listed[:-1]] == ["2", "3", "4"]
@@ -212,15 +228,15 @@ def broken(kind: str, folder: Path, av_world: Path) -> Path:
         ("placeholder in the text", "data.jsonl:1: the text contains <image>, which is reserved"),
     ],
 )
-def test_bad_data_stops_training_with_its_name(kind, message, av_world, environment, tmp_path):
+def test_bad_data_stops_training_with_its_name(kind, message, av_world, tmp_path, capfd):
     data = broken(kind, tmp_path, av_world)
-    done = run(train_command(av_world, tmp_path / "run", f"--config.data.train={data}"), environment)
+    done = run_here(train_command(av_world, tmp_path / "run", f"--config.data.train={data}"), capfd)
     assert_one_error(done, message)
     assert not (tmp_path / "run").exists()  # nothing was begun, so the mended command starts afresh
 
 
-def test_a_mistake_in_what_is_measured_at_the_end_shows_before_the_first_step(av_world, environment, tmp_path):
-    done = run(train_command(av_world, tmp_path / "run", "--config.data.held_out=nowhere.jsonl"), environment)
+def test_a_mistake_in_what_is_measured_at_the_end_shows_before_the_first_step(av_world, tmp_path, capfd):
+    done = run_here(train_command(av_world, tmp_path / "run", "--config.data.held_out=nowhere.jsonl"), capfd)
     assert_one_error(done, "nowhere.jsonl: no such file")
     assert not (tmp_path / "run").exists()
 
@@ -231,14 +247,14 @@ def assert_one_error(done: subprocess.CompletedProcess, message: str) -> None:
     assert len(errors) == 1 and message in done.stderr
 
 
-def test_an_unknown_key_names_the_nearest(av_world, environment, tmp_path):
-    done = run(train_command(av_world, tmp_path / "run", "--config.optimizer.learning_rat=1"), environment)
+def test_an_unknown_key_names_the_nearest(av_world, tmp_path, capfd):
+    done = run_here(train_command(av_world, tmp_path / "run", "--config.optimizer.learning_rat=1"), capfd)
     assert_one_error(done, "config.optimizer.learning_rat: no such key; did you mean learning_rate?")
 
 
-def test_a_work_directory_of_another_configuration_is_left_alone(trained, av_world, environment):
+def test_a_work_directory_of_another_configuration_is_left_alone(trained, av_world, capfd):
     before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
-    done = run(train_command(av_world, trained, "--config.seed=5"), environment)
+    done = run_here(train_command(av_world, trained, "--config.seed=5"), capfd)
     assert_one_error(done, "it holds a run of another configuration (config.seed is 5, there it is 0)")
     assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
 
@@ -262,9 +278,9 @@ def test_a_work_directory_of_before_a_key_was_there_is_one_of_its_default(tmp_pa
         check_workdir(epath.Path(tmp_path), TrainConfig(seed=1, steps=0, stop_after_tokens=5))
 
 
-def test_a_work_directory_that_holds_something_else_is_left_alone(av_world, environment, tmp_path):
+def test_a_work_directory_that_holds_something_else_is_left_alone(av_world, tmp_path, capfd):
     (tmp_path / "thesis.tex").write_text("precious")
-    done = run(train_command(av_world, tmp_path), environment)
+    done = run_here(train_command(av_world, tmp_path), capfd)
     assert_one_error(done, "the folder is not empty and holds no run")
 
 

@@ -45,7 +45,8 @@ def test_media_keep_their_order_and_prompts_their_place(tmp_path):
     media = ("--image", a, "--video", b, "--audio", c)
     assert content(*media, "--prompt", "What?") == ["a", "b", "c", "What?"]
     assert content(*media, "--prompt", "What?", "--prompt_position", "prefix") == ["What?", "a", "b", "c"]
-    assert content(*media, "--prompt", "What?", "--prompt_position", "mid") == ["a", "b", "What?", "c"]
+    assert content(*media, "--prompt", "What?", "--prompt_position", "mid") == ["a", "What?", "b", "c"]
+    assert content(*media[:4], "--prompt", "What?", "--prompt_position", "mid") == ["a", "What?", "b"]
     assert content(*media, "--speech_prompt", q) == ["a", "b", "c", "q"]
     assert content(*media, "--speech_prompt", q, "--prompt", "Now.", "--prompt_position", "prefix")[:2] == ["q", "Now."]
     placed = content("--video", b, "--image", a, "--image", c, "--prompt", "<image> and <image> in <video>?")
@@ -69,6 +70,8 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
     assert json.loads(out)["text"] == expected.text and json.loads(out)["finish"] == "length"
     code, out, _ = run(capsys, *flags, "--json", "--samples", 2, "--temperature", 2)
     assert len({json.loads(line)["text"] for line in out.split("\n") if line}) == 2
+    _, _, err = run(capsys, *flags[:-1], 1)  # one token has no rate
+    assert err.startswith("first token after ") and err.endswith(" positions of prompt)\n")
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def main(train: str, out: str, *meshes: str) -> None:
     index = build_index(Jsonl(Path(train)), processor, DATA.capacity, "skip", quiet=True)
     model = OmniVinci(CONFIG, Compute(tower_remat="dots", decoder_remat="full"))
     optimizer = make_optimizer(OptimizerConfig(), 9, CONFIG)
-    results = {}
+    results, drawn = {}, None
     for name in meshes:
         setting, _, lora = name.partition("+")
         axes, _, microbatches = setting.partition("/")
@@ -53,15 +53,19 @@ def main(train: str, out: str, *meshes: str) -> None:
         mesh = make_mesh(MeshConfig(*map(int, axes.split(","))))
         with on_mesh(mesh):
             _, shardings = abstract_state(model, optimizer, config, mesh)
-            state = create_state(model, optimizer, config, shardings)
-            trainable = state.trainable
+            if drawn and not (lora or microbatches):
+                trainable, frozen = jax.device_put(drawn, (shardings.trainable, shardings.frozen))
+            else:  # not for every mesh: each compiles a program to draw the parameters with
+                state = create_state(model, optimizer, config, shardings)
+                trainable, frozen = state.trainable, state.frozen
+                drawn = drawn or jax.device_get((trainable, frozen))
             if lora:  # new adapters add nothing: half of their gradient would be 0
                 trainable = jax.tree.map(lambda x: x + 0.01, trainable)
             own = own_groups(DATA.groups, mesh)
             (loaded,) = read_batches(index, Plan(alone(index), DATA.capacity, 0), processor, DATA, own, start=0, stop=1)
             gradient = make_gradient(SupervisedLoss(model, 0.5), int(microbatches or 1))
             gradient = jax.jit(gradient, out_shardings=replicated(mesh))
-            gradients, metrics = gradient(trainable, state.frozen, put_batch(loaded.batch, DATA.groups, mesh))
+            gradients, metrics = gradient(trainable, frozen, put_batch(loaded.batch, DATA.groups, mesh))
             found = traverse_util.flatten_dict(jax.device_get(gradients), sep=".")
             found |= {metric: np.asarray(metrics[metric]) for metric in ("loss", "align_loss")}
         results |= {f"{name.replace('/', '|')}:{leaf}": value for leaf, value in found.items()}

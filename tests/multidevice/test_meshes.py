@@ -13,6 +13,7 @@ from tests.tiny import REPOSITORY
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
 NAMES = [",".join(map(str, sizes)) for sizes in MESHES] + ["2,2,2,1/2", "1,2,2,2/4", "1,2,2,2+lora"]
+PARTS = [NAMES[part::4] for part in range(4)]  # so that all workers share in them
 
 
 def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, np.ndarray]:
@@ -20,6 +21,8 @@ def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
     }
+    if devices > 1:
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what XLA warns of, it says when it compiles
     done = subprocess.run(
         [sys.executable, "-m", "tests.multidevice.compare", str(av_world / "train.jsonl"), str(out), *meshes],
         env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800,
@@ -36,11 +39,20 @@ def one_device(av_world, tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def eight_devices(av_world, tmp_path_factory) -> dict[str, np.ndarray]:
-    return compare(av_world, tmp_path_factory.mktemp("eight") / "eight.npz", 8, NAMES)
+def eight_devices(request, av_world, tmp_path_factory) -> dict[str, np.ndarray]:
+    """What the meshes of one part give."""
+    return compare(av_world, tmp_path_factory.mktemp("eight") / "eight.npz", 8, PARTS[request.param])
 
 
-@pytest.mark.parametrize("mesh", NAMES)
+@pytest.mark.parametrize(
+    ("eight_devices", "mesh"),
+    [
+        pytest.param(part, mesh, marks=pytest.mark.xdist_group(f"meshes_{part}"), id=mesh)
+        for part, meshes in enumerate(PARTS)
+        for mesh in meshes
+    ],
+    indirect=["eight_devices"],
+)
 def test_a_mesh_gives_what_one_device_gives(mesh, one_device, eight_devices):
     found = _of_mesh(eight_devices, mesh)
     expected_leaves = _of_mesh(one_device, "1,1,1,1+lora" if mesh.endswith("+lora") else "1,1,1,1")

@@ -24,6 +24,7 @@ def test_cuts_are_those_of_the_released_code(golden):
     vision_ends = [math.ceil((frames[-1] + 1) * 16 / 8) for frames in info["segment_vis_indices_list"]]
     audio_ends = [math.ceil(end * 50 / 187) for _, end in info["segment_aud_indices_list"]]
     assert [vision.stop for vision, _ in groups] == vision_ends
+    assert vision_ends == [6, 14, 16]  # pooled frames have 4 tokens, so two cuts fall inside one
     assert [audio.stop for _, audio in groups] == audio_ends
 
 

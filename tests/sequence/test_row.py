@@ -92,13 +92,18 @@ def model():
     from omnivinci_jax.models.omnivinci import OmniVinci
 
     model = OmniVinci(tiny_config())
-    return model, jax.jit(model.init)(jax.random.key(0), init_batch(model.config))
+    variables = jax.jit(model.init)(jax.random.key(0), init_batch(model.config))
+    forward = jax.jit(model.apply)
+
+    def hidden_states(group):
+        return np.asarray(forward(variables, jax.tree.map(lambda array: array[None], group)).hidden[0])
+
+    return model.config, hidden_states
 
 
 def test_packed_rows_give_what_each_gives_alone(model):
     """A video, an image, a sound and a text in one group of two rows, against each in a group of its own."""
-    model, variables = model
-    config = model.config
+    config, hidden_states = model
     rows = [
         row_of((Media("video", "a.mp4"), FRAMES), answer="red blue"),
         row_of((Media("image", "b.png"), ImageSize(3, 3)), answer="7"),
@@ -110,22 +115,16 @@ def test_packed_rows_give_what_each_gives_alone(model):
         for place, segment, row in zip((1, 0, 0, 1), (1, 1, 2, 2), rows, strict=True)
     ]
     together = Capacity(rows=2, slots=200, tiles=24, windows=4, clips=4)
-    hidden = hidden_states(model, variables, assemble(packed, config, together))
+    hidden = hidden_states(assemble(packed, config, together))
     used = [0, 0]
+    alone = together._replace(rows=1, slots=max(map(len, rows)))  # one for all, which is compiled once
     for item in packed:
-        alone = Capacity(rows=1, slots=len(item.row), tiles=max(item.row.num_tiles, 1), windows=3, clips=1)
-        expected = hidden_states(model, variables, assemble([item._replace(place=0, segment=1)], config, alone))[0]
+        expected = hidden_states(assemble([item._replace(place=0, segment=1)], config, alone))[0, : len(item.row)]
         found = hidden[item.place, used[item.place] : used[item.place] + len(item.row)]
         used[item.place] += len(item.row)
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def hidden_states(model, variables, group):
-    batch = jax.tree.map(lambda array: array[None], group)
-    return np.asarray(model.apply(variables, batch).hidden[0])
-
-
 def test_an_empty_group_is_finite(model):
-    model, variables = model
-    group = empty_group(model.config, Capacity(2, 8, 2, 1, 1))
-    assert np.isfinite(hidden_states(model, variables, group)).all()
+    config, hidden_states = model
+    assert np.isfinite(hidden_states(empty_group(config, Capacity(2, 8, 2, 1, 1)))).all()

@@ -165,6 +165,21 @@ def test_published_numbers():
     assert omni.stop_after_tokens == 200e9
 
 
+@pytest.mark.parametrize("name", ["omnivinci_9b.py", "mixture.py"])
+def test_joint_training_freezes_both_encoders(name):
+    config = load_config([f"--config={REPOSITORY / 'configs' / name}"])
+    shapes = abstract_params(OmniVinci(config.model))
+    trainable, _ = split_trainable(shapes, config)
+    assert set(traverse_util.flatten_dict(trainable, sep="/")) == named(shapes, "omni")
+
+
+def test_the_joint_stage_trains_on_the_mixture_with_spoken_prompts():
+    mixture = load_config([f"--config={REPOSITORY / 'configs' / 'mixture.py'}"]).data.sources
+    data = stage_config("omnivinci_9b", "omni").data
+    assert data.sources == mixture and not data.train
+    assert {source.modality for source in data.sources if source.speech_share} == {"image"}
+
+
 def test_each_stage_starts_from_the_one_before():
     assert list(STAGES) == list(TRAINS) and stage_before("audio_1") == "vision_5"
     assert stage_config("tiny", "stage_0").start_from == ""
