@@ -5,20 +5,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import jax.numpy as jnp
+    from jax.sharding import Mesh
 
     from omnivinci_jax.generate.assistant import Assistant
 
 
-def load(folder: str | Path, dtype: "jnp.dtype | None" = None) -> "Assistant":
+def load(folder: str | Path, dtype: "jnp.dtype | None" = None, mesh: "Mesh | None" = None) -> "Assistant":
     """Loads a PyTorch checkpoint in either layout as `omnivinci_jax.load` loads a model directory.
 
     Args:
         folder: the checkpoint, with its tokenizer.
         dtype: of activations, float32 where it is None; parameters keep the type that they are stored in.
+        mesh: shards the parameters over devices.
 
     Raises:
         UserError: what is missing, damaged or unknown, with its key and file.
     """
     from conversion.loading import load
 
-    return load(Path(folder), dtype)
+    return load(Path(folder), dtype, mesh)

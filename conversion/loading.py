@@ -5,37 +5,41 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from conversion.leaves import LazyLeaf
 from conversion.source import open_source
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.generate.assistant import Assistant
+from omnivinci_jax.model_dir import shardings_of
 from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 
-def load(folder: Path, dtype: jnp.dtype | None = None) -> Assistant:
+def load(folder: Path, dtype: jnp.dtype | None = None, mesh: Mesh | None = None) -> Assistant:
     """See `conversion.load`."""
     source = open_source(folder)
     if source.tokenizer is None:
         raise UserError(f"{folder}: there is no tokenizer; copy tokenizer.json there")
     tokenizer = Tokenizer(source.tokenizer.folder)
-    model, params = load_model(folder, dtype)
+    model, params = load_model(folder, dtype, mesh)
     return Assistant(model, params, Processor(source.config, tokenizer))
 
 
-def load_model(folder: Path, dtype: jnp.dtype | None = None) -> tuple[OmniVinci, dict]:
+def load_model(folder: Path, dtype: jnp.dtype | None = None, mesh: Mesh | None = None) -> tuple[OmniVinci, dict]:
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
     source = open_source(folder)
-    params = {path: _array(leaf) for path, leaf in source.leaves.items()}
-    return OmniVinci(source.config, Compute(dtype=dtype or jnp.float32)), unflatten_dict(params, sep="/")
+    model = OmniVinci(source.config, Compute(dtype=dtype or jnp.float32))
+    shardings = flatten_dict(shardings_of(model, mesh), sep="/")
+    params = {path: jax.device_put(_array(leaf), shardings[path]) for path, leaf in source.leaves.items()}
+    return model, unflatten_dict(params, sep="/")
 
 
-def _array(leaf: LazyLeaf) -> jax.Array:
+def _array(leaf: LazyLeaf) -> np.ndarray:
     whole = np.empty(leaf.shape, leaf.dtype)
     for index, piece in leaf.pieces():
         whole[... if index is None else index] = piece
-    return jnp.asarray(whole)
+    return whole

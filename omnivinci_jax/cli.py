@@ -89,10 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=_path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="leave a stream out")
     command.add_argument("--rows", type=int, default=8, help="conversations measured at once")
+    _mesh_flag(command, "all devices, over which the parameters are sharded")
 
     command = _command(commands, "export", _export, "merge a run's adapters into a model directory of its own")
     command.add_argument("--run", dest="workdir", type=_path, required=True, help="directory of a run with adapters")
     command.add_argument("--out", type=_path, required=True, help="model directory to make")
+    _mesh_flag(command, "one device")
 
     command = _command(commands, "generate", _generate, "answer a question about any mix of media, in their order")
     _generation_flags(command)
@@ -156,6 +158,11 @@ def _generation_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer")
     command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer; may be repeated")
     command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what is computed in")
+    _mesh_flag(command, "one device")
+
+
+def _mesh_flag(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--mesh", metavar="AXIS=N,...", help=f"devices, as data=1,tensor=4; default: {default}")
 
 
 def _steps(text: str) -> range:
@@ -173,6 +180,16 @@ def _positive(text: str) -> int:
     if not (text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _make_mesh(text: str | None):
+    """The mesh that --mesh asks for; None without it."""
+    if text is None:
+        return None
+    from omnivinci_jax.mesh.mesh import make_mesh
+    from omnivinci_jax.settings import parse_mesh
+
+    return make_mesh(parse_mesh(text))
 
 
 def _train(arguments) -> int:
@@ -239,7 +256,8 @@ def _evaluate(arguments) -> int:
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     started = time.monotonic()
-    evaluation = evaluate_file(arguments.model, arguments.data, arguments.drop, arguments.rows)
+    mesh = _make_mesh(arguments.mesh or "fsdp=-1")
+    evaluation = evaluate_file(arguments.model, arguments.data, arguments.drop, arguments.rows, mesh)
     write_results(arguments.out, evaluation, time.monotonic() - started)
     print(accuracy_table(evaluation))
     return 0
@@ -248,7 +266,7 @@ def _evaluate(arguments) -> int:
 def _export(arguments) -> int:
     from omnivinci_jax.train.export import export
 
-    export(arguments.workdir, arguments.out)
+    export(arguments.workdir, arguments.out, _make_mesh(arguments.mesh))
     print(f"model: {arguments.out}")
     return 0
 
@@ -256,13 +274,13 @@ def _export(arguments) -> int:
 def _generate(arguments) -> int:
     from omnivinci_jax.generate.command import run
 
-    return run(arguments)
+    return run(arguments, _make_mesh(arguments.mesh))
 
 
 def _chat(arguments) -> int:
     from omnivinci_jax.generate.chat import run
 
-    return run(arguments)
+    return run(arguments, _make_mesh(arguments.mesh))
 
 
 def _inspect(arguments) -> int:

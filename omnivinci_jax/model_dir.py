@@ -8,15 +8,18 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import linen as nn
 from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config, write_config
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.processes import barrier, is_main
+from omnivinci_jax.mesh.rules import parameter_shardings
 from omnivinci_jax.models.compute import Compute
-from omnivinci_jax.models.initialization import abstract_params
+from omnivinci_jax.models.initialization import abstract_params, boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.paths import absolute, is_remote
 from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
@@ -25,36 +28,55 @@ CHUNK_BYTES = 256 * 2**20
 
 
 class LoadedModel(NamedTuple):
-    """What `load` returns: the Flax module, its parameters as a plain dict, and the way from files to rows."""
+    """What `load` returns: the Flax module, its parameters as a plain dict, and what turns conversations into rows."""
 
     model: OmniVinci
     params: dict
     processor: Processor
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the parameters are sharded over; None where one device has them."""
+        sharding = jax.tree.leaves(self.params)[0].sharding
+        return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
-def load(folder: epath.PathLike, dtype: jnp.dtype = jnp.float32) -> LoadedModel:
+
+def load(folder: epath.PathLike, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = None) -> LoadedModel:
     """Loads a model directory.
 
     Args:
         folder: the directory.
         dtype: of activations; parameters keep the type that they are stored in.
+        mesh: shards the parameters, each device reading its own part; without one they are on the first device.
 
     Raises:
-        UserError: what is missing, or does not belong to the model that config.json describes.
+        UserError: what is missing, or does not belong to the model that config.json describes; a mesh that does not
+            divide a parameter.
     """
     folder = epath.Path(folder)
     tokenizer = Tokenizer(folder)
-    model, params = load_model(folder, dtype)
+    model, params = load_model(folder, dtype, mesh)
     return LoadedModel(model, params, Processor(model.config, tokenizer))
 
 
-def load_model(folder: epath.Path, dtype: jnp.dtype = jnp.float32) -> tuple[OmniVinci, dict]:
+def load_model(folder: epath.Path, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = None) -> tuple[OmniVinci, dict]:
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
     model = OmniVinci(read_config(folder / "config.json"), Compute(dtype=dtype))
-    expected = abstract_params(model)
-    check_shapes(stored_params(folder), expected, folder / "params")
+    check_shapes(stored_params(folder), abstract_params(model), folder / "params")
+    return model, load_params(folder, shardings_of(model, mesh))
+
+
+def shardings_of(model: OmniVinci, mesh: Mesh | None) -> dict:
+    """The sharding of each parameter: by mesh/rules.py, or the first device where there is no mesh.
+
+    Raises:
+        ConfigError: a parameter that the mesh does not divide.
+    """
+    boxed = jax.eval_shape(lambda key: boxed_params(model, key), jax.random.key(0))
+    if mesh:
+        return parameter_shardings(boxed, mesh)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return model, load_params(folder, jax.tree.map(lambda _: device, expected))
+    return jax.tree.map(lambda _: device, nn.meta.unbox(boxed))
 
 
 def load_params(folder: epath.Path, shardings: dict) -> dict:
@@ -109,11 +131,14 @@ def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenize
 
 def save_params(folder: epath.Path, params: dict) -> None:
     """Writes parameters into a directory that `replaced` gave; raises OSError where they cannot be."""
+
     # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
-    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), params)
+    def chunks(leaf: jax.Array) -> ocp.SaveArgs:
+        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if leaf.ndim else ())
+
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / "params", params, save_args=chunks)
+            checkpointer.save(folder / "params", params, save_args=jax.tree.map(chunks, params))
     except ValueError as error:  # so TensorStore tells of a full disk
         raise OSError(str(error)) from error
 

@@ -255,6 +255,21 @@ def load_config(arguments: list[str], kind: type = TrainConfig) -> Any:
     return from_mapping(kind, values)
 
 
+def parse_mesh(text: str) -> MeshConfig:
+    """A mesh as the commands are given it, "data=1,tensor=4": axes that are left out are 1, and fsdp takes the rest.
+
+    Raises:
+        ConfigError: it is not written so, or names an axis that does not exist.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if not size.removeprefix("-").isdigit() or axis in sizes:
+            raise ConfigError(f"--mesh is {text!r}: write axes with their sizes, data=1,tensor=4 for instance")
+        sizes[axis] = int(size)
+    return from_mapping(MeshConfig, sizes, "--mesh")
+
+
 def nearest(name: str, names: typing.Iterable[str]) -> str:
     """A hint for a misspelt name: "; did you mean X?", or all the names there are."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

@@ -1,6 +1,7 @@
 """Exact-match accuracy of a model on a JSONL file, overall and by the `kind` that its lines name, and retrieval."""
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,12 +19,12 @@ from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.evaluation.scoring import make_eval_step
-from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
+from omnivinci_jax.mesh.mesh import on_mesh
 from omnivinci_jax.mesh.processes import is_main
-from omnivinci_jax.mesh.rules import own_groups, put_batch, replicated
+from omnivinci_jax.mesh.rules import BATCH_AXES, own_groups, put_batch
 from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.settings import DataConfig, MeshConfig
+from omnivinci_jax.settings import DataConfig
 from omnivinci_jax.train.losses import contrastive_loss
 
 _NO_LIMIT = Capacity(*[2**31] * 5)
@@ -110,21 +111,30 @@ def _retrieval(clips: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, flo
     return {name: float(value) for name, value in metrics.items()}
 
 
-def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int) -> Evaluation:
-    """Measures a model directory on a JSONL file, `rows` conversations at once, in rows as long as its longest."""
-    model, params, processor = model_dir.load(folder)
+def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int, mesh: Mesh) -> Evaluation:
+    """Measures a model directory on a JSONL file.
+
+    Args:
+        folder: the model directory, whose parameters are sharded over the mesh.
+        data: JSONL file, or folder of shards.
+        drop: the stream to leave out (`Processor`).
+        rows: conversations of a group; rows are as long as the longest conversation.
+        mesh: each of its batch shards measures one group at a time.
+    """
+    model, params, processor = model_dir.load(folder, mesh=mesh)
     processor = dataclasses.replace(processor, drop=drop)
     index = build_index(open_records(data), processor, _NO_LIMIT, "skip")
     if not len(index):
         raise DataError(f"{data}: no sample can be used:\n  " + "\n  ".join(index.problems[:20]))
     slots, tiles, windows, clips = (int(most) for most in index.sizes.max(axis=0))
-    capacity = Capacity(rows, slots, max(rows * tiles, 1), max(rows * windows, 1), max(rows * clips, 1))
-    mesh = make_mesh(MeshConfig())
+    shards = mesh.shape["context"] * mesh.shape["tensor"]  # which slots, tiles and windows of a group must divide over
+    slots, tiles, windows = (-(-max(n, 1) // shards) * shards for n in (slots, rows * tiles, rows * windows))
+    capacity = Capacity(rows, slots, tiles, windows, max(rows * clips, 1))
     attention = choose_implementation("auto", mesh.devices.flat[0].platform)
     model = model.clone(compute=dataclasses.replace(model.compute, attention=attention))
-    settings = DataConfig(capacity=capacity, groups=mesh.size, workers=0)
+    groups = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    settings = DataConfig(capacity=capacity, groups=groups, workers=0)
     with on_mesh(mesh):
-        params = jax.device_put(params, replicated(mesh))
         return evaluate(make_eval_step(model, mesh), params, index, processor, settings, mesh)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from omnivinci_jax import model_dir
 from omnivinci_jax.errors import UserError
@@ -44,7 +45,7 @@ class Assistant(model_dir.LoadedModel):
     @cached_property
     def engine(self) -> Engine:
         """What computes; made when it is first needed, since it copies the decoder's parameters."""
-        return Engine(*self)
+        return Engine(*self, self.mesh)
 
     def generate(self, question: Question, **sampling: Any) -> Answer:
         """The answer to one question."""
@@ -89,9 +90,9 @@ class Assistant(model_dir.LoadedModel):
         return prompt
 
 
-def load(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> Assistant:
+def load(folder: str | Path, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = None) -> Assistant:
     """Loads a model directory; see model_dir.load for arguments and errors, and Assistant for what to do with it."""
-    return Assistant(*model_dir.load(folder, dtype))
+    return Assistant(*model_dir.load(folder, dtype, mesh))
 
 
 def conversation_of(question: Question) -> Conversation:

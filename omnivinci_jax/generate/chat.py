@@ -7,6 +7,8 @@ import sys
 from argparse import Namespace
 from urllib.parse import unquote
 
+from jax.sharding import Mesh
+
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.generate.assistant import Assistant
 from omnivinci_jax.generate.command import load_for_command, sampling_of, say, speed, system_message
@@ -17,12 +19,12 @@ _WORD = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|\S)+""")
 HELP = "Ask; drop files into the line to show them. /new begins anew, Ctrl-C ends an answer, Ctrl-D the chat."
 
 
-def run(arguments: Namespace) -> int:
+def run(arguments: Namespace, mesh: Mesh | None) -> int:
     """The command."""
     with contextlib.suppress(ImportError):  # a Python without it has a plainer prompt
         import readline  # noqa: F401 (gives `input` editing and history)
     sampling, beginning = vars(sampling_of(arguments)), system_message(arguments)
-    model, messages = load_for_command(arguments), beginning
+    model, messages = load_for_command(arguments, mesh), beginning
     print(HELP, file=sys.stderr)
     while True:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import ConfigError, UserError
@@ -25,7 +26,7 @@ from omnivinci_jax.speech import Voice, make_voice, read_aloud
 _PLACEHOLDER = re.compile(r"<(?:image|video|sound)>")
 
 
-def run(arguments: Namespace) -> int:
+def run(arguments: Namespace, mesh: Mesh | None) -> int:
     """The command; what can be wrong with the arguments is found before the model is loaded."""
     sampling, voice = vars(sampling_of(arguments)), voice_of(arguments)
     if arguments.data:
@@ -34,9 +35,9 @@ def run(arguments: Namespace) -> int:
                 "--data answers each of its conversations once: leave --prompt, media, --speech_prompt, --system and "
                 "--samples out"
             )
-        return _answer_file(arguments, sampling)
+        return _answer_file(arguments, sampling, mesh)
     question = question_of(arguments)
-    model = load_for_command(arguments)
+    model = load_for_command(arguments, mesh)
     if arguments.samples > 1 or arguments.json:
         answers = model.sample(question, arguments.samples, **sampling)
         lines = (json.dumps(record_of(answer)) if arguments.json else f"{answer.text}\n" for answer in answers)
@@ -69,13 +70,13 @@ def voice_of(arguments: Namespace) -> Voice | None:
     return make_voice(VoiceConfig(backend, arguments.voice, arguments.speech_server, arguments.speech_model))
 
 
-def load_for_command(arguments: Namespace) -> Assistant:
+def load_for_command(arguments: Namespace, mesh: Mesh | None) -> Assistant:
     """The model, with a folder for compiled programs, so that only the first command waits for the compiler."""
     if not jax.config.jax_compilation_cache_dir:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home, "omnivinci_jax", "programs")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    model = load(arguments.model, jnp.dtype(arguments.dtype))
+    model = load(arguments.model, jnp.dtype(arguments.dtype), mesh)
     model.engine  # noqa: B018 (made now, so that the first answer does not wait for it)
     return model
 
@@ -155,10 +156,10 @@ def record_of(answer: Answer) -> dict:
     }
 
 
-def _answer_file(arguments: Namespace, sampling: dict) -> int:
+def _answer_file(arguments: Namespace, sampling: dict, mesh: Mesh | None) -> int:
     """A JSON line for each conversation of a file; 1 where some could not be answered."""
     questions, failed = list(_questions(arguments.data)), 0
-    model = load_for_command(arguments)
+    model = load_for_command(arguments, mesh)
     for first in range(0, len(questions), arguments.rows):
         answers = model.generate_batch(questions[first : first + arguments.rows], **sampling)
         for answer in answers:

@@ -37,8 +37,8 @@ from omnivinci_jax.generate.scheduler import (
 )
 from omnivinci_jax.generate.weights import Weights, decoding_weights
 from omnivinci_jax.mesh.mesh import on_mesh
-from omnivinci_jax.mesh.rules import BATCH_AXES, parameter_shardings
-from omnivinci_jax.models.initialization import boxed_params
+from omnivinci_jax.mesh.rules import BATCH_AXES
+from omnivinci_jax.model_dir import shardings_of
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.chat import Conversation
 
@@ -265,14 +265,9 @@ class Engine:
     def _load(self, params: dict) -> Weights:
         with self._on_mesh():
             if self.mesh:
-                params = jax.device_put(params, _shardings(self.model, self.mesh))
+                params = jax.device_put(params, shardings_of(self.model, self.mesh))
             return decoding_weights(self.model, params)
 
     def _on_mesh(self, *rules: tuple[str, str | None]) -> AbstractContextManager[None]:
         """The mesh, if there is one; `rules` take precedence over those of mesh/rules.py."""
         return on_mesh(self.mesh, rules) if self.mesh else nullcontext()
-
-
-def _shardings(model: OmniVinci, mesh: Mesh) -> dict:
-    boxed = jax.eval_shape(lambda key: boxed_params(model, key), jax.random.key(0))
-    return parameter_shardings(boxed, mesh)

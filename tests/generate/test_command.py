@@ -26,7 +26,7 @@ def folder(assistant, tmp_path_factory) -> Path:
 def loaded(assistant, folder, monkeypatch):
     """The session's model in place of the folder's, with its compiled programs."""
     known = command.load
-    monkeypatch.setattr(command, "load", lambda path, dtype: assistant if path == folder else known(path, dtype))
+    monkeypatch.setattr(command, "load", lambda path, *args: assistant if path == folder else known(path, *args))
 
 
 def arguments(*flags: object):

@@ -1,0 +1,60 @@
+"""Every command that loads a model shards it over the mesh that it is given."""
+
+import json
+
+import jax
+import pytest
+from flax import linen as nn
+
+from omnivinci_jax import cli, model_dir
+from omnivinci_jax.config import OmniAlignConfig, Qwen2Config
+from omnivinci_jax.models.initialization import boxed_params
+from omnivinci_jax.models.omnivinci import OmniVinci
+from tests.multidevice.sharded import run_commands
+from tests.multidevice.test_generate import run_on_devices
+from tests.tiny import tiny_config, tiny_tokenizer
+
+MESHES = ["fsdp=8", "fsdp=2,tensor=4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose decoder has most of the parameters, as at 9B: tables of positions are sharded over fsdp alone."""
+    text = Qwen2Config(512, 512, 1536, 2, 8, 4, max_position_embeddings=1024)
+    config = tiny_config(text=text, omni_align=OmniAlignConfig(1, 8, learned_scale=True))
+    model, folder = OmniVinci(config), tmp_path_factory.mktemp("models") / "model"
+    params = jax.jit(lambda key: nn.meta.unbox(boxed_params(model, key)))(jax.random.key(0))
+    model_dir.save(folder, config, params, tiny_tokenizer())
+    return folder
+
+
+def test_devices_hold_their_share_and_answer_as_one_does(folder, av_world, tmp_path):
+    data = tmp_path / "questions.jsonl"
+    lines = (av_world / "val.jsonl").read_text().splitlines()[:4]
+    data.write_text("\n".join(lines).replace("clips/", f"{av_world / 'clips'}/"))
+    run_on_devices(8, "tests.multidevice.sharded", folder, data, tmp_path / "eight.json", *MESHES)
+    found = json.loads((tmp_path / "eight.json").read_text())
+    for mesh in MESHES:
+        for held in found["bytes"][mesh].values():
+            assert held["sharded"] > 10 * held["replicated"]
+            assert held["most"] <= 1.05 * (held["sharded"] / 8 + held["replicated"]), mesh
+    alone = run_commands(folder, data, tmp_path / "one.json")
+    assert found["commands"]["answers"] == alone["answers"]
+    expected, results = alone["results"], found["commands"]["results"]
+    assert results.pop("seconds") and expected.pop("seconds")
+    assert results.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-5)
+    assert results == expected
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("tensor:2", "--mesh is 'tensor:2': write axes with their sizes, data=1,tensor=4 for instance"),
+        ("model=2", "--mesh.model: no such key"),
+        ("tensor=7", "does not make 1 device(s)"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_one_line(mesh, message, folder, capsys):
+    assert cli.main(["generate", "--model", str(folder), "--prompt", "x", "--mesh", mesh]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
