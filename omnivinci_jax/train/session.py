@@ -9,6 +9,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from omnivinci_jax.errors import Preempted
 from omnivinci_jax.mesh.mesh import on_mesh
 from omnivinci_jax.mesh.processes import is_main, lost_process_as_preempted
 from omnivinci_jax.paths import Mirrored
@@ -16,6 +17,7 @@ from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
 from omnivinci_jax.train.claim import Claim
 from omnivinci_jax.train.metrics import MetricsLog
+from omnivinci_jax.train.trainer import Trainer
 from omnivinci_jax.train.workdir import claimed
 
 
@@ -45,6 +47,13 @@ class Session:
         """Uploads what belongs to a checkpoint; raises UserError where another run has taken the directory over."""
         self.claim.check()
         self.files.sync()
+
+    def check_finished(self, trainer: Trainer) -> None:
+        """Waits for the last checkpoint; raises Preempted where it is not that of the last step."""
+        self.checkpoints.wait()
+        if not trainer.is_last:
+            step = trainer.progress.step
+            raise Preempted(f"SIGTERM: saved at step {step}; the same command goes on from there")
 
 
 def skipped_name() -> str:

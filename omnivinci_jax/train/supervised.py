@@ -11,23 +11,22 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from omnivinci_jax import model_dir
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.loader import Loaded, Plan, read_batches
 from omnivinci_jax.data.mixture import Mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.setup import make_processor, open_data, open_mixture
-from omnivinci_jax.errors import ConfigError, Preempted
+from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import check_same, is_main
 from omnivinci_jax.mesh.rules import check_batch, own_groups, put_batch
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.paths import absolute, writing
+from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.sequence.batch import Batch
-from omnivinci_jax.sequence.tokenizer import Tokenizer
 from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.train.best_model import BestModel
 from omnivinci_jax.train.hooks import Evaluate, Log, NonfiniteGuard, Save, Score
 from omnivinci_jax.train.length import Length
 from omnivinci_jax.train.metrics import Meter, Work
@@ -36,7 +35,7 @@ from omnivinci_jax.train.profile import Profile
 from omnivinci_jax.train.samples import DataProgress, Samples
 from omnivinci_jax.train.session import open_session, skipped_name
 from omnivinci_jax.train.start import find_start
-from omnivinci_jax.train.state import TrainState, abstract_state, create_frozen, create_state, make_model, merge
+from omnivinci_jax.train.state import abstract_state, create_frozen, create_state, make_model, merge
 from omnivinci_jax.train.step import make_train_step
 from omnivinci_jax.train.supervised_loss import SupervisedLoss
 from omnivinci_jax.train.termination import Termination
@@ -103,10 +102,10 @@ def train(
     best = BestModel(workdir, config, data.processor.tokenizer)
 
     with open_session(workdir, config, mesh) as session:
-        create, frozen = (
-            partial(make, model, optimizer, config, shardings, start) for make in (create_state, create_frozen)
+        new_state, new_frozen = (
+            partial(create, model, optimizer, config, shardings, start) for create in (create_state, create_frozen)
         )
-        state, saved = session.checkpoints.restore_or_create(shapes, shardings, create, frozen)
+        state, saved = session.checkpoints.restore_or_create(shapes, shardings, new_state, new_frozen)
         progress = DataProgress(**(saved or {"data": data.mixture.digest}))
         check_progress(progress, data.mixture, workdir)
         if saved:
@@ -145,9 +144,7 @@ def train(
         with closing(loaded):
             batches = put_batches(meter.waited(loaded), samples, config.data.groups, mesh)
             trainer.run(batches, partial(length.is_done, samples=samples))
-        session.checkpoints.wait()
-        if not trainer.is_last:
-            raise Preempted(f"SIGTERM: saved at step {progress.step}; the same command goes on from there")
+        session.check_finished(trainer)
         if not data.val:
             best.keep(trainer.state)
 
@@ -209,24 +206,3 @@ def work_rates(
         }
 
     return rates
-
-
-class BestModel:
-    """Where a run keeps its best model, or, if only adapters train, the adapters."""
-
-    def __init__(self, workdir: epath.Path, config: TrainConfig, tokenizer: Tokenizer):
-        self.folder = workdir / ("adapters" if config.lora.rank else "model")
-        self._adapters, self._model, self._tokenizer = bool(config.lora.rank), config.model, tokenizer
-
-    def keep(self, state: TrainState) -> None:
-        """Replaces the model by that of `state`. Raises UserError where it cannot be written."""
-        with writing(self.folder):
-            if self._adapters:
-                with model_dir.replaced(self.folder) as part:
-                    model_dir.save_params(part, state.trainable)
-            else:
-                model_dir.save(self.folder, self._model, state.params, self._tokenizer)
-
-    def load(self, shardings: dict) -> dict:
-        """The parameters that `shardings` has."""
-        return model_dir.load_params(self.folder, shardings)
