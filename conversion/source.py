@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from conversion.layouts import OURS, PARTS, read_layout, read_part
 from conversion.leaves import LazyLeaf, Pieces
-from conversion.mapping import SAME, Tensor, ours, tensors
+from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES, StoredTensor
 from conversion.tokenizer import ReadTokenizer, read_tokenizer
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
@@ -111,7 +111,7 @@ def open_source(
     model = OmniVinci(config)
     shapes = parameter_shapes(model)
     expected = list(tensors(config, shapes))
-    own = ours(config, shapes)
+    own = unpublished_leaves(config, shapes)
     initialised = {path for name, path in own.items() if f"{OURS}.{name}" not in found}
     if folder is None:
         initialised |= {tensor.path for tensor in expected if tensor.name.startswith(_PROJECTORS)}

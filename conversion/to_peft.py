@@ -14,9 +14,10 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from conversion.command import new_directory, run
+from conversion.command import run
 from conversion.mapping import HEAD, LINEAR, Tensor, tensors
 from omnivinci_jax.errors import UserError
+from omnivinci_jax.mesh.processes import atomic_directory
 from omnivinci_jax.models.initialization import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
@@ -31,7 +32,7 @@ def to_peft(workdir: Path, destination: Path) -> None:
             model; `destination` exists.
     """
     config, adapters = read_adapters(workdir)
-    with new_directory(destination) as part:
+    with atomic_directory(destination, replace=False) as part:
         arrays, modules = {}, []
         for tensor, a, b in _by_module(config, adapters, workdir):
             module = tensor.name.removesuffix(".weight")
@@ -72,14 +73,15 @@ def _config(config: TrainConfig, modules: list[str]) -> dict:
     }
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], prog: str = "python -m conversion.to_peft") -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m conversion.to_peft", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="directory of a run with adapters")
     parser.add_argument("destination", type=Path, help="directory to make")
     options = parser.parse_args(arguments)
     to_peft(options.run, options.destination)
     print(f"wrote {options.destination}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Model directories: config.json, the tokenizer's files, params/ (Orbax)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import jax
@@ -14,11 +12,11 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config, write_config
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.mesh.processes import barrier, is_main
+from omnivinci_jax.mesh.processes import atomic_directory, is_main
 from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.initialization import abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.paths import absolute, is_remote
+from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
 
 CHUNK_BYTES = 256 * 2**20
@@ -98,7 +96,7 @@ def check_shapes(stored: dict, expected: dict, where: epath.Path, asking: str = 
 
 def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenizer: Tokenizer) -> None:
     """Writes a model directory; replaces one that is there when the new one is whole."""
-    with replaced(epath.Path(folder)) as part:
+    with atomic_directory(folder, replace=True) as part:
         if is_main():
             write_config(config, part / "config.json")
             for file in (tokenizer.path.with_name(name) for name in FILES):
@@ -108,7 +106,7 @@ def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenize
 
 
 def save_params(folder: epath.Path, params: dict) -> None:
-    """Writes parameters into a directory that `replaced` gave; raises OSError where they cannot be."""
+    """Writes parameters into a directory of `atomic_directory`; raises OSError where they cannot be."""
     # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), params)
     try:
@@ -116,29 +114,3 @@ def save_params(folder: epath.Path, params: dict) -> None:
             checkpointer.save(folder / "params", params, save_args=chunks)
     except ValueError as error:  # so TensorStore tells of a full disk
         raise OSError(str(error)) from error
-
-
-@contextmanager
-def replaced(folder: epath.Path) -> Iterator[epath.Path]:
-    """A directory under a temporary name, which takes the place of `folder` when all went well; for all processes.
-
-    In a bucket, where no folder can be moved, it is `folder` itself, emptied: until it is whole again, there is none.
-    """
-    folder = absolute(folder)
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    if is_remote(folder):
-        part = folder
-    if is_main():
-        for leftover in (part, old):
-            if leftover.exists():
-                leftover.rmtree()
-        part.mkdir(parents=True)
-    barrier("directory begun")
-    yield part
-    if is_main() and part != folder:
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-        if old.exists():
-            old.rmtree()
-    barrier("directory whole")

@@ -8,6 +8,8 @@ import av
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from omnivinci_jax.paths import atomic_file
+
 
 @dataclass(frozen=True)
 class Codecs:
@@ -37,11 +39,11 @@ def write_media(
 ) -> None:
     """Writes pictures, sound (1 or 2 channels, within ±1) or both in the format that the path's ending names.
 
-    The file appears under its name only when it is complete.
+    The file appears only once it is complete.
     """
     codecs = FORMATS[path.suffix[1:]]
-    part = path.with_name(path.name + ".part")
-    with av.open(part, "w", format=path.suffix[1:], container_options={"fflags": "+bitexact"}) as container:
+    bitexact = {"fflags": "+bitexact"}
+    with atomic_file(path) as part, av.open(part, "w", format=path.suffix[1:], container_options=bitexact) as container:
         if frames is not None:
             video = container.add_stream(codecs.video, rate=frame_rate, options=dict(codecs.video_options))
             video.height, video.width = frames.shape[1:3]
@@ -65,4 +67,3 @@ def write_media(
             frame.sample_rate, frame.pts, frame.time_base = sample_rate, 0, Fraction(1, sample_rate)
             container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
-    part.replace(path)

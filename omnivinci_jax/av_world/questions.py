@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from .timeline import COLOURS, SOUNDS, Clip, Event, inside, next_after, spans
+from omnivinci_jax.av_world.timeline import COLOURS, SOUNDS, Clip, Event, inside, next_after, spans
 
 Kind = Literal["seen", "heard", "while", "order", "when", "rank_seen", "rank_heard"]
 KINDS: tuple[Kind, ...] = ("seen", "heard", "while", "order", "when")

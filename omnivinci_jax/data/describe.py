@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from omnivinci_jax.data.index import Index, Measurers
+from omnivinci_jax.data.index import Index, IndexPool
 from omnivinci_jax.data.setup import make_processor, open_settings_index
 from omnivinci_jax.data.sources import open_records, source_records, training_sources
 from omnivinci_jax.paths import absolute
@@ -23,15 +23,15 @@ def describe_data(config: TrainConfig) -> str:
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     sources = training_sources(config.data)
     weights, shares = sum(source.weight for source in sources), Counter()
-    with Measurers(config.data.workers) as measurers:
+    with IndexPool(config.data.workers) as pool:
         for source in sources:
             shares[source.modality] += source.weight / weights
-            index = open_settings_index(source_records(source, config.data), processor, config.data, measurers)
+            index = open_settings_index(source_records(source, config.data), processor, config.data, pool)
             problems += index.problems
             lines.append(_row(source.name, f"{source.weight / weights:.1%}", index, config.data.capacity))
         for name in ("val", "held_out"):
             if path := getattr(config.data, name):
-                index = open_settings_index(open_records(absolute(path)), processor, config.data, measurers)
+                index = open_settings_index(open_records(absolute(path)), processor, config.data, pool)
                 problems += index.problems
                 lines.append(_row(name, "", index, config.data.capacity))
     if config.data.sources:

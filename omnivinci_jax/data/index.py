@@ -20,7 +20,7 @@ from tqdm import tqdm
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Entry, Records
 from omnivinci_jax.errors import MediaError
-from omnivinci_jax.paths import written_whole
+from omnivinci_jax.paths import atomic_file
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation
 from omnivinci_jax.sequence.packing import RowSize, fits, row_size
@@ -83,13 +83,13 @@ class Index:
         return Entry(place, int(self.lines[sample]), self.records.read(place))
 
 
-class Measurers:
-    """Processes that measure samples, started when the first large file needs them and shared by all files."""
+class IndexPool:
+    """Processes that measure samples for indices. The first large file starts them; all files share them."""
 
     def __init__(self, workers: int):
         self._workers, self._pool = workers, None
 
-    def __enter__(self) -> "Measurers":
+    def __enter__(self) -> "IndexPool":
         return self
 
     def __exit__(self, *_) -> None:
@@ -97,7 +97,7 @@ class Measurers:
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, work: Callable[[Entry], Measured], entries: list[Entry]) -> Iterator[Measured]:
-        """What `work` makes of each entry, in their order."""
+        """Yields `work(entry)` of each entry, in order."""
         if self._workers < 2 or len(entries) < _WORTH_A_POOL:
             return map(work, entries)
         if self._pool is None:
@@ -110,7 +110,7 @@ def build_index(
     processor: Processor,
     capacity: Capacity,
     too_long: TooLong,
-    measurers: Measurers | None = None,
+    pool: IndexPool | None = None,
     quiet: bool = False,
 ) -> Index:
     """Reads every conversation and the headers of its media.
@@ -122,7 +122,7 @@ def build_index(
     """
     entries = records.entries()
     work = partial(_measure, records=records, processor=processor, capacity=capacity, too_long=too_long)
-    results = (measurers or Measurers(1)).map(work, entries)
+    results = (pool or IndexPool(1)).map(work, entries)
     name = f"index {records.path.name}"
     results = list(tqdm(results, total=len(entries), desc=name, unit=" samples", disable=quiet, mininterval=0.5))
     kept = [
@@ -141,7 +141,7 @@ def open_index(
     capacity: Capacity,
     too_long: TooLong,
     folder: epath.Path,
-    measurers: Measurers,
+    pool: IndexPool,
     max_skipped: float = 1.0,
 ) -> Index:
     """The index saved in `folder`, or a new one where the file, the settings or the tokenizer changed.
@@ -155,11 +155,11 @@ def open_index(
         with saved.open("rb") as file, np.load(file) as arrays:
             columns = [arrays[name] for name in ("places", "lines", "sizes", "max_frames")]
             return Index(records, *columns, tuple(arrays["problems"].tolist()))
-    index = build_index(records, processor, capacity, too_long, measurers)
+    index = build_index(records, processor, capacity, too_long, pool)
     if index.problem_share > max_skipped:
         return index
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(saved) as part, open(part, "wb") as file:
+    with atomic_file(saved) as part, open(part, "wb") as file:
         np.savez(
             file,
             places=index.places,

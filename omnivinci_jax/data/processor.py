@@ -16,7 +16,7 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import audio, decode, image
-from omnivinci_jax.paths import local_copy, written_whole
+from omnivinci_jax.paths import atomic_file, local_copy
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, SoundSize, VideoSize, lay_out
 from omnivinci_jax.sequence.tokenizer import Tokenizer
@@ -173,7 +173,7 @@ class Processor:
         with on_disk(item) as file:
             size, tiles, windows = self._load(file, tiled, max_frames)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as part, open(part, "wb") as file:
+        with atomic_file(path) as part, open(part, "wb") as file:
             np.savez(file, size=json.dumps(_write_size(size)), tiles=tiles, windows=windows)
         return size, tiles, windows
 

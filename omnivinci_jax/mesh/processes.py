@@ -1,12 +1,16 @@
 """Several processes as one run: one a host, joined by jax.distributed."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.paths import absolute, as_user_error, is_remote
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -52,3 +56,45 @@ def barrier(name: str) -> None:
     """Waits until all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+@contextmanager
+def atomic_directory(folder: epath.PathLike, *, replace: bool) -> Iterator[epath.Path]:
+    """Yields a directory to fill; it becomes `folder` when the block ends, and is deleted if the block raises.
+
+    All processes enter the block, and process 0 moves the directory. A bucket cannot move directories: there it is
+    `folder` itself, emptied first, so `folder` is incomplete until the block ends.
+
+    Args:
+        folder: the directory to make.
+        replace: whether a directory that is there already is replaced.
+
+    Raises:
+        UserError: `folder` exists and is not to be replaced, or it cannot be written.
+    """
+    folder = absolute(folder)
+    if not replace and folder.exists():
+        raise UserError(f"{folder}: it exists already; nothing was written over")
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    if is_remote(folder):
+        part = folder
+    with as_user_error(folder):
+        try:
+            if is_main():
+                for leftover in (part, old):
+                    if leftover.exists():
+                        leftover.rmtree()
+                part.mkdir(parents=True)
+            barrier("directory begun")
+            yield part
+            if is_main() and part != folder:
+                if folder.exists():
+                    folder.rename(old)
+                part.rename(folder)
+                if old.exists():
+                    old.rmtree()
+        except BaseException:
+            if is_main() and part.exists():
+                part.rmtree()
+            raise
+        barrier("directory whole")

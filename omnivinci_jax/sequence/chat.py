@@ -19,7 +19,7 @@ _LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant"
 _RESERVED = re.compile(r"<image>|<video>|<vila/video>|<sound>|<\|[a-z_]+\|>")
 
 
-class Stored(NamedTuple):
+class ShardRef(NamedTuple):
     """A record of a shard that holds a media file."""
 
     shard: str
@@ -35,7 +35,7 @@ class Media:
 
     kind: Literal["image", "video", "sound"]
     path: str
-    stored: Stored | None = None
+    stored: ShardRef | None = None
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from omnivinci_jax.errors import ConfigError, DataError, Preempted, UserError
 from omnivinci_jax.evaluation.accuracy import Evaluation, accuracy_table, evaluate
 from omnivinci_jax.evaluation.report import write_report
 from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
-from omnivinci_jax.mesh.processes import check_same, is_main
+from omnivinci_jax.mesh.processes import atomic_directory, check_same, is_main
 from omnivinci_jax.mesh.rules import check_batch, own_groups, put_batch
-from omnivinci_jax.paths import Mirrored, absolute, writing
+from omnivinci_jax.paths import Mirrored, absolute
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
@@ -238,12 +238,11 @@ class _Run:
         return evaluate(self.eval_step, params, index, self.processor, self.config.data, self.mesh)
 
     def _export(self, state: TrainState) -> None:
-        with writing(self._best):
-            if self.config.lora.rank:
-                with model_dir.replaced(self._best) as part:
-                    model_dir.save_params(part, state.trainable)
-            else:
-                model_dir.save(self._best, self.config.model, state.params, self.processor.tokenizer)
+        if self.config.lora.rank:
+            with atomic_directory(self._best, replace=True) as part:
+                model_dir.save_params(part, state.trainable)
+        else:
+            model_dir.save(self._best, self.config.model, state.params, self.processor.tokenizer)
 
     def _write(self, step: int, values: dict[str, float], split: str = "train") -> None:
         if self.metrics:
