@@ -33,7 +33,8 @@ def from_torch(
     Memory holds a few tensors at a time. The arguments and errors are those of `open_source`; UserError too where
     `destination` exists.
     """
-    with atomic_directory(destination, replace=False) as part:
+    with atomic_directory(destination, replace=False) as staged:
+        part = Path(staged)
         opened = open_source(source, parts, tokenizer, dtype)
         total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in opened.leaves.values())
         with progress(total, "from_torch") as bar:
@@ -56,7 +57,7 @@ def _watched(leaf: LazyLeaf, bar: tqdm) -> LazyLeaf:
 
 def main(arguments: list[str], prog: str = "python -m conversion.from_torch") -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, nargs="?", help="checkpoint in the released or merged layout")
     parser.add_argument("destination", type=Path, help="model directory to make")
     parser.add_argument("--dtype", choices=DTYPE_NAMES, help="cast all parameters; they are kept as they are otherwise")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jax.typing import DTypeLike
 
 from conversion.leaves import LazyLeaf
 from conversion.source import open_source
@@ -17,7 +18,7 @@ from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 
-def load(folder: Path, dtype: jnp.dtype | None = None) -> Assistant:
+def load(folder: Path, dtype: DTypeLike | None = None) -> Assistant:
     """See `conversion.load`."""
     source = open_source(folder)
     if source.tokenizer is None:
@@ -27,7 +28,7 @@ def load(folder: Path, dtype: jnp.dtype | None = None) -> Assistant:
     return Assistant(model, params, Processor(source.config, tokenizer))
 
 
-def load_model(folder: Path, dtype: jnp.dtype | None = None) -> tuple[OmniVinci, dict]:
+def load_model(folder: Path, dtype: DTypeLike | None = None) -> tuple[OmniVinci, dict]:
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
     source = open_source(folder)
     params = {path: _array(leaf) for path, leaf in source.leaves.items()}

@@ -7,7 +7,7 @@ with some parts replaced. Nothing is read here but headers.
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -144,6 +144,7 @@ def _configuration(folder: Path | None, base: Mapping[str, Any] | None, parts: d
     if folder is None:
         align = OmniAlignConfig(num_heads=sections["text"].num_attention_heads)
         return OmniVinciConfig(**sections, omni_align=align)
+    assert base is not None
     return from_json(base, str(folder / "config.json")).replace(**sections)
 
 
@@ -210,7 +211,8 @@ def _initialised_leaves(model: OmniVinci, paths: set[str], shapes: dict, dtype: 
 
     @jax.jit
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        everything = flatten_dict(nn.meta.unbox(model.init(key, batch)["params"]), sep="/")
+        params = nn.meta.unbox(model.init(key, batch)["params"])
+        everything = cast("dict[str, jax.Array]", flatten_dict(params, sep="/"))
         return {path: everything[path].astype(dtype) for path in paths}
 
     made: dict[str, jax.Array] = {}

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -17,7 +19,7 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import from_json, read_json
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.model_dir import check_shapes, stored_params
-from omnivinci_jax.models.initialization import abstract_params
+from omnivinci_jax.models.initialization import abstract_params, parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 
 
@@ -45,12 +47,13 @@ def open_model(folder: Path) -> StoredModel:
     root = read_json(folder / "config.json")
     config = from_json(root, str(folder / "config.json"))
     stored = stored_params(folder)
-    expected = abstract_params(OmniVinci(config))
-    check_shapes(stored, expected, folder / "params")
-    dtypes = {path: np.dtype(leaf.dtype) for path, leaf in flatten_dict(stored, sep="/").items()}
+    model = OmniVinci(config)
+    check_shapes(stored, abstract_params(model), folder / "params")
+    leaves = cast("dict[str, jax.ShapeDtypeStruct]", flatten_dict(stored, sep="/"))
+    dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
     if unknown := [path for path, dtype in dtypes.items() if dtype not in DTYPES.values()]:
         raise UserError(f"{folder / 'params'}: {unknown[0]} is of type {dtypes[unknown[0]]}; it must be floating point")
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(expected, sep="/").items()}
+    shapes = parameter_shapes(model)
     everything = [*tensors(config, shapes)]
     for name, path in unpublished_leaves(config, shapes).items():
         everything.append(Tensor(f"{OURS}.{name}", shapes[path], path, None, SAME))
@@ -71,10 +74,8 @@ def read_tensors(model: StoredModel, wanted: Iterable[Tensor]) -> Iterator[np.nd
 
 
 def _read(params: Path, wanted: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    path, leaf = None, None
     metadata = json.loads((params / "_METADATA").read_text())
-    for tensor in wanted:
-        if tensor.path != path:
-            path = tensor.path
-            leaf = StoredLeaf(params, path, use_ocdbt=metadata["use_ocdbt"], use_zarr3=metadata["use_zarr3"])
-        yield contiguous(tensor.transform.to_torch(leaf.read(tensor.index), tensor.shape))
+    for path, slices in groupby(wanted, key=lambda tensor: tensor.path):
+        leaf = StoredLeaf(params, path, use_ocdbt=metadata["use_ocdbt"], use_zarr3=metadata["use_zarr3"])
+        for tensor in slices:
+            yield contiguous(tensor.transform.to_torch(leaf.read(tensor.index), tensor.shape))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from safetensors.numpy import save_file
 
@@ -31,8 +32,9 @@ def to_peft(workdir: Path, destination: Path) -> None:
         UserError: no run with adapters is in `workdir`; a part is adapted that is no linear layer of the published
             model; `destination` exists.
     """
-    config, adapters = read_adapters(workdir)
-    with atomic_directory(destination, replace=False) as part:
+    config, adapters = read_adapters(epath.Path(workdir))
+    with atomic_directory(destination, replace=False) as staged:
+        part = Path(staged)
         arrays, modules = {}, []
         for tensor, a, b in _by_module(config, adapters, workdir):
             module = tensor.name.removesuffix(".weight")
@@ -55,7 +57,8 @@ def _by_module(config: TrainConfig, adapters: dict, workdir: Path) -> Iterator[t
         for tensor in published.get(f"{path}/kernel", [None]):
             if tensor is None or tensor.transform not in (LINEAR, HEAD):
                 raise UserError(f"{workdir}: {path} is no linear layer of the published model, which PEFT could adapt")
-            yield tensor, *((a, b) if tensor.index is None else (a[tensor.index], b[tensor.index]))
+            layer = ... if tensor.index is None else tensor.index
+            yield tensor, a[layer], b[layer]
 
 
 def _config(config: TrainConfig, modules: list[str]) -> dict:
@@ -75,7 +78,7 @@ def _config(config: TrainConfig, modules: list[str]) -> dict:
 
 def main(arguments: list[str], prog: str = "python -m conversion.to_peft") -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="directory of a run with adapters")
     parser.add_argument("destination", type=Path, help="directory to make")
     options = parser.parse_args(arguments)

@@ -43,7 +43,8 @@ def to_torch(folder: Path, destination: Path, *, layout: Layout, dtype: str | No
     Raises:
         UserError: `folder` is not a model directory, its parameters do not fit its config.json, `destination` exists.
     """
-    with atomic_directory(destination, replace=False) as part:
+    with atomic_directory(destination, replace=False) as staged:
+        part = Path(staged)
         model = open_model(folder)
         folders: dict[str, list[_Export]] = {}
         for tensor in model.tensors:
@@ -79,7 +80,7 @@ def _write_rest(folder: Path, part: Path, root: dict[str, Any], layout: Layout) 
 
 def main(arguments: list[str], prog: str = "python -m conversion.to_torch") -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="model directory")
     parser.add_argument("destination", type=Path, help="directory to make")
     parser.add_argument("--layout", choices=get_args(Layout), required=True)

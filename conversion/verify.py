@@ -139,7 +139,7 @@ def _describe_difference(a: np.ndarray, b: np.ndarray) -> str:
 
 def main(arguments: list[str], prog: str = "python -m conversion.verify") -> int:
     """The command; 1 where something differs."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="model directory")
     parser.add_argument("torch", type=Path, metavar="TORCH_DIR", help="checkpoint in the released or merged layout")
     options = parser.parse_args(arguments)

@@ -185,6 +185,7 @@ class _MediaAction(argparse.Action):
     """Collects media of all flags in one list, in the order in which they were given."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        assert option_string is not None
         namespace.media = [*namespace.media, (_MEDIA_FLAGS[option_string], values)]
 
 

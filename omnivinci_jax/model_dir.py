@@ -1,12 +1,13 @@
 """Model directories: config.json, the tokenizer's files, params/ (Orbax)."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config, write_config
@@ -30,7 +31,7 @@ class LoadedModel(NamedTuple):
     processor: Processor
 
 
-def load(folder: epath.PathLike, dtype: jnp.dtype = jnp.float32) -> LoadedModel:
+def load(folder: epath.PathLike, dtype: DTypeLike = jnp.float32) -> LoadedModel:
     """Loads a model directory.
 
     Args:
@@ -46,8 +47,9 @@ def load(folder: epath.PathLike, dtype: jnp.dtype = jnp.float32) -> LoadedModel:
     return LoadedModel(model, params, Processor(model.config, tokenizer))
 
 
-def load_model(folder: epath.Path, dtype: jnp.dtype = jnp.float32) -> tuple[OmniVinci, dict]:
+def load_model(folder: epath.PathLike, dtype: DTypeLike = jnp.float32) -> tuple[OmniVinci, dict]:
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
+    folder = epath.Path(folder)
     model = OmniVinci(read_config(folder / "config.json"), Compute(dtype=dtype))
     expected = abstract_params(model)
     check_shapes(stored_params(folder), expected, folder / "params")
@@ -55,9 +57,9 @@ def load_model(folder: epath.Path, dtype: jnp.dtype = jnp.float32) -> tuple[Omni
     return model, load_params(folder, jax.tree.map(lambda _: device, expected))
 
 
-def load_params(folder: epath.Path, shardings: dict) -> dict:
+def load_params(folder: epath.PathLike, shardings: dict) -> dict:
     """Those of a model directory's parameters that `shardings` has, in the types that they are stored in."""
-    stored = traverse_util.flatten_dict(stored_params(folder))
+    stored = cast("dict[tuple[str, ...], jax.ShapeDtypeStruct]", traverse_util.flatten_dict(stored_params(folder)))
     shapes = {
         path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype, sharding=sharding)
         for path, sharding in traverse_util.flatten_dict(shardings).items()
@@ -67,20 +69,20 @@ def load_params(folder: epath.Path, shardings: dict) -> dict:
         shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(absolute(folder / "params"), restore)
+        return checkpointer.restore(absolute(folder) / "params", restore)
 
 
-def stored_params(folder: epath.Path) -> dict:
+def stored_params(folder: epath.PathLike) -> dict:
     """Shapes and types of a model directory's parameters; raises UserError where there are none."""
-    path = folder / "params"
+    path = absolute(folder) / "params"
     if not (path / "_METADATA").is_file():
         raise UserError(f"{path}: there are no parameters (no Orbax checkpoint)")
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(absolute(path)).item_metadata.tree
+        tree = checkpointer.metadata(path).item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
 
 
-def check_shapes(stored: dict, expected: dict, where: epath.Path, asking: str = "config.json") -> None:
+def check_shapes(stored: dict, expected: dict, where: epath.PathLike, asking: str = "config.json") -> None:
     """Raises UserError, naming the parameter, unless both trees have the same leaves of the same shapes."""
     stored, expected = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}

@@ -15,6 +15,8 @@ from etils import epath
 
 from omnivinci_jax.errors import UserError
 
+AnyPath = Path | epath.Path
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in a bucket."""
@@ -60,9 +62,9 @@ def atomic_file(target: epath.PathLike) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder: epath.Path) -> None:
+def remove_unfinished(folder: epath.PathLike) -> None:
     """Deletes the files that killed processes left in `folder` while they wrote them with `atomic_file`."""
-    for leftover in folder.glob(".*.part"):
+    for leftover in epath.Path(folder).glob(".*.part"):
         leftover.unlink()
 
 
@@ -106,7 +108,9 @@ class Mirrored:
 
     def sync(self) -> None:
         """Returns when everything is in the bucket."""
-        for file in sorted(self.local.rglob("*")) if self._remote else ():
+        if self._remote is None:
+            return
+        for file in sorted(self.local.rglob("*")):
             state = _state(file)
             if file.is_file() and self._uploaded.get(file) != state:
                 (self._remote / file.relative_to(self.local)).write_bytes(file.read_bytes())

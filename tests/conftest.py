@@ -1,11 +1,14 @@
-"""What all tests share: absl's flags are parsed (Grain's workers read them), and where the recorded outputs are."""
+"""Shared by all tests: types checked at run time, absl's flags parsed, and the recorded outputs."""
 
 from pathlib import Path
 
 import pytest
 from absl import flags
+from jaxtyping import install_import_hook
 
-flags.FLAGS.mark_as_parsed()
+# Checks the arguments and results of every function in these packages, shapes included, when a test calls it.
+install_import_hook(["omnivinci_jax", "conversion"], "beartype.beartype")
+flags.FLAGS.mark_as_parsed()  # Grain's workers read them
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -169,8 +169,8 @@ def _pair_for_colours(rng: np.random.Generator, count: int) -> Pairs:
     sights = _draw_streams(rng, count, "sights", "colour")
     sounds = _draw_streams(rng, 8 * count, "sounds", "colour")
     ranks = rng.integers(4, size=(2, count))
-    holds = inside(sights[:, None], sounds[None]).any(axis=-1)
-    follows = next_after(sights[:, None, :, 0], sounds[None, ..., 0]).any(axis=-1)
+    holds = np.any(inside(sights[:, None], sounds[None]), axis=-1)
+    follows = np.any(next_after(sights[:, None, :, 0], sounds[None, ..., 0]), axis=-1)
     numbers = np.arange(count)
     partner = _match(holds[numbers, :, ranks[0]] & follows[numbers, :, ranks[1]])
     return _pair_for_colours(rng, count) if partner is None else (sights, sounds[partner], *ranks)
@@ -181,8 +181,8 @@ def _pair_for_sounds(rng: np.random.Generator, count: int) -> Pairs:
     drawn = 3 * count // 2
     sights, sounds = (_draw_streams(rng, drawn, kind, "sound") for kind in ("sights", "sounds"))
     ranks = rng.integers(4, size=(2, drawn))
-    holds = inside(sights[:, None], sounds[None]).any(axis=-1)  # [sights, sounds, rank]
-    follows = next_after(sounds[None, ..., 0], sights[:, None, :, 0]).any(axis=-1)
+    holds = np.any(inside(sights[:, None], sounds[None]), axis=-1)  # [sights, sounds, rank]
+    follows = np.any(next_after(sounds[None, ..., 0], sights[:, None, :, 0]), axis=-1)
     numbers = np.arange(drawn)
     asked_hold, asked_follow = holds[numbers, :, ranks[0]], follows[:, numbers, ranks[1]]
     # A stream with few partners under some rank goes, whatever its own rank is: its going says nothing about that.

@@ -1,7 +1,5 @@
 """`omnivinci index`: what the data of a configuration take of a batch, and what of them cannot be used."""
 
-from collections import Counter
-
 import numpy as np
 
 from omnivinci_jax.data.index import Index, IndexPool
@@ -22,7 +20,8 @@ def describe_data(config: TrainConfig) -> str:
     header += ["slots used", "tiles used"]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     sources = training_sources(config.data)
-    weights, shares = sum(source.weight for source in sources), Counter()
+    weights = sum(source.weight for source in sources)
+    shares = dict.fromkeys((source.modality for source in sources), 0.0)
     with IndexPool(config.data.workers) as pool:
         for source in sources:
             shares[source.modality] += source.weight / weights
@@ -35,7 +34,8 @@ def describe_data(config: TrainConfig) -> str:
                 problems += index.problems
                 lines.append(_row(name, "", index, config.data.capacity))
     if config.data.sources:
-        lines += ["", "samples: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.most_common())]
+        largest_first = sorted(shares.items(), key=lambda item: -item[1])
+        lines += ["", "samples: " + ", ".join(f"{name} {share:.1%}" for name, share in largest_first)]
     return "\n".join([*lines, "", f"{len(problems)} problem(s)", *problems])
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,10 +19,11 @@ from tqdm import tqdm
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Entry, Records
 from omnivinci_jax.errors import MediaError
-from omnivinci_jax.paths import atomic_file
+from omnivinci_jax.paths import AnyPath, atomic_file
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation
 from omnivinci_jax.sequence.packing import RowSize, fits, row_size
+from omnivinci_jax.sequence.row import VideoSize
 
 TooLong = Literal["skip", "thin"]
 # (size, most frames, "") of a sample that can be used, else (None, 0, problem).
@@ -58,7 +58,7 @@ class Index:
         return len(self.problems) / (len(self) + len(self.problems))
 
     @property
-    def path(self) -> Path:
+    def path(self) -> AnyPath:
         """The file."""
         return self.records.path
 
@@ -87,7 +87,8 @@ class IndexPool:
     """Processes that measure samples for indices. The first large file starts them; all files share them."""
 
     def __init__(self, workers: int):
-        self._workers, self._pool = workers, None
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "IndexPool":
         return self
@@ -132,7 +133,14 @@ def build_index(
     ]
     table = np.array(kept, np.int64).reshape(-1, 7)
     problems = tuple(problem for _, _, problem in results if problem)
-    return Index(records, table[:, 0], table[:, 1], table[:, 2:6], table[:, 6].astype(np.int32), problems)
+    return Index(
+        records,
+        places=table[:, 0],
+        lines=table[:, 1],
+        sizes=table[:, 2:6],
+        max_frames=table[:, 6].astype(np.int32),
+        problems=problems,
+    )
 
 
 def open_index(
@@ -153,8 +161,8 @@ def open_index(
     saved = folder / f"{records.path.stem}-{key}.npz"
     if saved.exists():
         with saved.open("rb") as file, np.load(file) as arrays:
-            columns = [arrays[name] for name in ("places", "lines", "sizes", "max_frames")]
-            return Index(records, *columns, tuple(arrays["problems"].tolist()))
+            columns = {name: arrays[name] for name in ("places", "lines", "sizes", "max_frames")}
+            return Index(records, **columns, problems=tuple(arrays["problems"].tolist()))
     index = build_index(records, processor, capacity, too_long, pool)
     if index.problem_share > max_skipped:
         return index
@@ -181,7 +189,7 @@ def _measure(entry: Entry, records: Records, processor: Processor, capacity: Cap
             size = row_size(processor.lay_out(conversation, sizes), len(conversation.media))
             if fits(size, capacity):
                 return size, most, ""
-            frames = max((len(s.frame_times) for s in sizes if hasattr(s, "frame_times")), default=0)
+            frames = max((len(size.frame_times) for size in sizes if isinstance(size, VideoSize)), default=0)
             if too_long == "skip" or frames <= 1:
                 return None, 0, f"{conversation.where}: {_excess(size, capacity)}"
             most = frames // 2

@@ -25,8 +25,8 @@ _SIZES = {kind.__name__: kind for kind in (ImageSize, SoundSize, VideoSize)}
 
 
 @dataclass(frozen=True)
-class Processor:
-    """Everything between files and rows, for one model.
+class MediaReader:
+    """Reads media files for one model: their sizes, tiles and windows.
 
     drop: leaves the sounds or the pictures of every conversation out (for blind baselines and Table 2); a video without
         its pictures is a sound, and media with nothing left disappear.
@@ -34,7 +34,7 @@ class Processor:
     """
 
     config: OmniVinciConfig
-    tokenizer: Tokenizer
+    _: dataclasses.KW_ONLY
     drop: Literal["nothing", "sound", "vision"] = "nothing"
     cache: epath.Path | None = None
 
@@ -60,10 +60,6 @@ class Processor:
             with on_disk(item) as file:
                 sizes.append(self._measure(file, tiled, max_frames))
         return sizes
-
-    def lay_out(self, conversation: Conversation, sizes: list[MediaSize], *, generate: bool = False) -> Row:
-        """See `sequence.row.lay_out`."""
-        return lay_out(conversation, sizes, self.config, self.tokenizer, generate=generate)
 
     def load(
         self, conversation: Conversation, max_frames: int | None = None
@@ -192,6 +188,17 @@ class Processor:
             config.sampling_rate,
             config.max_sound_seconds,
         )
+
+
+@dataclass(frozen=True)
+class Processor(MediaReader):
+    """Turns conversations into rows, for one model."""
+
+    tokenizer: Tokenizer
+
+    def lay_out(self, conversation: Conversation, sizes: list[MediaSize], *, generate: bool = False) -> Row:
+        """See `sequence.row.lay_out`."""
+        return lay_out(conversation, sizes, self.config, self.tokenizer, generate=generate)
 
 
 def file_state(path: str) -> tuple[str, int, int]:

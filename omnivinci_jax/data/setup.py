@@ -22,7 +22,7 @@ def make_processor(config: TrainConfig) -> Processor:
             f"{tokenizer.vocab_size} ids"
         )
     cache = absolute(config.data.cache) / "media" if config.data.cache_media else None
-    return Processor(config.model, tokenizer, config.data.drop, cache)
+    return Processor(config.model, tokenizer, drop=config.data.drop, cache=cache)
 
 
 def open_mixture(processor: Processor, settings: DataConfig) -> Mixture:

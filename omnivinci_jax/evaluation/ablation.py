@@ -156,7 +156,7 @@ def _spread(values: list[float]) -> str:
 
 def _first_token(model: epath.Path, held_out: epath.Path) -> float:
     """Median seconds to the first token of questions about clips of which nothing is known yet, programs compiled."""
-    assistant, records = load(model), open_records(held_out)
+    assistant, records = load(str(model)), open_records(held_out)
     entries = records.entries()
     chosen = entries[:: max(1, len(entries) // (2 * _TIMED))][: 2 * _TIMED]
     asked = [records.conversation(entry).unanswered for entry in chosen]

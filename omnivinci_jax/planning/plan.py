@@ -125,6 +125,7 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
     flops, recomputed = counter.step(work), counter.recomputed(work)
     state, compiled = _compile(config, mesh, topology)
     text = compiled.as_text()
+    assert text is not None  # every compiler here gives it
     if hlo:
         hlo.write_text(text)
     traffic = read_traffic(text, mesh.shape)
@@ -183,6 +184,7 @@ def _sharded(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax
 
 def _memory(state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> Memory:
     analysis = compiled.memory_analysis()
+    assert analysis is not None  # every compiler here gives it
     sizes = jax.tree.map(lambda leaf: bytes_per_device(leaf, leaf.sharding), state)
     parameters = sum(jax.tree.leaves((sizes.trainable, sizes.frozen)))
     optimizer = sum(jax.tree.leaves(sizes.opt_state))
@@ -238,7 +240,8 @@ def describe(plan: Plan, data: DataConfig) -> str:
         "a chip sends in a step, GB",
     ]
     for axes, sent in plan.traffic.by_axes().items():
-        kinds = ", ".join(f"{opcode} {size / 1e9:.2f}" for opcode, size in sent.most_common())
+        largest_first = sorted(sent.items(), key=lambda item: -item[1])
+        kinds = ", ".join(f"{opcode} {size / 1e9:.2f}" for opcode, size in largest_first)
         lines.append(f"  {'+'.join(axes):16}{sum(sent.values()) / 1e9:8.2f}  {plan.axis_seconds[axes]:6.3f} s  {kinds}")
     if plan.traffic.unknown_loops:
         lines.append(f"  and more: {plan.traffic.unknown_loops} loops of unknown length are counted as one turn")

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -124,7 +124,7 @@ def _vision_part(row: Row, start: np.ndarray, end: np.ndarray, tokens: Int64[np.
 def _without_media(row: Row) -> Row:
     """The row without slots, tiles, windows and clips."""
 
-    def emptied(value: object) -> object:
+    def emptied(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(emptied, value))
         return value[:0] if isinstance(value, np.ndarray) else value

@@ -30,6 +30,7 @@ class Voice(Protocol):
 
     def say(self, text: str) -> Sound:
         """A text, mostly a sentence, as sound; raises UserError."""
+        ...
 
 
 def sentences(pieces: Iterable[str]) -> Iterator[str]:
