@@ -280,7 +280,7 @@ def _check_keys(values: ConfigDict, arguments: list[str]) -> None:
                 node, key = node[name], f"{key}.{name}"
 
 
-def _fields(cls: type) -> tuple[str, ...]:
+def _fields(cls: type | types.GenericAlias) -> tuple[str, ...]:
     """Names of a dataclass's or a NamedTuple's fields; none for anything else."""
     if dataclasses.is_dataclass(cls):
         return tuple(entry.name for entry in dataclasses.fields(cls))

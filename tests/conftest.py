@@ -6,8 +6,10 @@ import pytest
 from absl import flags
 from jaxtyping import install_import_hook
 
+from tests import typecheck
+
 # Checks the arguments and results of every function in these packages, shapes included, when a test calls it.
-install_import_hook(["omnivinci_jax", "conversion"], "beartype.beartype")
+install_import_hook(["omnivinci_jax", "conversion"], f"{typecheck.__name__}.check")
 flags.FLAGS.mark_as_parsed()  # Grain's workers read them
 
 REPOSITORY = Path(__file__).parents[1]

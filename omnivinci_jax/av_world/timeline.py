@@ -119,13 +119,17 @@ def _thinned(clip: Clip) -> Clip:
     return replace(clip, sights=sights, sounds=sounds, when=when)
 
 
-def inside(sights: Float[np.ndarray, "*n 4 2"], sounds: Float[np.ndarray, "*n 4 2"]) -> Bool[np.ndarray, "*n 4 4"]:
+def inside(
+    sights: Float[np.ndarray, "*#n sights 2"], sounds: Float[np.ndarray, "*#n sounds 2"]
+) -> Bool[np.ndarray, "*#n sights sounds"]:
     """Whether sight i was on screen all the while sound j sounded, with a margin."""
     sights, sounds = sights[..., :, None, :], sounds[..., None, :, :]
     return (sights[..., 0] + MARGIN <= sounds[..., 0]) & (sounds[..., 1] <= sights[..., 1] - MARGIN)
 
 
-def next_after(lead: Float[np.ndarray, "*n 4"], anchors: Float[np.ndarray, "*n 4"]) -> Bool[np.ndarray, "*n 4 4"]:
+def next_after(
+    lead: Float[np.ndarray, "*#n onsets"], anchors: Float[np.ndarray, "*#n anchors"]
+) -> Bool[np.ndarray, "*#n onsets anchors"]:
     """Whether onset i of the leading stream is the first after anchor j, and none is within APART of that."""
     previous = np.concatenate([np.full_like(lead[..., :1], -np.inf), lead[..., :-1]], axis=-1)
     lead, previous, anchors = lead[..., :, None], previous[..., :, None], anchors[..., None, :]

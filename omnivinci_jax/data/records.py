@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.paths import AnyPath
@@ -18,6 +18,7 @@ class Entry(NamedTuple):
     data: bytes
 
 
+@runtime_checkable
 class Records(Protocol):
     """Random access to stored conversations."""
 

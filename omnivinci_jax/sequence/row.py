@@ -64,14 +64,14 @@ class Row:
     num_windows: int
     s2_sources: Int32[np.ndarray, "outputs S"]
     s2_block: Int32[np.ndarray, "outputs 4"]
-    frame_groups: tuple[Int32[np.ndarray, "groups time"], ...]
-    vision_times: tuple[Float32[np.ndarray, " tokens"], ...]
-    vision_clip: tuple[Int32[np.ndarray, " tokens"], ...]
-    audio_times: Float32[np.ndarray, " tokens"]
-    audio_clip: Int32[np.ndarray, " tokens"]
+    frame_groups: tuple[Int32[np.ndarray, "_groups _time"], ...]
+    vision_times: tuple[Float32[np.ndarray, " _tokens"], ...]
+    vision_clip: tuple[Int32[np.ndarray, " _tokens"], ...]
+    audio_times: Float32[np.ndarray, " A"]
+    audio_clip: Int32[np.ndarray, " A"]
     clip_source: tuple[int, ...]
-    vision_angles: tuple[Float32[np.ndarray, "tokens C"], ...] | None
-    audio_angles: Float32[np.ndarray, "tokens C"] | None
+    vision_angles: tuple[Float32[np.ndarray, "_tokens C"], ...] | None
+    audio_angles: Float32[np.ndarray, "A _C"] | None
 
     def __len__(self) -> int:
         return len(self.tokens)
