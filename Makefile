@@ -20,6 +20,8 @@ test: .venv/test.stamp
 lint: .venv/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/pyright
 	$(BIN)/shellcheck launch/*.sh launch/*.sbatch
 
 .venv/pip.stamp:

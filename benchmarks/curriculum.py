@@ -27,7 +27,7 @@ def python(*arguments: str | Path) -> None:
 
 def main() -> None:
     """Makes, trains, measures; prints the table."""
-    python("omnivinci_jax.av_world.curriculum", DATA)
+    python("omnivinci_jax.cli", "av_world", "curriculum", "--out", DATA)
     train = {"TRAIN": f"{sys.executable} -m omnivinci_jax.cli train"}
     script = ["launch/curriculum.sh", "configs/stages/tiny.py", RUNS.relative_to(REPOSITORY)]
     done = subprocess.run(script, cwd=REPOSITORY, env=os.environ | train)

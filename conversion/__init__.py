@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import jax.numpy as jnp
     from jax.sharding import Mesh
+    from jax.typing import DTypeLike
 
     from omnivinci_jax.generate.assistant import Assistant
 
 
-def load(folder: str | Path, dtype: "jnp.dtype | None" = None, mesh: "Mesh | None" = None) -> "Assistant":
+def load(folder: str | Path, dtype: "DTypeLike | None" = None, mesh: "Mesh | None" = None) -> "Assistant":
     """Loads a PyTorch checkpoint in either layout as `omnivinci_jax.load` loads a model directory.
 
     Args:

@@ -13,10 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from conversion import leaves
-from conversion.command import new_directory, progress, run
+from conversion.command import progress, run
 from conversion.leaves import LazyLeaf, Pieces
 from conversion.source import DTYPE_NAMES, open_source
 from omnivinci_jax.config_json import write_config
+from omnivinci_jax.mesh.processes import atomic_directory
 
 
 def from_torch(
@@ -32,7 +33,8 @@ def from_torch(
     Memory holds a few tensors at a time. The arguments and errors are those of `open_source`; UserError too where
     `destination` exists.
     """
-    with new_directory(destination) as part:
+    with atomic_directory(destination, replace=False) as staged:
+        part = Path(staged)
         opened = open_source(source, parts, tokenizer, dtype)
         total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in opened.leaves.values())
         with progress(total, "from_torch") as bar:
@@ -53,9 +55,9 @@ def _watched(leaf: LazyLeaf, bar: tqdm) -> LazyLeaf:
     return dataclasses.replace(leaf, pieces=pieces)
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], prog: str = "python -m conversion.from_torch") -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m conversion.from_torch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, nargs="?", help="checkpoint in the released or merged layout")
     parser.add_argument("destination", type=Path, help="model directory to make")
     parser.add_argument("--dtype", choices=DTYPE_NAMES, help="cast all parameters; they are kept as they are otherwise")
@@ -70,6 +72,7 @@ def main(arguments: list[str]) -> None:
     for note in notes:
         print(f"note: {note}")
     print(f"wrote {options.destination}")
+    return 0
 
 
 if __name__ == "__main__":

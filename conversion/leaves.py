@@ -76,6 +76,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
     async def serialize(self, values, infos, args=None):
         for leaf, info in zip(values, infos, strict=True):
             await info.await_path_creation()
+            assert isinstance(leaf, LazyLeaf)
             _write(f"{info.path}/", leaf)
         return []
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from conversion.leaves import LazyLeaf
 from conversion.source import open_source
@@ -19,7 +20,7 @@ from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 
-def load(folder: Path, dtype: jnp.dtype | None = None, mesh: Mesh | None = None) -> Assistant:
+def load(folder: Path, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Assistant:
     """See `conversion.load`."""
     source = open_source(folder)
     if source.tokenizer is None:
@@ -29,7 +30,7 @@ def load(folder: Path, dtype: jnp.dtype | None = None, mesh: Mesh | None = None)
     return Assistant(model, params, Processor(source.config, tokenizer))
 
 
-def load_model(folder: Path, dtype: jnp.dtype | None = None, mesh: Mesh | None = None) -> tuple[OmniVinci, dict]:
+def load_model(folder: Path, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> tuple[OmniVinci, dict]:
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
     source = open_source(folder)
     model = OmniVinci(source.config, Compute(dtype=dtype or jnp.float32))

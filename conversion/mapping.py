@@ -146,7 +146,7 @@ class Tensor(NamedTuple):
 def tensors(config: OmniVinciConfig, leaves: dict[str, Shape]) -> Iterator[Tensor]:
     """Every published tensor of a model whose parameters have the shapes `leaves` (by path), leaf by leaf.
 
-    A tied decoder has no head; what the tree has besides (`ours`) has no published name.
+    A tied decoder has no head; the other leaves of the tree (`unpublished_leaves`) have no published name.
     """
     for torch_name, path, transform in TABLE:
         if path == "llm/lm_head/kernel" and config.text.tie_word_embeddings:
@@ -154,8 +154,8 @@ def tensors(config: OmniVinciConfig, leaves: dict[str, Shape]) -> Iterator[Tenso
         yield from _of_leaf(config, leaves, torch_name, path, transform)
 
 
-def ours(config: OmniVinciConfig, leaves: dict[str, Shape]) -> dict[str, str]:
-    """Names and paths of the leaves that the published layouts do not know: they are kept as they are in the tree."""
+def unpublished_leaves(config: OmniVinciConfig, leaves: dict[str, Shape]) -> dict[str, str]:
+    """Names and paths of the leaves that have no place in the published layouts; conversion leaves them as they are."""
     published = {tensor.path for tensor in tensors(config, leaves)}
     return {path.replace("/", "."): path for path in leaves if path not in published}
 

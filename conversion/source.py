@@ -7,7 +7,7 @@ with some parts replaced. Nothing is read here but headers.
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from conversion.layouts import OURS, PARTS, read_layout, read_part
 from conversion.leaves import LazyLeaf, Pieces
-from conversion.mapping import SAME, Tensor, ours, tensors
+from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES, StoredTensor
 from conversion.tokenizer import ReadTokenizer, read_tokenizer
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
@@ -111,7 +111,7 @@ def open_source(
     model = OmniVinci(config)
     shapes = parameter_shapes(model)
     expected = list(tensors(config, shapes))
-    own = ours(config, shapes)
+    own = unpublished_leaves(config, shapes)
     initialised = {path for name, path in own.items() if f"{OURS}.{name}" not in found}
     if folder is None:
         initialised |= {tensor.path for tensor in expected if tensor.name.startswith(_PROJECTORS)}
@@ -144,6 +144,7 @@ def _configuration(folder: Path | None, base: Mapping[str, Any] | None, parts: d
     if folder is None:
         align = OmniAlignConfig(num_heads=sections["text"].num_attention_heads)
         return OmniVinciConfig(**sections, omni_align=align)
+    assert base is not None
     return from_json(base, str(folder / "config.json")).replace(**sections)
 
 
@@ -210,7 +211,8 @@ def _initialised_leaves(model: OmniVinci, paths: set[str], shapes: dict, dtype: 
 
     @jax.jit
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        everything = flatten_dict(nn.meta.unbox(model.init(key, batch)["params"]), sep="/")
+        params = nn.meta.unbox(model.init(key, batch)["params"])
+        everything = cast("dict[str, jax.Array]", flatten_dict(params, sep="/"))
         return {path: everything[path].astype(dtype) for path in paths}
 
     made: dict[str, jax.Array] = {}

@@ -149,6 +149,7 @@ class TensorWriter:
             header = json.dumps({"__metadata__": {"format": "pt"}, **self._shards[file]}).encode()
             header += b" " * (-len(header) % 8)
             self._handle.write(struct.pack("<Q", len(header)) + header)
+        assert self._handle is not None
         self._handle.write(array.reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:

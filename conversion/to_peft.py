@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from conversion.command import new_directory, run
+from conversion.command import run
 from conversion.mapping import HEAD, LINEAR, Tensor, tensors
 from omnivinci_jax.errors import UserError
+from omnivinci_jax.mesh.processes import atomic_directory
 from omnivinci_jax.models.initialization import parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
@@ -30,8 +32,9 @@ def to_peft(workdir: Path, destination: Path) -> None:
         UserError: no run with adapters is in `workdir`; a part is adapted that is no linear layer of the published
             model; `destination` exists.
     """
-    config, adapters = read_adapters(workdir)
-    with new_directory(destination) as part:
+    config, adapters = read_adapters(epath.Path(workdir))
+    with atomic_directory(destination, replace=False) as staged:
+        part = Path(staged)
         arrays, modules = {}, []
         for tensor, a, b in _by_module(config, adapters, workdir):
             module = tensor.name.removesuffix(".weight")
@@ -54,7 +57,8 @@ def _by_module(config: TrainConfig, adapters: dict, workdir: Path) -> Iterator[t
         for tensor in published.get(f"{path}/kernel", [None]):
             if tensor is None or tensor.transform not in (LINEAR, HEAD):
                 raise UserError(f"{workdir}: {path} is no linear layer of the published model, which PEFT could adapt")
-            yield tensor, *((a, b) if tensor.index is None else (a[tensor.index], b[tensor.index]))
+            layer = ... if tensor.index is None else tensor.index
+            yield tensor, a[layer], b[layer]
 
 
 def _config(config: TrainConfig, modules: list[str]) -> dict:
@@ -72,14 +76,15 @@ def _config(config: TrainConfig, modules: list[str]) -> dict:
     }
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], prog: str = "python -m conversion.to_peft") -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m conversion.to_peft", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="directory of a run with adapters")
     parser.add_argument("destination", type=Path, help="directory to make")
     options = parser.parse_args(arguments)
     to_peft(options.run, options.destination)
     print(f"wrote {options.destination}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -42,18 +42,17 @@ def read_tokenizer(given: Path | None, folders: Iterable[Path | None]) -> ReadTo
             raise UserError(f"{given}: there is no tokenizer.json and no vocab.json")
         return None
     tokenizer = _load(folder)
-    ids = {token: tokenizer.token_to_id(token) for token in PLACEHOLDERS.values()}
-    new = [token for token, number in ids.items() if number is None]
+    new = [token for token in PLACEHOLDERS.values() if tokenizer.token_to_id(token) is None]
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in new])
-    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return ReadTokenizer(folder, tokenizer, size, [(token, tokenizer.token_to_id(token)) for token in new])
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    return ReadTokenizer(folder, tokenizer, max(ids.values()) + 1, [(token, ids[token]) for token in new])
 
 
 def _load(folder: Path) -> tokenizers.Tokenizer:
     try:
         if (folder / "tokenizer.json").is_file():
             return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        from transformers import Qwen2TokenizerFast
+        from transformers import Qwen2TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
         return Qwen2TokenizerFast.from_pretrained(folder).backend_tokenizer
     except Exception as error:  # the libraries raise bare Exception

@@ -1,119 +1,158 @@
-"""Compares a model with recorded outputs of the reference, quantity by quantity.
+"""Compares a model directory with PyTorch files: every tensor, and their configurations.
 
-python -m conversion.verify DIR CASE.npz...      DIR: a model directory, or PyTorch files in either layout
+python -m conversion.verify MODEL_DIR TORCH_DIR      TORCH_DIR: a checkpoint in the released or merged layout
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from functools import cache
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from conversion import loading
-from conversion.cases import Case, case_batch, case_config, read_case
-from conversion.command import run
-from omnivinci_jax import model_dir
-from omnivinci_jax.config_json import read_json
-from omnivinci_jax.errors import UserError
-from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.train.losses import token_losses, weighted_mean
+from conversion.command import progress, run
+from conversion.layouts import OURS, read_layout
+from conversion.stored_model import StoredModel, open_model, read_tensors
+from conversion.tensor_files import StoredTensor
+from omnivinci_jax.config_json import read_config
+from omnivinci_jax.settings import to_mapping
 
-TOLERANCES = {"inputs_embeds": 1e-5, "logits": 1e-4, "loss": 1e-6, "generated_new": 0.0}
-# Angles of this scheme reach hundreds of radians, which the reference rounds to float32; ours are exact.
-LONGEST_EMBEDS = 2e-5
+_BLOCK = 2**22  # values compared at once
 
 
-class Comparison(NamedTuple):
-    """The largest difference of one quantity of one case, and what is allowed."""
+@dataclass
+class Report:
+    """What `verify` found.
 
-    case: str
-    quantity: str
-    difference: float
-    tolerance: float
+    differences: one line each; empty where both sides hold the same model.
+    notes: what the user should know although it is no difference.
+    tensors: how many tensors both sides have.
+    """
 
-    @property
-    def passed(self) -> bool:
-        """Whether it is small enough; a NaN is not."""
-        return self.difference <= self.tolerance
-
-
-def load_model(folder: Path) -> tuple[OmniVinci, dict]:
-    """Module and parameters of a model directory or of PyTorch files."""
-    return model_dir.load_model(folder) if (folder / "params").is_dir() else loading.load_model(folder)
+    differences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tensors: int = 0
 
 
-def compare(model: OmniVinci, params: dict, case: Case) -> Iterator[Comparison]:
-    """Runs a case and compares what it recorded: decoder inputs, logits, loss, greedy tokens."""
-    longest = case_config(model.config, case).video_time.scheme == "longest"
-    tolerances = TOLERANCES | ({"inputs_embeds": LONGEST_EMBEDS} if longest else {})
-    for name, output in outputs(model, params, case).items():
-        difference = np.abs(output.astype(np.float64) - case.arrays[name]).max()
-        yield Comparison(case.name, name, float(difference), tolerances[name])
+def verify(model_dir: Path, torch_dir: Path) -> Report:
+    """Compares a model directory with PyTorch files in either layout; holds a few tensors in memory at a time.
+
+    Tensors of one type must agree bit for bit. Tensors of two types must agree once one side is cast to the type of the
+    other, and a note says so. Rows that pad the vocabulary are not compared: PyTorch files do not have them.
+
+    Raises:
+        UserError: one of the directories is missing, damaged or not supported.
+    """
+    model, found = open_model(model_dir), read_layout(torch_dir)
+    report = Report()
+    mine = to_mapping(model.config)
+    theirs = to_mapping(read_config(torch_dir / "config.json"))
+    for key, value, other in _different_fields(mine, theirs, "config"):
+        report.differences.append(f"{key}: {value} in {model_dir}, {other} in {torch_dir}")
+    _compare_tensors(model, found, torch_dir, report)
+    return report
 
 
-def outputs(model: OmniVinci, params: dict, case: Case) -> dict[str, np.ndarray]:
-    """What the model makes of a case, for each quantity of TOLERANCES that the case recorded."""
-    config, recorded = case_config(model.config, case), case.arrays
-    length, new = recorded["logits"].shape[1], len(recorded.get("generated_new", [[]])[0])
-    batch = case_batch(config, case, free_slots=new)
-    used = int((batch.segment_ids > 0).sum())
-    if used != length:
-        raise UserError(f"{case.name}: our layout has {used} slots and the recorded one {length}")
-    # Seconds of windows and groups are in the layout already: without them cases share a compiled program.
-    layout = ("audio_hop_length", "temporal_group_seconds")
-    config = config.replace(**{name: getattr(model.config, name) for name in layout})
-    x = jitted(OmniVinci(config, model.compute), "embed")(params, batch)
-    hidden = jitted(model, "decode")(params, x, batch.positions[0], batch.segment_ids[0])
-    logits = jitted(model, "logits")(params, hidden)
-    made = {"inputs_embeds": x[:, :length], "logits": logits[:, :length, : config.text.vocab_size]}
-    if batch.loss_weights.any():
-        made["loss"] = weighted_mean(token_losses(logits, batch.targets[0]), batch.loss_weights[0])
-    if new:
-        made["generated_new"] = _greedy(model, params, x, length, new)
-    return {name: np.asarray(array) for name, array in made.items() if name in recorded}
+def _different_fields(mine: Any, theirs: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for name in {**mine, **theirs}:
+            yield from _different_fields(mine.get(name), theirs.get(name), f"{key}.{name}")
+    elif mine != theirs:
+        yield key, mine, theirs
 
 
-@cache
-def jitted(model: OmniVinci, method: str) -> Callable[..., jax.Array]:
-    """A method of the model, compiled: (params, *arguments) to its output."""
-    return jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=method))
-
-
-def _greedy(model: OmniVinci, params: dict, x: jax.Array, length: int, count: int) -> np.ndarray:
-    """Greedy tokens after the first `length` decoder inputs; slots past the last token change nothing before them."""
-    slots = jnp.arange(x.shape[1])[None]
-    tokens = []
-    for place in range(length, length + count):
-        hidden = jitted(model, "decode")(params, x, slots, jnp.ones_like(slots))
-        tokens.append(int(jitted(model, "logits")(params, hidden[:, place - 1]).argmax()))
-        x = x.at[:, place].set(jitted(model, "embed_text")(params, jnp.array([tokens[-1]]))[0])
-    return np.array([tokens])
-
-
-def main(arguments: list[str]) -> int:
-    """The command; 1 where something differs."""
-    parser = argparse.ArgumentParser(prog="python -m conversion.verify", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="model directory, or PyTorch files in either layout")
-    parser.add_argument("cases", type=Path, nargs="+", help="recorded cases (.npz)")
-    options = parser.parse_args(arguments)
-    root = read_json(options.folder / "config.json")
-    cases = [read_case(path, root) for path in options.cases]
-    model, params = load_model(options.folder)
-    failed = 0
-    print(f"{'case':<26}{'quantity':<16}{'largest difference':>20}{'allowed':>10}")
-    for case in cases:
-        for result in compare(model, params, case):
-            verdict = "pass" if result.passed else "FAIL"
-            print(
-                f"{result.case:<26}{result.quantity:<16}{result.difference:>20.2e}{result.tolerance:>10.0e}  {verdict}"
+def _compare_tensors(model: StoredModel, found: dict[str, StoredTensor], torch_dir: Path, report: Report) -> None:
+    expected = {tensor.name: tensor for tensor in model.tensors}
+    unpublished = [name for name in expected if name.startswith(f"{OURS}.")]
+    if not any(name.startswith(f"{OURS}.") for name in found) and unpublished:
+        modules = sorted({expected.pop(name).path.split("/")[0] for name in unpublished})
+        report.notes.append(
+            f"{torch_dir} has only published tensors; not compared: {len(unpublished)} parameters of "
+            f"{', '.join(modules)}"
+        )
+    shared = []
+    for name, tensor in expected.items():
+        if name not in found:
+            report.differences.append(f"{name}: only in {model.folder}")
+        elif tensor.shape != found[name].shape:
+            report.differences.append(
+                f"{name}: shape {tensor.shape} in {model.folder}, {found[name].shape} in {torch_dir}"
             )
-            failed += not result.passed
-    print(f"{failed} failed" if failed else "all passed")
-    return int(failed > 0)
+        else:
+            shared.append(tensor)
+    report.differences += [f"{name}: only in {torch_dir}" for name in found if name not in expected]
+    report.tensors = len(shared)
+
+    casts: Counter[str] = Counter()
+    total = sum(math.prod(tensor.shape) * model.dtypes[tensor.path].itemsize for tensor in shared)
+    with progress(total, "verify") as bar:
+        for tensor, mine in zip(shared, read_tensors(model, shared), strict=True):
+            theirs = found[tensor.name].read()
+            types = f"{mine.dtype} in {model.folder}, {theirs.dtype} in {torch_dir}"
+            if not _agree(mine, theirs):
+                values = f"shape {tensor.shape}, {_describe_difference(mine, theirs)}"
+                report.differences.append(
+                    f"{tensor.name}: {values}" + (f" ({types})" if mine.dtype != theirs.dtype else "")
+                )
+            elif mine.dtype != theirs.dtype:
+                casts[types] += 1
+            bar.update(mine.nbytes)
+    report.notes += [f"{count} tensors agree after a cast: {types}" for types, count in casts.items()]
+
+
+def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, _BLOCK):
+        yield tuple(array[start : start + _BLOCK] for array in flat)
+
+
+def _agree(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype == b.dtype:
+        return _same_bits(a, b)
+    return _same_bits(a, b, cast_to=a.dtype) or _same_bits(a, b, cast_to=b.dtype)
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray, cast_to: np.dtype | None = None) -> bool:
+    dtype = cast_to or a.dtype
+    bits = np.dtype(f"u{dtype.itemsize}")
+    return all(
+        np.array_equal(x.astype(dtype, copy=False).view(bits), y.astype(dtype, copy=False).view(bits))
+        for x, y in _blocks(a, b)
+    )
+
+
+def _describe_difference(a: np.ndarray, b: np.ndarray) -> str:
+    """How many values differ and by how much, both sides cast to the narrower type."""
+    narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    count, largest = 0, 0.0
+    for x, y in _blocks(a, b):
+        x, y = (values.astype(narrower, copy=False).astype(np.float64) for values in (x, y))
+        differ = ((x != y) | (np.signbit(x) != np.signbit(y))) & ~(np.isnan(x) & np.isnan(y))
+        distances = abs(x[differ] - y[differ])
+        count += len(distances)
+        largest = max(largest, float(np.nan_to_num(distances, nan=np.inf).max(initial=0.0)))
+    return f"{count} of {a.size} values differ, largest difference {largest:.3g}"
+
+
+def main(arguments: list[str], prog: str = "python -m conversion.verify") -> int:
+    """The command; 1 where something differs."""
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="model directory")
+    parser.add_argument("torch", type=Path, metavar="TORCH_DIR", help="checkpoint in the released or merged layout")
+    options = parser.parse_args(arguments)
+    report = verify(options.model, options.torch)
+    for line in report.differences:
+        print(line)
+    for note in report.notes:
+        print(f"note: {note}")
+    if report.differences:
+        print(f"{len(report.differences)} differences; {report.tensors} tensors compared")
+        return 1
+    print(f"the configurations and all {report.tensors} tensors agree")
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,13 +15,19 @@ from omnivinci_jax.errors import Preempted, UserError
 
 _MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image"}
 _POSITIONS = "the prompt before the media, after half of them (rounded down), or after all"
+_CONVERSIONS = {
+    "from-torch": "PyTorch files to a model directory",
+    "to-torch": "a model directory to PyTorch files",
+    "to-peft": "the adapters of a run in PEFT's layout",
+    "verify": "compare a model directory with PyTorch files, tensor by tensor",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code.
 
-    0; 2 for what the user can mend; 75 (a temporary failure) where the same command is to be started again; 130 for
-    Ctrl-C.
+    0; 1 where the command's answer is no (problems found, models that differ, a step that does not fit); 2 for an error
+    that the user can fix; 75 (a temporary failure) where the same command should be started again; 130 for Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -31,10 +37,14 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which this program does not use
+    if argv[:1] == ["av_world"] and argv[1:2] and argv[1].startswith("--") and argv[1] != "--help":
+        argv = ["av_world", "generate", *argv[1:]]
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command in ("train", "ablate", "index", "shardings"):
+    if arguments.command in ("train", "ablate", "index", "shardings", "plan"):
         arguments.config_arguments = rest
+    elif arguments.command == "convert":
+        arguments.convert_arguments = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
@@ -120,17 +130,51 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", type=_path, help="model directory; without it, the published 9B configuration")
     command.add_argument("--out", type=Path, help="PNG to write; default: FILE.inspect.png in this folder")
 
-    command = _command(commands, "av_world", _av_world, "generate the embedded data set of video files")
-    command.add_argument("--out", type=Path, required=True, help="folder to write")
-    command.add_argument("--seed", type=int, default=0)
+    command = _command(commands, "convert", _convert, "PyTorch checkpoints in and out, and compared")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in _CONVERSIONS.items():  # `conversion` has their arguments
+        actions.add_parser(name, help=text, add_help=False, allow_abbrev=False)
+
+    command = _command(commands, "plan", _plan, "compile a training step for a machine that is not here")
+    command.add_argument("--topology", required=True, help="v5e:8x8, v5p:4x4x4, v6e:8x8, h100:8, h200:8 or so")
+    command.add_argument("--hlo", type=Path, help="file to write the compiled program to, to see where it sends what")
+
+    _av_world_parsers(_command(commands, "av_world", None, "the generated data sets of video files"))
+    return parser
+
+
+def _av_world_parsers(av_world: argparse.ArgumentParser) -> None:
+    actions = av_world.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    command = _command(actions, "generate", _av_world_generate, "the data set of the demo; the default action")
+    _data_set_flags(command)
     command.add_argument("--train_clips", type=int, default=1100)
     command.add_argument("--val_clips", type=int, default=60)
     command.add_argument("--held_out_clips", type=int, default=220)
     command.add_argument(
         "--asking", choices=("all", "rank"), default="all", help="rank: kinds of questions that all leaves out"
     )
-    command.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    return parser
+
+    command = _command(actions, "curriculum", _av_world_curriculum, "the data set of the stages at the tiny size")
+    _data_set_flags(command)
+    command.add_argument("--scale", type=float, default=1.0, help="multiplies the number of rows")
+
+    command = _command(actions, "ablations", _av_world_ablations, "the data set of the ablations")
+    _data_set_flags(command)
+    command.add_argument("--scale", type=float, default=1.0, help="multiplies the number of clips")
+    command.add_argument("--paired", action="store_true", help="give every colour of a clip its own sound")
+
+    command = _command(actions, "audit", _av_world_audit, "how well blind baselines answer the held-out questions")
+    command.add_argument("data", type=Path, help="folder of the data set")
+
+    command = _command(actions, "tokenizer", _av_world_tokenizer, "train the tokenizer of the tiny model")
+    command.add_argument("--out", type=Path, required=True, help="folder to write")
+
+
+def _data_set_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, required=True, help="a new folder, or one that an interrupted run began")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes")
 
 
 def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
@@ -143,6 +187,7 @@ class _MediaAction(argparse.Action):
     """Collects media of all flags in one list, in the order in which they were given."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        assert option_string is not None
         namespace.media = [*namespace.media, (_MEDIA_FLAGS[option_string], values)]
 
 
@@ -295,11 +340,69 @@ def _inspect(arguments) -> int:
     return 0
 
 
-def _av_world(arguments) -> int:
+def _convert(arguments) -> int:
+    from conversion import from_torch, to_peft, to_torch, verify
+
+    actions = {"from-torch": from_torch, "to-torch": to_torch, "to-peft": to_peft, "verify": verify}
+    return actions[arguments.action].main(arguments.convert_arguments, f"omnivinci convert {arguments.action}")
+
+
+def _plan(arguments) -> int:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # a machine that has devices must not start them
+    from omnivinci_jax.planning import plan, topology
+    from omnivinci_jax.settings import load_config
+
+    if arguments.hlo and not arguments.hlo.absolute().parent.is_dir():
+        raise UserError(f"--hlo: {arguments.hlo}: there is no such folder to write into")
+    config = load_config(arguments.config_arguments)
+    try:
+        planned = plan.plan(config, topology.get_topology(arguments.topology), arguments.hlo)
+        print(plan.describe(planned, config.data))
+        planned.check_memory()
+    except plan.DoesNotFit as error:
+        print(f"omnivinci plan: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _av_world_generate(arguments) -> int:
     from omnivinci_jax.av_world.generate import generate
 
     clips = {name: getattr(arguments, name) for name in ("train_clips", "val_clips", "held_out_clips")}
     generate(arguments.out, arguments.seed, workers=arguments.workers, asking=arguments.asking, **clips)
+    return 0
+
+
+def _av_world_curriculum(arguments) -> int:
+    from omnivinci_jax.av_world.curriculum import write_curriculum
+    from omnivinci_jax.av_world.extras import can_speak
+
+    write_curriculum(arguments.out, arguments.seed, arguments.scale, arguments.workers)
+    if not can_speak():
+        print("espeak-ng is not installed: there is no speech in the data set")
+    return 0
+
+
+def _av_world_ablations(arguments) -> int:
+    from omnivinci_jax.av_world.ablations import write_ablation_data
+
+    write_ablation_data(arguments.out, arguments.paired, arguments.seed, arguments.scale, arguments.workers)
+    return 0
+
+
+def _av_world_audit(arguments) -> int:
+    from omnivinci_jax.av_world.audit import audit_folder, markdown
+
+    print(markdown(audit_folder(arguments.data)))
+    return 0
+
+
+def _av_world_tokenizer(arguments) -> int:
+    from omnivinci_jax.av_world.tokenizer import write_tiny_tokenizer
+
+    write_tiny_tokenizer(arguments.out)
     return 0
 
 

@@ -9,8 +9,9 @@ no key for is under `omnivinci_jax`. Keys that change nothing in the model are k
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from omnivinci_jax.config import (
     AFWhisperConfig,
@@ -71,7 +72,7 @@ _SCHEMES = {
 _ENCODERS = {"image": "BasicImageEncoder", "video": "TSPVideoEncoder", "sound": "BasicSoundEncoder"}
 
 
-def read_config(path: Path) -> OmniVinciConfig:
+def read_config(path: epath.PathLike) -> OmniVinciConfig:
     """Reads config.json of a model directory or of a published checkpoint in either form.
 
     Raises:
@@ -81,13 +82,14 @@ def read_config(path: Path) -> OmniVinciConfig:
     return from_json(read_json(path), str(path))
 
 
-def write_config(config: OmniVinciConfig, path: Path, base: Mapping[str, Any] | None = None) -> None:
+def write_config(config: OmniVinciConfig, path: epath.PathLike, base: Mapping[str, Any] | None = None) -> None:
     """Writes config.json of a model directory; `base` is what a published checkpoint had, for the keys to keep."""
-    path.write_text(json.dumps(to_json(config, base), indent=2) + "\n")
+    epath.Path(path).write_text(json.dumps(to_json(config, base), indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: epath.PathLike) -> dict[str, Any]:
     """A config.json in the merged form: parts in folders beside it or under legacy keys are brought into it."""
+    path = epath.Path(path)
     root = _load(path, "a model directory holds config.json, tokenizer.json and params/")
     for key, folder, legacy in PARTS.values():
         beside = path.parent / folder / "config.json"
@@ -102,9 +104,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return root
 
 
-def read_part(part: str, path: Path) -> Any:
+def read_part(part: str, path: epath.PathLike) -> Any:
     """Config of one part (`text`, `vision` or `audio`) alone, from its own config.json or a larger model's."""
-    values = _load(path)
+    values = _load(epath.Path(path))
     nested = values.get(PARTS[part][0])
     return _part(part, nested if isinstance(nested, Mapping) else values, str(path))
 
@@ -209,7 +211,7 @@ def to_released(root: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {"config.json": root, **files}
 
 
-def _load(path: Path, hint: str = "") -> dict[str, Any]:
+def _load(path: epath.Path, hint: str = "") -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except OSError:

@@ -1,8 +1,6 @@
 """Model directories: config.json, the tokenizer's files, params/ (Orbax)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +9,18 @@ from etils import epath
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config, write_config
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.mesh.processes import barrier, is_main
+from omnivinci_jax.mesh.processes import atomic_directory, is_main
 from omnivinci_jax.mesh.rules import parameter_shardings
 from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.initialization import abstract_params, boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.paths import absolute, is_remote
+from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
 
 CHUNK_BYTES = 256 * 2**20
@@ -41,7 +40,7 @@ class LoadedModel(NamedTuple):
         return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
-def load(folder: epath.PathLike, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = None) -> LoadedModel:
+def load(folder: epath.PathLike, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> LoadedModel:
     """Loads a model directory.
 
     Args:
@@ -59,8 +58,11 @@ def load(folder: epath.PathLike, dtype: jnp.dtype = jnp.float32, mesh: Mesh | No
     return LoadedModel(model, params, Processor(model.config, tokenizer))
 
 
-def load_model(folder: epath.Path, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = None) -> tuple[OmniVinci, dict]:
+def load_model(
+    folder: epath.PathLike, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+) -> tuple[OmniVinci, dict]:
     """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
+    folder = epath.Path(folder)
     model = OmniVinci(read_config(folder / "config.json"), Compute(dtype=dtype))
     check_shapes(stored_params(folder), abstract_params(model), folder / "params")
     return model, load_params(folder, shardings_of(model, mesh))
@@ -79,9 +81,9 @@ def shardings_of(model: OmniVinci, mesh: Mesh | None) -> dict:
     return jax.tree.map(lambda _: device, nn.meta.unbox(boxed))
 
 
-def load_params(folder: epath.Path, shardings: dict) -> dict:
+def load_params(folder: epath.PathLike, shardings: dict) -> dict:
     """Those of a model directory's parameters that `shardings` has, in the types that they are stored in."""
-    stored = traverse_util.flatten_dict(stored_params(folder))
+    stored = cast("dict[tuple[str, ...], jax.ShapeDtypeStruct]", traverse_util.flatten_dict(stored_params(folder)))
     shapes = {
         path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype, sharding=sharding)
         for path, sharding in traverse_util.flatten_dict(shardings).items()
@@ -91,20 +93,20 @@ def load_params(folder: epath.Path, shardings: dict) -> dict:
         shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(absolute(folder / "params"), restore)
+        return checkpointer.restore(absolute(folder) / "params", restore)
 
 
-def stored_params(folder: epath.Path) -> dict:
+def stored_params(folder: epath.PathLike) -> dict:
     """Shapes and types of a model directory's parameters; raises UserError where there are none."""
-    path = folder / "params"
+    path = absolute(folder) / "params"
     if not (path / "_METADATA").is_file():
         raise UserError(f"{path}: there are no parameters (no Orbax checkpoint)")
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(absolute(path)).item_metadata.tree
+        tree = checkpointer.metadata(path).item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
 
 
-def check_shapes(stored: dict, expected: dict, where: epath.Path, asking: str = "config.json") -> None:
+def check_shapes(stored: dict, expected: dict, where: epath.PathLike, asking: str = "config.json") -> None:
     """Raises UserError, naming the parameter, unless both trees have the same leaves of the same shapes."""
     stored, expected = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
@@ -120,7 +122,7 @@ def check_shapes(stored: dict, expected: dict, where: epath.Path, asking: str = 
 
 def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenizer: Tokenizer) -> None:
     """Writes a model directory; replaces one that is there when the new one is whole."""
-    with replaced(epath.Path(folder)) as part:
+    with atomic_directory(folder, replace=True) as part:
         if is_main():
             write_config(config, part / "config.json")
             for file in (tokenizer.path.with_name(name) for name in FILES):
@@ -130,7 +132,7 @@ def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenize
 
 
 def save_params(folder: epath.Path, params: dict) -> None:
-    """Writes parameters into a directory that `replaced` gave; raises OSError where they cannot be."""
+    """Writes parameters into a directory of `atomic_directory`; raises OSError where they cannot be."""
 
     # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
     def chunks(leaf: jax.Array) -> ocp.SaveArgs:
@@ -141,29 +143,3 @@ def save_params(folder: epath.Path, params: dict) -> None:
             checkpointer.save(folder / "params", params, save_args=jax.tree.map(chunks, params))
     except ValueError as error:  # so TensorStore tells of a full disk
         raise OSError(str(error)) from error
-
-
-@contextmanager
-def replaced(folder: epath.Path) -> Iterator[epath.Path]:
-    """A directory under a temporary name, which takes the place of `folder` when all went well; for all processes.
-
-    In a bucket, where no folder can be moved, it is `folder` itself, emptied: until it is whole again, there is none.
-    """
-    folder = absolute(folder)
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    if is_remote(folder):
-        part = folder
-    if is_main():
-        for leftover in (part, old):
-            if leftover.exists():
-                leftover.rmtree()
-        part.mkdir(parents=True)
-    barrier("directory begun")
-    yield part
-    if is_main() and part != folder:
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-        if old.exists():
-            old.rmtree()
-    barrier("directory whole")

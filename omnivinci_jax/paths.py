@@ -15,6 +15,8 @@ from etils import epath
 
 from omnivinci_jax.errors import UserError
 
+AnyPath = Path | epath.Path
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in a bucket."""
@@ -28,8 +30,8 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 @contextmanager
-def writing(target: epath.PathLike) -> Iterator[None]:
-    """Makes one line of an OSError while `target` is written: a UserError."""
+def as_user_error(target: epath.PathLike) -> Iterator[None]:
+    """Turns an OSError that writing `target` raises into a UserError of one line."""
     try:
         yield
     except OSError as error:
@@ -38,25 +40,32 @@ def writing(target: epath.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(target: epath.Path) -> Iterator[Path]:
-    """A file of this machine to write; it becomes `target` when the block ends, and not at all where that raises.
+def atomic_file(target: epath.PathLike) -> Iterator[Path]:
+    """Yields a local file to write; it becomes `target` when the block ends, and is deleted if the block raises.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: `target` cannot be written.
     """
+    target = epath.Path(target)
     if is_remote(target):
-        with tempfile.TemporaryDirectory() as folder, writing(target):
+        with tempfile.TemporaryDirectory() as folder, as_user_error(target):
             part = Path(folder) / target.name
             yield part
             target.write_bytes(part.read_bytes())
         return
     part = Path(target).with_name(f".{target.name}.{os.uname().nodename}-{os.getpid()}.part")
     try:
-        with writing(target):
+        with as_user_error(target):
             yield part
             part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: epath.PathLike) -> None:
+    """Deletes the files that killed processes left in `folder` while they wrote them with `atomic_file`."""
+    for leftover in epath.Path(folder).glob(".*.part"):
+        leftover.unlink()
 
 
 def local_copy(path: epath.PathLike) -> Path:
@@ -70,7 +79,7 @@ def local_copy(path: epath.PathLike) -> Path:
     if not copy.exists():
         copy.parent.mkdir(exist_ok=True)
         content = path.read_bytes()
-        with written_whole(epath.Path(copy)) as part:
+        with atomic_file(copy) as part:
             part.write_bytes(content)
     return copy
 
@@ -99,7 +108,9 @@ class Mirrored:
 
     def sync(self) -> None:
         """Returns when everything is in the bucket."""
-        for file in sorted(self.local.rglob("*")) if self._remote else ():
+        if self._remote is None:
+            return
+        for file in sorted(self.local.rglob("*")):
             state = _state(file)
             if file.is_file() and self._uploaded.get(file) != state:
                 (self._remote / file.relative_to(self.local)).write_bytes(file.read_bytes())

@@ -207,7 +207,7 @@ def to_config_dict(settings: Any) -> ConfigDict:
     return values
 
 
-def from_mapping(cls: type, values: typing.Mapping, key: str = "config") -> Any:
+def from_mapping(cls: type, values: typing.Mapping | ConfigDict, key: str = "config") -> Any:
     """Builds a dataclass from nested mappings; raises ConfigError for a key that it does not have."""
     hints, fields = typing.get_type_hints(cls), _fields(cls)
     for name in values:
@@ -304,7 +304,7 @@ def _check_keys(values: ConfigDict, arguments: list[str]) -> None:
                 node, key = node[name], f"{key}.{name}"
 
 
-def _fields(cls: type) -> tuple[str, ...]:
+def _fields(cls: type | types.GenericAlias) -> tuple[str, ...]:
     """Names of a dataclass's or a NamedTuple's fields; none for anything else."""
     if dataclasses.is_dataclass(cls):
         return tuple(entry.name for entry in dataclasses.fields(cls))
@@ -316,7 +316,7 @@ def _is_named(hint: Any) -> bool:
     return typing.get_origin(hint) is tuple and "name" in _fields(typing.get_args(hint)[0])
 
 
-def _by_name(entries: tuple, key: str, convert: typing.Callable[[Any], typing.Mapping]) -> dict:
+def _by_name(entries: tuple, key: str, convert: typing.Callable[[Any], typing.Mapping | ConfigDict]) -> dict:
     named = {}
     for entry in entries:
         if entry.name in named:

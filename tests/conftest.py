@@ -1,12 +1,17 @@
-"""What all tests share: compiled programs, absl's parsed flags (Grain's workers read them), data, and their order."""
+"""Shared by all tests: run-time type checks, compiled programs, absl's parsed flags, data, and the order of tests."""
 
 import os
 from pathlib import Path
 
 import pytest
 from absl import flags
+from jaxtyping import install_import_hook
 
-flags.FLAGS.mark_as_parsed()
+from tests import typecheck
+
+# Checks the arguments and results of every function in these packages, shapes included, when a test calls it.
+install_import_hook(["omnivinci_jax", "conversion"], f"{typecheck.__name__}.check")
+flags.FLAGS.mark_as_parsed()  # Grain's workers read them
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -1,8 +1,8 @@
 """What the ablations share: the tiny model on clips whose frames are spread evenly, so that a place is not a time.
 
-    python -m omnivinci_jax.av_world.ablations runs/ablation_data/paired --paired
-    python -m omnivinci_jax.av_world.ablations runs/ablation_data/independent
-    python -m omnivinci_jax.av_world.curriculum runs/curriculum
+    omnivinci av_world ablations --out runs/ablation_data/paired --paired
+    omnivinci av_world ablations --out runs/ablation_data/independent
+    omnivinci av_world curriculum --out runs/curriculum
     omnivinci train --config configs/stages/tiny.py:stage_0 --workdir runs/stages/stage_0
 
 As in the paper, every arm starts from a language model and an image encoder, which have met neither sound nor time.

@@ -3,7 +3,7 @@
 What trains in each: omnivinci_jax/train/stages.py. Stage 0 gives them the language model and image encoder that the
 paper starts from: it trains both on text and questions about images, through a projector that stays as it was drawn.
 
-    python -m omnivinci_jax.av_world.curriculum runs/curriculum
+    omnivinci av_world curriculum --out runs/curriculum
     launch/curriculum.sh configs/stages/tiny.py runs/stages          # all nine, or one of them:
     omnivinci train --config configs/stages/tiny.py:vision_1 --workdir runs/stages/vision_1
 """

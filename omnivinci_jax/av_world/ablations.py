@@ -1,24 +1,21 @@
 """The data of the ablations (configs/ablations/): clips with two kinds of training rows.
 
-    python -m omnivinci_jax.av_world.ablations runs/ablation_data/paired --paired
-    python -m omnivinci_jax.av_world.ablations runs/ablation_data/independent
+    omnivinci av_world ablations --out runs/ablation_data/paired --paired
+    omnivinci av_world ablations --out runs/ablation_data/independent
 
 `questions.jsonl` holds conversations of multiple choice, `captions.jsonl` what a data engine writes about sight and
 sound together (Section 3.2); `val.jsonl` and `held_out.jsonl` as in av_world. Where a clip's colours and sounds are
 pairs, OmniAlignNet has something to align, and who sees a clip knows what it sounds like; else only hearing tells.
 """
 
-import argparse
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..errors import UserError
-from .generate import question_rows, training_rows, write_clip, write_once, write_rows
-from .timeline import draw_clips
+from omnivinci_jax.av_world.generate import question_rows, training_rows, write_clip, write_once, write_rows
+from omnivinci_jax.av_world.timeline import draw_clips
 
 CLIPS = {"train": 1100, "val": 60, "held_out": 220}
 CAPTIONS = 4  # conversations of a clip that are captions; the others are questions
@@ -47,21 +44,3 @@ def _write_all(out: Path, paired: bool, seed: int, scale: float, pool: ProcessPo
     write_rows(out / "questions.jsonl", (row for conversations in rows for row in conversations[CAPTIONS:]))
     for split in ("val", "held_out"):
         write_rows(out / f"{split}.jsonl", (row for clip in clips[split] for row in question_rows(clip)))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(description="Write the data set of the ablations.")
-    parser.add_argument("out", type=Path, help="a new folder, or one whose generation was interrupted")
-    parser.add_argument("--paired", action="store_true", help="every colour of a clip has its sound in it")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of clips")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    try:
-        write_ablation_data(**vars(parser.parse_args(argv)))
-    except UserError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Can the questions be answered blind? Baselines that know the text, or the text and one true stream, never both.
 
-    python -m omnivinci_jax.av_world.audit data/av_world
+    omnivinci av_world audit data/av_world
 
 For each kind of question and each baseline the table gives two accuracies on the held-out split: that of the best of
 some hundred rules ("the longest sight", "the third option") and that of a linear scorer of the options over the same
@@ -9,7 +9,6 @@ are about sights and half about sounds, so one stream answers more than half of 
 clip's duration.
 """
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from .questions import KINDS, NUMBERS, Kind, Question, one_of_each
-from .timeline import COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips, spans
+from omnivinci_jax.av_world.questions import KINDS, NUMBERS, Kind, Question, one_of_each
+from omnivinci_jax.av_world.timeline import COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips, spans
+from omnivinci_jax.errors import UserError
 
 Sense = Literal["text", "vision", "sound"]
 SENSES: tuple[Sense, ...] = ("text", "vision", "sound")
@@ -58,6 +58,16 @@ def audit(train: list[Clip], test: list[Clip]) -> list[Result]:
         for kind in KINDS
         for sense in SENSES
     ]
+
+
+def audit_folder(folder: Path) -> list[Result]:
+    """Audits the data set in `folder`; raises UserError where there is none."""
+    path = folder / "av_world.json"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; write the data set first: omnivinci av_world --out {folder}")
+    made_with = json.loads(path.read_text())
+    train, held_out = (draw_clips(made_with["seed"], name, made_with["clips"][name]) for name in ("train", "held_out"))
+    return audit([clip for clip in train if clip.is_full], held_out)
 
 
 def markdown(results: list[Result]) -> str:
@@ -144,19 +154,3 @@ def _accuracies(
     weights = minimize(loss, np.zeros(features.shape[2]), jac=True, method="L-BFGS-B").x
     scorer = ((test_features / scale @ weights).argmax(axis=1) == test_answers).mean()
     return float(rule), float(scorer)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(description="Print how far av_world's held-out questions can be answered blind.")
-    parser.add_argument("data", type=Path, help="the folder of the data set")
-    path = parser.parse_args(argv).data / "av_world.json"
-    if not path.exists():
-        parser.error(f"{path}: not there; write the data set first: python -m omnivinci_jax.av_world.generate")
-    made_with = json.loads(path.read_text())
-    train, held_out = (draw_clips(made_with["seed"], name, made_with["clips"][name]) for name in ("train", "held_out"))
-    print(markdown(audit([clip for clip in train if clip.is_full], held_out)))
-
-
-if __name__ == "__main__":
-    main()

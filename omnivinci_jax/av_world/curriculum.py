@@ -1,6 +1,6 @@
 """A data set for the paper's stages at the tiny size: a file for each modality, and held-out questions of all.
 
-    python -m omnivinci_jax.av_world.curriculum runs/curriculum
+    omnivinci av_world curriculum --out runs/curriculum
 
 `text` (clips told in words, sums), `images`, `sounds` (of one event, tracks of clips, and speech where espeak-ng is
 installed), `videos` (without sound) and `omni` (videos with sound, and some of everything else, as in Section 3.2) have
@@ -8,8 +8,7 @@ training rows in NAME.jsonl and questions, about text too, in NAME_val.jsonl; `h
 modality, their `kind`. No file is in two of these.
 """
 
-import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from ..errors import UserError
-from .extras import (
+from omnivinci_jax.av_world.extras import (
     can_speak,
     image_row,
     log_caption_row,
@@ -29,8 +27,8 @@ from .extras import (
     speech_row,
     text_row,
 )
-from .generate import question_rows, training_rows, write_clip, write_once, write_rows
-from .timeline import draw_clips
+from omnivinci_jax.av_world.generate import question_rows, training_rows, write_clip, write_once, write_rows
+from omnivinci_jax.av_world.timeline import draw_clips
 
 Row = dict[str, Any]
 
@@ -126,23 +124,3 @@ def _question(row: Row, kind: str, number: int) -> Row:
     user, answer = row["messages"][place : place + 2]
     content = [first, user["content"][-1]]
     return row | {"messages": [{"role": "user", "content": content}, answer], "kind": kind}
-
-
-def main(argv: Iterable[str] | None = None) -> None:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(description="Write the data set of the tiny curriculum.")
-    parser.add_argument("out", type=Path, help="a new folder, or one whose generation was interrupted")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of rows")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    arguments = parser.parse_args(argv)
-    try:
-        write_curriculum(**vars(arguments))
-    except UserError as error:
-        parser.error(str(error))
-    if not can_speak():
-        print("espeak-ng is not installed: there is no speech in the data set")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .encode import write_media
-from .questions import (
+from omnivinci_jax.av_world.encode import write_media
+from omnivinci_jax.av_world.questions import (
     IMAGE,
     NUMBERS,
     SOUND,
@@ -28,8 +28,18 @@ from .questions import (
     name_question,
     training_conversations,
 )
-from .render import FRAME_RATE, RGB, SAMPLE_RATE, SHAPES, draw_shape, render_frames, render_sound, render_waveform
-from .timeline import COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clip, generator
+from omnivinci_jax.av_world.render import (
+    FRAME_RATE,
+    RGB,
+    SAMPLE_RATE,
+    SHAPES,
+    draw_shape,
+    render_frames,
+    render_sound,
+    render_waveform,
+)
+from omnivinci_jax.av_world.timeline import COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clip, generator
+from omnivinci_jax.paths import atomic_file
 
 SOUND_FILES = (("wav", 16_000), ("flac", 44_100), ("ogg", 48_000), ("wav", 44_100), ("flac", 16_000), ("ogg", 16_000))
 
@@ -65,9 +75,8 @@ def image_row(out: Path, seed: int, number: int) -> dict[str, Any]:
     centre = rng.uniform(half_side, np.array([[width, height]]) - half_side)
     draw_shape(picture, rng.choice(list(SHAPES)), np.array(RGB[colour]), half_side, centre)
     if not path.exists():
-        part = path.with_name(path.name + ".part")
-        Image.fromarray(picture[0].round().astype(np.uint8)).save(part, format="png")
-        part.replace(path)
+        with atomic_file(path) as part:
+            Image.fromarray(picture[0].round().astype(np.uint8)).save(part, format="png")
     question = name_question(rng, "seen", IMAGE, colour, [colour], COLOURS)
     return conversation_row(f"image-{number:06d}", ("image", f"images/{path.name}"), [(question.text, colour)])
 
@@ -121,10 +130,9 @@ def speech_row(out: Path, seed: int, number: int) -> dict[str, Any]:
     name = str(rng.choice(NUMBERS))
     voice, pitch, speed = rng.choice(VOICES), rng.integers(30, 71), rng.integers(120, 181)
     if not path.exists():
-        part = path.with_name(path.name + ".part")
-        options = ("-v", voice, "-p", str(pitch), "-s", str(speed), "-w", str(part))
-        subprocess.run(["espeak-ng", *options, name], check=True, capture_output=True)
-        part.replace(path)
+        with atomic_file(path) as part:
+            options = ("-v", voice, "-p", str(pitch), "-s", str(speed), "-w", str(part))
+            subprocess.run(["espeak-ng", *options, name], check=True, capture_output=True)
     question = name_question(rng, "heard", SPEECH, name, [name], NUMBERS)
     return conversation_row(f"speech-{number:06d}", ("audio", f"speech/{path.name}"), [(question.text, name)])
 

@@ -1,12 +1,11 @@
 """Writes the data set: media files, conversations of three splits, and the true timelines.
 
-    python -m omnivinci_jax.av_world.generate data/av_world --seed 0
+    omnivinci av_world --out data/av_world
 
 `train.jsonl` holds conversations of several turns, `val.jsonl` and `held_out.jsonl` one question a line with its kind
 and options. Media paths are relative to these files. No clip is in two splits.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,16 +13,17 @@ from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ..errors import ConfigError, DataError, UserError
-from .encode import write_media
-from .extras import conversation_row, write_extra
-from .questions import Question, one_of_each, rank_questions, training_conversations
-from .render import FRAME_RATE, SAMPLE_RATE, render_frames, render_waveform
-from .timeline import Clip, draw_clips
+from omnivinci_jax.av_world.encode import write_media
+from omnivinci_jax.av_world.extras import conversation_row, write_extra
+from omnivinci_jax.av_world.questions import Question, one_of_each, rank_questions, training_conversations
+from omnivinci_jax.av_world.render import FRAME_RATE, SAMPLE_RATE, render_frames, render_waveform
+from omnivinci_jax.av_world.timeline import Clip, draw_clips
+from omnivinci_jax.errors import ConfigError, DataError
+from omnivinci_jax.paths import atomic_file, remove_unfinished
 
 Asking = Literal["all", "rank"]
 
@@ -130,8 +130,9 @@ def write_once(
     try:
         if _is_finished(note, arguments):
             return
-        for folder in folders:
+        for folder in ("", *folders):
             (out / folder).mkdir(parents=True, exist_ok=True)
+            remove_unfinished(out / folder)
         write_rows(note, [arguments | {"finished": False}])
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             write(pool)
@@ -154,30 +155,6 @@ def _is_finished(note: Path, arguments: dict[str, Any]) -> bool:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON lines to a file that appears when it is whole."""
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part.replace(path)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(description="Write the av_world data set: clips, sounds, pictures, questions.")
-    parser.add_argument("out", type=Path, help="a new folder, or one whose generation was interrupted")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train_clips", type=int, default=1100)
-    parser.add_argument("--val_clips", type=int, default=60)
-    parser.add_argument("--held_out_clips", type=int, default=220)
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument(
-        "--asking", choices=get_args(Asking), default="all", help="rank: kinds of questions that all leaves out"
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        generate(**vars(arguments))
-    except UserError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()
+    """Writes JSON lines to a file that appears only once it is complete."""
+    with atomic_file(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from .timeline import COLOURS, SOUNDS, Clip, Event, inside, next_after, spans
+from omnivinci_jax.av_world.timeline import COLOURS, SOUNDS, Clip, Event, inside, next_after, spans
 
 Kind = Literal["seen", "heard", "while", "order", "when", "rank_seen", "rank_heard"]
 KINDS: tuple[Kind, ...] = ("seen", "heard", "while", "order", "when")
@@ -140,12 +140,16 @@ def caption_turns(clip: Clip) -> dict[str, Turn]:
     that questions of these kinds ask for.
     """
     facts = _facts(clip)
-    streams = ("seen", LIST_COLOURS, clip.sights), ("heard", LIST_SOUNDS, clip.sounds)
+    streams: tuple[tuple[Kind, str, tuple[Event, ...]], ...] = (
+        ("seen", LIST_COLOURS, clip.sights),
+        ("heard", LIST_SOUNDS, clip.sounds),
+    )
     list_next = LIST_NEXT_COLOUR if clip.lead == "colour" else LIST_NEXT_SOUND
+    joint: dict[Kind, str] = {"while": LIST_WHILE, "order": list_next}
     return {
         kind: (request, " ".join(f"{NUMBERS[event.second]} {event.name}" for event in events))
         for kind, request, events in streams
-    } | {kind: (request, _each(facts[kind])) for kind, request in (("while", LIST_WHILE), ("order", list_next))}
+    } | {kind: (request, _each(facts[kind])) for kind, request in joint.items()}
 
 
 def clip_log(clip: Clip) -> str:
@@ -161,8 +165,9 @@ def clip_log(clip: Clip) -> str:
 def lookup_turns(clip: Clip, rng: np.random.Generator) -> dict[Kind, Turn]:
     """Open questions about several named events at once, in random order, with the fact of each, by kind."""
     each_next = EACH_NEXT_COLOUR if clip.lead == "colour" else EACH_NEXT_SOUND
+    requests: dict[Kind, str] = {"when": EACH_WHEN, "while": EACH_WHILE, "order": each_next}
     facts, turns = _facts(clip), {}
-    for kind, request in (("when", EACH_WHEN), ("while", EACH_WHILE), ("order", each_next)):
+    for kind, request in requests.items():
         shuffled = _shuffled(rng, facts[kind])
         turns[kind] = request.format(names=", ".join(name for name, _ in shuffled)), _each(shuffled)
     return turns

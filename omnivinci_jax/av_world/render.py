@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from .timeline import Clip
+from omnivinci_jax.av_world.timeline import Clip
 
 FRAME_RATE = 12  # Hz
 SAMPLE_RATE = 16_000  # Hz

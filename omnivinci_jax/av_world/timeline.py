@@ -119,13 +119,17 @@ def _thinned(clip: Clip) -> Clip:
     return replace(clip, sights=sights, sounds=sounds, when=when)
 
 
-def inside(sights: Float[np.ndarray, "*n 4 2"], sounds: Float[np.ndarray, "*n 4 2"]) -> Bool[np.ndarray, "*n 4 4"]:
+def inside(
+    sights: Float[np.ndarray, "*#n sights 2"], sounds: Float[np.ndarray, "*#n sounds 2"]
+) -> Bool[np.ndarray, "*#n sights sounds"]:
     """Whether sight i was on screen all the while sound j sounded, with a margin."""
     sights, sounds = sights[..., :, None, :], sounds[..., None, :, :]
     return (sights[..., 0] + MARGIN <= sounds[..., 0]) & (sounds[..., 1] <= sights[..., 1] - MARGIN)
 
 
-def next_after(lead: Float[np.ndarray, "*n 4"], anchors: Float[np.ndarray, "*n 4"]) -> Bool[np.ndarray, "*n 4 4"]:
+def next_after(
+    lead: Float[np.ndarray, "*#n onsets"], anchors: Float[np.ndarray, "*#n anchors"]
+) -> Bool[np.ndarray, "*#n onsets anchors"]:
     """Whether onset i of the leading stream is the first after anchor j, and none is within APART of that."""
     previous = np.concatenate([np.full_like(lead[..., :1], -np.inf), lead[..., :-1]], axis=-1)
     lead, previous, anchors = lead[..., :, None], previous[..., :, None], anchors[..., None, :]
@@ -169,8 +173,8 @@ def _pair_for_colours(rng: np.random.Generator, count: int) -> Pairs:
     sights = _draw_streams(rng, count, "sights", "colour")
     sounds = _draw_streams(rng, 8 * count, "sounds", "colour")
     ranks = rng.integers(4, size=(2, count))
-    holds = inside(sights[:, None], sounds[None]).any(axis=-1)
-    follows = next_after(sights[:, None, :, 0], sounds[None, ..., 0]).any(axis=-1)
+    holds = np.any(inside(sights[:, None], sounds[None]), axis=-1)
+    follows = np.any(next_after(sights[:, None, :, 0], sounds[None, ..., 0]), axis=-1)
     numbers = np.arange(count)
     partner = _match(holds[numbers, :, ranks[0]] & follows[numbers, :, ranks[1]])
     return _pair_for_colours(rng, count) if partner is None else (sights, sounds[partner], *ranks)
@@ -181,8 +185,8 @@ def _pair_for_sounds(rng: np.random.Generator, count: int) -> Pairs:
     drawn = 3 * count // 2
     sights, sounds = (_draw_streams(rng, drawn, kind, "sound") for kind in ("sights", "sounds"))
     ranks = rng.integers(4, size=(2, drawn))
-    holds = inside(sights[:, None], sounds[None]).any(axis=-1)  # [sights, sounds, rank]
-    follows = next_after(sounds[None, ..., 0], sights[:, None, :, 0]).any(axis=-1)
+    holds = np.any(inside(sights[:, None], sounds[None]), axis=-1)  # [sights, sounds, rank]
+    follows = np.any(next_after(sounds[None, ..., 0], sights[:, None, :, 0]), axis=-1)
     numbers = np.arange(drawn)
     asked_hold, asked_follow = holds[numbers, :, ranks[0]], follows[:, numbers, ranks[1]]
     # A stream with few partners under some rank goes, whatever its own rank is: its going says nothing about that.

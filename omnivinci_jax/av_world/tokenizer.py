@@ -1,10 +1,9 @@
 """Trains the tiny model's tokenizer, offline, on the data set's own text and English letters.
 
-python -m omnivinci_jax.av_world.tokenizer configs/tiny_tokenizer
+omnivinci av_world tokenizer --out configs/tiny_tokenizer
 """
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -75,6 +74,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
-if __name__ == "__main__":
+def write_tiny_tokenizer(folder: Path) -> None:
+    """Trains and saves the tokenizer of the tiny model (configs/tiny_tokenizer)."""
     template_words = ("system", "user", "assistant", DEFAULT_SYSTEM)  # whole tokens, as in Qwen2's own vocabulary
-    save_tokenizer(train_tokenizer([*template_words, *vocabulary_text()], 512), Path(sys.argv[1]))
+    save_tokenizer(train_tokenizer([*template_words, *vocabulary_text()], 512), folder)

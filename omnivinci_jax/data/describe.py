@@ -1,10 +1,8 @@
 """`omnivinci index`: what the data of a configuration take of a batch, and what of them cannot be used."""
 
-from collections import Counter
-
 import numpy as np
 
-from omnivinci_jax.data.index import Index, Measurers
+from omnivinci_jax.data.index import Index, IndexPool
 from omnivinci_jax.data.setup import make_processor, open_settings_index
 from omnivinci_jax.data.sources import open_records, source_records, training_sources
 from omnivinci_jax.paths import absolute
@@ -22,20 +20,22 @@ def describe_data(config: TrainConfig) -> str:
     header += ["slots used", "tiles used"]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     sources = training_sources(config.data)
-    weights, shares = sum(source.weight for source in sources), Counter()
-    with Measurers(config.data.workers) as measurers:
+    weights = sum(source.weight for source in sources)
+    shares = dict.fromkeys((source.modality for source in sources), 0.0)
+    with IndexPool(config.data.workers) as pool:
         for source in sources:
             shares[source.modality] += source.weight / weights
-            index = open_settings_index(source_records(source, config.data), processor, config.data, measurers)
+            index = open_settings_index(source_records(source, config.data), processor, config.data, pool)
             problems += index.problems
             lines.append(_row(source.name, f"{source.weight / weights:.1%}", index, config.data.capacity))
         for name in ("val", "held_out"):
             if path := getattr(config.data, name):
-                index = open_settings_index(open_records(absolute(path)), processor, config.data, measurers)
+                index = open_settings_index(open_records(absolute(path)), processor, config.data, pool)
                 problems += index.problems
                 lines.append(_row(name, "", index, config.data.capacity))
     if config.data.sources:
-        lines += ["", "samples: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.most_common())]
+        largest_first = sorted(shares.items(), key=lambda item: -item[1])
+        lines += ["", "samples: " + ", ".join(f"{name} {share:.1%}" for name, share in largest_first)]
     return "\n".join([*lines, "", f"{len(problems)} problem(s)", *problems])
 
 

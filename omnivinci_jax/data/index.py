@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,10 +19,11 @@ from tqdm import tqdm
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Entry, Records
 from omnivinci_jax.errors import MediaError
-from omnivinci_jax.paths import written_whole
+from omnivinci_jax.paths import AnyPath, atomic_file
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation
 from omnivinci_jax.sequence.packing import RowSize, fits, row_size
+from omnivinci_jax.sequence.row import VideoSize
 
 TooLong = Literal["skip", "thin"]
 # (size, most frames, "") of a sample that can be used, else (None, 0, problem).
@@ -58,7 +58,7 @@ class Index:
         return len(self.problems) / (len(self) + len(self.problems))
 
     @property
-    def path(self) -> Path:
+    def path(self) -> AnyPath:
         """The file."""
         return self.records.path
 
@@ -83,13 +83,14 @@ class Index:
         return Entry(place, int(self.lines[sample]), self.records.read(place))
 
 
-class Measurers:
-    """Processes that measure samples, started when the first large file needs them and shared by all files."""
+class IndexPool:
+    """Processes that measure samples for indices. The first large file starts them; all files share them."""
 
     def __init__(self, workers: int):
-        self._workers, self._pool = workers, None
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "Measurers":
+    def __enter__(self) -> "IndexPool":
         return self
 
     def __exit__(self, *_) -> None:
@@ -97,7 +98,7 @@ class Measurers:
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, work: Callable[[Entry], Measured], entries: list[Entry]) -> Iterator[Measured]:
-        """What `work` makes of each entry, in their order."""
+        """Yields `work(entry)` of each entry, in order."""
         if self._workers < 2 or len(entries) < _WORTH_A_POOL:
             return map(work, entries)
         if self._pool is None:
@@ -110,7 +111,7 @@ def build_index(
     processor: Processor,
     capacity: Capacity,
     too_long: TooLong,
-    measurers: Measurers | None = None,
+    pool: IndexPool | None = None,
     quiet: bool = False,
 ) -> Index:
     """Reads every conversation and the headers of its media.
@@ -122,7 +123,7 @@ def build_index(
     """
     entries = records.entries()
     work = partial(_measure, records=records, processor=processor, capacity=capacity, too_long=too_long)
-    results = (measurers or Measurers(1)).map(work, entries)
+    results = (pool or IndexPool(1)).map(work, entries)
     name = f"index {records.path.name}"
     results = list(tqdm(results, total=len(entries), desc=name, unit=" samples", disable=quiet, mininterval=0.5))
     kept = [
@@ -132,7 +133,14 @@ def build_index(
     ]
     table = np.array(kept, np.int64).reshape(-1, 7)
     problems = tuple(problem for _, _, problem in results if problem)
-    return Index(records, table[:, 0], table[:, 1], table[:, 2:6], table[:, 6].astype(np.int32), problems)
+    return Index(
+        records,
+        places=table[:, 0],
+        lines=table[:, 1],
+        sizes=table[:, 2:6],
+        max_frames=table[:, 6].astype(np.int32),
+        problems=problems,
+    )
 
 
 def open_index(
@@ -141,7 +149,7 @@ def open_index(
     capacity: Capacity,
     too_long: TooLong,
     folder: epath.Path,
-    measurers: Measurers,
+    pool: IndexPool,
     max_skipped: float = 1.0,
 ) -> Index:
     """The index saved in `folder`, or a new one where the file, the settings or the tokenizer changed.
@@ -153,13 +161,13 @@ def open_index(
     saved = folder / f"{records.path.stem}-{key}.npz"
     if saved.exists():
         with saved.open("rb") as file, np.load(file) as arrays:
-            columns = [arrays[name] for name in ("places", "lines", "sizes", "max_frames")]
-            return Index(records, *columns, tuple(arrays["problems"].tolist()))
-    index = build_index(records, processor, capacity, too_long, measurers)
+            columns = {name: arrays[name] for name in ("places", "lines", "sizes", "max_frames")}
+            return Index(records, **columns, problems=tuple(arrays["problems"].tolist()))
+    index = build_index(records, processor, capacity, too_long, pool)
     if index.problem_share > max_skipped:
         return index
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(saved) as part, open(part, "wb") as file:
+    with atomic_file(saved) as part, open(part, "wb") as file:
         np.savez(
             file,
             places=index.places,
@@ -181,7 +189,7 @@ def _measure(entry: Entry, records: Records, processor: Processor, capacity: Cap
             size = row_size(processor.lay_out(conversation, sizes), len(conversation.media))
             if fits(size, capacity):
                 return size, most, ""
-            frames = max((len(s.frame_times) for s in sizes if hasattr(s, "frame_times")), default=0)
+            frames = max((len(size.frame_times) for size in sizes if isinstance(size, VideoSize)), default=0)
             if too_long == "skip" or frames <= 1:
                 return None, 0, f"{conversation.where}: {_excess(size, capacity)}"
             most = frames // 2

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.processor import MediaReader
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
@@ -29,8 +29,7 @@ def draw_file(path: Path, config: OmniVinciConfig, out: Path) -> dict:
         UserError: a file that is none of the three, or an `out` that cannot be written.
     """
     conversation = Conversation((Message("user", (Media(media_kind(path), str(path)),)),))
-    processor = Processor(config, tokenizer=None)
-    (size,), tiles, windows = processor.load(conversation)
+    (size,), tiles, windows = MediaReader(config).load(conversation)
     row = lay_out_media(conversation.media[0], size, config)
     _draw(path, config, size, tiles, windows, row, out)
     kinds = np.minimum(row.slot_kind, VISION)

@@ -8,7 +8,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -123,7 +123,7 @@ class Groups(grain.sources.RandomAccessDataSource):
         if row_size(row, len(conversation.media)) != tuple(self._index.sizes[sample]):
             names = ", ".join(item.path for item in conversation.media)
             raise MediaError(f"{names}: changed since it was indexed; delete the folder index in config.data.cache")
-        return PackedRow(place, segment, row, tiles, windows, self._index.source_of(sample))
+        return PackedRow(place, segment, row, tiles, windows, int(self._index.source_of(sample)))
 
 
 def read_batches(
@@ -182,12 +182,14 @@ def _live_with_parent(worker: int, workers: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def watch() -> None:
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _stack(loaded: list[Loaded]) -> Loaded:
+def _stack(loaded: Sequence[Loaded]) -> Loaded:
     batch = jax.tree.map(lambda *arrays: np.stack(arrays), *(group.batch for group in loaded))
     return Loaded(batch, {sample: why for group in loaded for sample, why in group.skipped.items()})

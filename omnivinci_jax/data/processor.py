@@ -16,7 +16,7 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import audio, decode, image
-from omnivinci_jax.paths import local_copy, written_whole
+from omnivinci_jax.paths import atomic_file, local_copy
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, SoundSize, VideoSize, lay_out
 from omnivinci_jax.sequence.tokenizer import Tokenizer
@@ -25,8 +25,8 @@ _SIZES = {kind.__name__: kind for kind in (ImageSize, SoundSize, VideoSize)}
 
 
 @dataclass(frozen=True)
-class Processor:
-    """Everything between files and rows, for one model.
+class MediaReader:
+    """Reads media files for one model: their sizes, tiles and windows.
 
     drop: leaves the sounds or the pictures of every conversation out (for blind baselines and Table 2); a video without
         its pictures is a sound, and media with nothing left disappear.
@@ -34,7 +34,7 @@ class Processor:
     """
 
     config: OmniVinciConfig
-    tokenizer: Tokenizer
+    _: dataclasses.KW_ONLY
     drop: Literal["nothing", "sound", "vision"] = "nothing"
     cache: epath.Path | None = None
 
@@ -60,10 +60,6 @@ class Processor:
             with on_disk(item) as file:
                 sizes.append(self._measure(file, tiled, max_frames))
         return sizes
-
-    def lay_out(self, conversation: Conversation, sizes: list[MediaSize], *, generate: bool = False) -> Row:
-        """See `sequence.row.lay_out`."""
-        return lay_out(conversation, sizes, self.config, self.tokenizer, generate=generate)
 
     def load(
         self, conversation: Conversation, max_frames: int | None = None
@@ -173,7 +169,7 @@ class Processor:
         with on_disk(item) as file:
             size, tiles, windows = self._load(file, tiled, max_frames)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as part, open(part, "wb") as file:
+        with atomic_file(path) as part, open(part, "wb") as file:
             np.savez(file, size=json.dumps(_write_size(size)), tiles=tiles, windows=windows)
         return size, tiles, windows
 
@@ -192,6 +188,17 @@ class Processor:
             config.sampling_rate,
             config.max_sound_seconds,
         )
+
+
+@dataclass(frozen=True)
+class Processor(MediaReader):
+    """Turns conversations into rows, for one model."""
+
+    tokenizer: Tokenizer
+
+    def lay_out(self, conversation: Conversation, sizes: list[MediaSize], *, generate: bool = False) -> Row:
+        """See `sequence.row.lay_out`."""
+        return lay_out(conversation, sizes, self.config, self.tokenizer, generate=generate)
 
 
 def file_state(path: str) -> tuple[str, int, int]:

@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from omnivinci_jax.errors import DataError
+from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.sequence.chat import Conversation, parse_conversation
 
 
@@ -17,25 +18,34 @@ class Entry(NamedTuple):
     data: bytes
 
 
+@runtime_checkable
 class Records(Protocol):
     """Random access to stored conversations."""
 
-    path: Path
+    @property
+    def path(self) -> AnyPath:
+        """The file or folder."""
+        ...
 
     def identity(self) -> tuple:
         """Changes when the content does."""
+        ...
 
     def entries(self) -> list[Entry]:
         """All of them; raises DataError where there are none."""
+        ...
 
     def read(self, place: int) -> bytes:
         """The bytes of one."""
+        ...
 
     def record(self, entry: Entry) -> dict:
         """The JSON object as the user wrote it; raises DataError that starts with file:line."""
+        ...
 
     def conversation(self, entry: Entry) -> Conversation:
         """The conversation; raises DataError that starts with file:line."""
+        ...
 
 
 @dataclass(frozen=True)

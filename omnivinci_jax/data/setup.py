@@ -1,6 +1,6 @@
 """From a run's settings to its processor and indices: what training, evaluation and `omnivinci index` begin with."""
 
-from omnivinci_jax.data.index import Index, Measurers, open_index
+from omnivinci_jax.data.index import Index, IndexPool, open_index
 from omnivinci_jax.data.mixture import Mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Records
@@ -22,26 +22,26 @@ def make_processor(config: TrainConfig) -> Processor:
             f"{tokenizer.vocab_size} ids"
         )
     cache = absolute(config.data.cache) / "media" if config.data.cache_media else None
-    return Processor(config.model, tokenizer, config.data.drop, cache)
+    return Processor(config.model, tokenizer, drop=config.data.drop, cache=cache)
 
 
 def open_mixture(processor: Processor, settings: DataConfig) -> Mixture:
     """The training data of a configuration; raises DataError and ConfigError."""
     sources = training_sources(settings)
-    with Measurers(settings.workers) as measurers:
-        indices = (open_usable(source_records(source, settings), processor, settings, measurers) for source in sources)
+    with IndexPool(settings.workers) as pool:
+        indices = (open_usable(source_records(source, settings), processor, settings, pool) for source in sources)
         return Mixture(sources, tuple(indices))
 
 
 def open_data(path: str, processor: Processor, settings: DataConfig) -> Index:
     """The index of a data file; raises DataError where more than `max_skipped` of it cannot be used."""
-    with Measurers(settings.workers) as measurers:
-        return open_usable(open_records(absolute(path)), processor, settings, measurers)
+    with IndexPool(settings.workers) as pool:
+        return open_usable(open_records(absolute(path)), processor, settings, pool)
 
 
-def open_usable(records: Records, processor: Processor, settings: DataConfig, measurers: Measurers) -> Index:
+def open_usable(records: Records, processor: Processor, settings: DataConfig, pool: IndexPool) -> Index:
     """The index of some records; raises DataError where more than `max_skipped` of them cannot be used."""
-    index = open_settings_index(records, processor, settings, measurers)
+    index = open_settings_index(records, processor, settings, pool)
     if index.problem_share > settings.max_skipped:
         shown = "".join(f"\n  {problem}" for problem in index.problems[:20])
         raise DataError(
@@ -51,7 +51,7 @@ def open_usable(records: Records, processor: Processor, settings: DataConfig, me
     return index
 
 
-def open_settings_index(records: Records, processor: Processor, settings: DataConfig, measurers: Measurers) -> Index:
+def open_settings_index(records: Records, processor: Processor, settings: DataConfig, pool: IndexPool) -> Index:
     """The index of some records, made or read in the configuration's cache."""
     folder = absolute(settings.cache) / "index"
-    return open_index(records, processor, settings.capacity, settings.too_long, folder, measurers, settings.max_skipped)
+    return open_index(records, processor, settings.capacity, settings.too_long, folder, pool, settings.max_skipped)

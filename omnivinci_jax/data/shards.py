@@ -20,7 +20,7 @@ from etils import epath
 from omnivinci_jax.data.records import Entry
 from omnivinci_jax.errors import DataError, MediaError
 from omnivinci_jax.paths import local_copy
-from omnivinci_jax.sequence.chat import Conversation, Media, Message, Stored, parse_conversation
+from omnivinci_jax.sequence.chat import Conversation, Media, Message, ShardRef, parse_conversation
 
 MANIFEST = "shards.json"
 
@@ -86,7 +86,7 @@ class Shards:
         def placed(item: str | Media) -> str | Media:
             if isinstance(item, str):
                 return item
-            return Media(item.kind, str(self.path / item.path), Stored(shard, stored["media"][media_key(item)]))
+            return Media(item.kind, str(self.path / item.path), ShardRef(shard, stored["media"][media_key(item)]))
 
         messages = (Message(message.role, tuple(map(placed, message.content))) for message in conversation.messages)
         return replace(conversation, messages=tuple(messages))
@@ -117,7 +117,7 @@ def on_disk(item: Media) -> Iterator[Media]:
 
 # The last few, since several conversations about one file follow each other; each goes when the next ones come.
 @lru_cache(maxsize=4)
-def _copied(stored: Stored) -> tempfile._TemporaryFileWrapper:
+def _copied(stored: ShardRef) -> tempfile._TemporaryFileWrapper:
     header, _, content = _reader(stored.shard).read([stored.number])[0].partition(b"\n")
     header = json.loads(header)
     if "problem" in header:

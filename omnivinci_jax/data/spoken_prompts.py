@@ -3,11 +3,11 @@
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from etils import epath
 
 from omnivinci_jax.data.records import Entry, Records
+from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.settings import VoiceConfig
 from omnivinci_jax.speech import Voice, make_voice, spoken_file
@@ -26,7 +26,7 @@ class SpokenPrompts:
     folder: epath.Path
 
     @property
-    def path(self) -> Path:
+    def path(self) -> AnyPath:
         """See `Records`."""
         return self.records.path
 

@@ -27,7 +27,7 @@ from omnivinci_jax.data.records import Entry, Jsonl
 from omnivinci_jax.data.shards import MANIFEST, media_key, shard_bounds, shard_name
 from omnivinci_jax.errors import DataError, MediaError
 from omnivinci_jax.media import decode
-from omnivinci_jax.paths import written_whole
+from omnivinci_jax.paths import atomic_file, remove_unfinished
 from omnivinci_jax.sequence.chat import Media
 
 Decoder = Literal["default", "tfio"]
@@ -93,8 +93,7 @@ def _begin(out: epath.Path, plan: dict) -> None:
                     f"{out}: it holds shards of something else ({name} is {known[name]}, and would be {value}); "
                     "give another --out, or delete it"
                 )
-        for leftover in out.glob(".*.part"):  # of a run that was killed
-            leftover.unlink()
+        remove_unfinished(out)
     elif out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: the folder is not empty and holds no shards; give another --out")
     else:
@@ -103,7 +102,7 @@ def _begin(out: epath.Path, plan: dict) -> None:
 
 
 def _write_manifest(out: epath.Path, manifest: dict) -> None:
-    with written_whole(out / MANIFEST) as part:
+    with atomic_file(out / MANIFEST) as part:
         part.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -130,7 +129,7 @@ def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: ep
 @contextmanager
 def _writer(path: epath.Path, compression: str) -> Iterator[Callable[[bytes], object]]:
     """What appends a record to a file that is there when all are written."""
-    with written_whole(path) as part, closing(ArrayRecordWriter(str(part), f"group_size:1,{compression}")) as writer:
+    with atomic_file(path) as part, closing(ArrayRecordWriter(str(part), f"group_size:1,{compression}")) as writer:
         yield writer.write
 
 

@@ -20,7 +20,7 @@ from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.evaluation.accuracy import kind_of
 from omnivinci_jax.generate.assistant import load
-from omnivinci_jax.paths import absolute, written_whole
+from omnivinci_jax.paths import absolute, atomic_file
 from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
 from omnivinci_jax.train.metrics import read_metrics
 from omnivinci_jax.train.workdir import without_machine
@@ -157,7 +157,7 @@ def _spread(values: list[float]) -> str:
 
 def _first_token(model: epath.Path, held_out: epath.Path) -> float:
     """Median seconds to the first token of questions about clips of which nothing is known yet, programs compiled."""
-    assistant, records = load(model), open_records(held_out)
+    assistant, records = load(str(model)), open_records(held_out)
     entries = records.entries()
     chosen = entries[:: max(1, len(entries) // (2 * _TIMED))][: 2 * _TIMED]
     asked = [records.conversation(entry).unanswered for entry in chosen]
@@ -190,6 +190,6 @@ def _plot(title: str, runs: dict[str, list[epath.Path]], results: dict[str, list
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    with written_whole(path) as part:
+    with atomic_file(path) as part:
         figure.savefig(part, format="png", dpi=120)
     plt.close(figure)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -106,8 +107,8 @@ def _retrieval(clips: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, flo
     """Of the two embeddings of each file, by its number."""
     if not clips:
         return {}
-    vision, audio = (np.stack(stream) for stream in zip(*clips.values(), strict=True))
-    _, metrics = contrastive_loss(vision, audio, np.array(list(clips)))
+    vision, audio = (jnp.stack(stream) for stream in zip(*clips.values(), strict=True))
+    _, metrics = contrastive_loss(vision, audio, jnp.array(list(clips)))
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -4,8 +4,11 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from typing import TypeVar
 
 import av
+import av.error
 import numpy as np
 from av.audio import AudioStream
 from av.audio.frame import AudioFrame
@@ -19,6 +22,7 @@ from jaxtyping import Float32, Int, UInt8
 from omnivinci_jax.errors import MediaError
 
 PathLike = str | os.PathLike[str]
+Frame = TypeVar("Frame", VideoFrame, AudioFrame)
 
 # Timestamps of containers are rounded (Matroska: to 1 ms); only a larger step of a sound's clock is a true gap.
 SOUND_GAP_SECONDS = 0.05
@@ -43,9 +47,9 @@ def opened(path: PathLike) -> Iterator[InputContainer]:
         with av.open(f"file:{os.fspath(path)}", metadata_errors="ignore") as container:
             _check_complete(container, path)
             yield container
-    except av.InvalidDataError as error:
+    except av.error.InvalidDataError as error:
         raise MediaError(f"{path}: is not a media file that FFmpeg can read, or is cut off or damaged") from error
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise MediaError(f"{path}: FFmpeg cannot read it ({error.strerror})") from error
 
 
@@ -56,7 +60,13 @@ def _check_complete(container: InputContainer, path: PathLike) -> None:
         entries = stream.index_entries
         if len(entries) and entries[-1].pos + entries[-1].size > size:
             missing = min(entry.timestamp for entry in entries if entry.pos + entry.size > size)
-            raise MediaError(f"{path}: is cut off at {float(missing * stream.time_base):.1f} s")
+            raise MediaError(f"{path}: is cut off at {missing * float(clock(stream)):.1f} s")
+
+
+def clock(stream: Stream) -> Fraction:
+    """The seconds that one unit of a stream's time stamps lasts."""
+    assert stream.time_base is not None  # every demuxer sets it
+    return stream.time_base
 
 
 def first_video(container: InputContainer) -> VideoStream | None:
@@ -92,7 +102,7 @@ def _check_codec(stream: Stream, path: PathLike) -> None:
 
 def clip_start(*streams: Stream | None) -> float:
     """The zero of the clip on the container's clock, in seconds: the earliest start (FFmpeg's leave out priming)."""
-    return min((s.start_time * float(s.time_base) for s in streams if s and s.start_time is not None), default=0.0)
+    return min((s.start_time * float(clock(s)) for s in streams if s and s.start_time is not None), default=0.0)
 
 
 def packets(container: InputContainer, streams: list[Stream], path: PathLike) -> Iterator[Packet]:
@@ -114,16 +124,26 @@ def is_presented(packet: Packet) -> bool:
     return packet.size > 0 and not packet.is_discard
 
 
-def decoded(some_packets: Iterable[Packet], path: PathLike) -> Iterator[VideoFrame | AudioFrame]:
-    """The frames of packets in the order of presentation; MediaError with the second where decoding fails."""
+def time_stamp(packet: Packet | VideoFrame) -> int:
+    """When a packet or frame is presented, in units of its stream's clock."""
+    assert packet.pts is not None  # `packets` refuses files without time stamps
+    return packet.pts
+
+
+def decoded(some_packets: Iterable[Packet], path: PathLike, kind: type[Frame]) -> Iterator[Frame]:
+    """Decodes packets of one stream to frames of `kind`, in the order of presentation.
+
+    Raises:
+        MediaError: a packet cannot be decoded; says at which second.
+    """
     for packet in some_packets:
         try:
             frames = packet.decode()
-        except av.FFmpegError as error:
+        except av.error.FFmpegError as error:
             raise MediaError(
                 f"{path}: is damaged: it cannot be decoded at {_second(packet)} ({error.strerror})"
             ) from error
-        yield from frames
+        yield from (frame for frame in frames if isinstance(frame, kind))
 
 
 def _second(packet: Packet) -> str:
@@ -141,14 +161,14 @@ class SoundEnd:
         """Take the next packet into account."""
         if not is_presented(packet):
             return
-        base = packet.time_base  # a Fraction; its parts are multiplied, since its own arithmetic is ten times slower
+        base = packet.time_base  # its parts are multiplied, since its own arithmetic is ten times slower
         seconds = (packet.duration or 0) * base.numerator / base.denominator or self._frame_seconds
         self._frame_seconds = max(self._frame_seconds, seconds)
         if packet.has_sidedata("skip_samples"):
             # Padding at the end of the last frame. Some containers shorten the packet's duration by it, some do not.
             padding = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))[1]
             seconds = min(seconds, self._frame_seconds - padding / packet.stream.sample_rate)
-        self.seconds = max(self.seconds, packet.pts * base.numerator / base.denominator + seconds)
+        self.seconds = max(self.seconds, time_stamp(packet) * base.numerator / base.denominator + seconds)
 
     def follow(self, some_packets: Iterable[Packet]) -> Iterator[Packet]:
         """The same packets, each taken into account as it passes."""
@@ -166,6 +186,7 @@ def sound_in_time(
         if frame.sample_rate != sampling_rate:
             raise MediaError(f"{path}: its sampling rate changes at {frame.time:.1f} s; encode it anew at one rate")
         block = _mono(frame)
+        assert frame.time is not None  # the decoder derives it from the packet's
         gap = round((frame.time - zero) * sampling_rate) - written
         if not written or abs(gap) > SOUND_GAP_SECONDS * sampling_rate:
             block = np.concatenate([np.zeros(max(gap, 0), np.float32), block[max(-gap, 0) :]])
@@ -180,7 +201,7 @@ def _mono(frame: AudioFrame) -> Float32[np.ndarray, " t"]:
     if channels.dtype == np.uint8:
         mean = (mean - 128) / 128
     elif np.issubdtype(channels.dtype, np.integer):
-        mean /= -float(np.iinfo(channels.dtype).min)
+        mean /= -float(np.iinfo(channels.dtype.str).min)
     return mean.astype(np.float32)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Float32, Float64, Int, UInt8
@@ -61,26 +62,26 @@ def probe_video(path: PathLike) -> VideoInfo:
         video = ffmpeg.video_stream(container, path)
         sound = ffmpeg.sound_stream(container, path) if container.streams.audio else None
         width, height = video.width, video.height  # before decoding: the decoder changes them with the stream
-        usual_duration = 1 / (video.average_rate * video.time_base) if video.average_rate else 0
+        usual_duration = 1 / (video.average_rate * ffmpeg.clock(video)) if video.average_rate else 0
         first, frames, sound_end = None, [], ffmpeg.SoundEnd()
         for packet in ffmpeg.packets(container, [video, sound] if sound else [video], path):
             if packet.stream_index != video.index:
                 sound_end.add(packet)
                 continue
             if first is None:
-                first = next(ffmpeg.decoded([packet], path), None)
+                first = next(ffmpeg.decoded([packet], path, VideoFrame), None)
             if ffmpeg.is_presented(packet):
-                frames.append((packet.pts, packet.duration or usual_duration))
+                frames.append((ffmpeg.time_stamp(packet), packet.duration or usual_duration))
         if first is None:
             raise MediaError(f"{path}: the video stream holds no picture that can be decoded")
         zero = ffmpeg.clip_start(video, sound)
         if ffmpeg.swaps_sides(ffmpeg.display_matrix(first)):
             width, height = height, width
         return VideoInfo(
-            frame_times=np.unique([stamp for stamp, _ in frames]) * float(video.time_base) - zero,
+            frame_times=np.unique([stamp for stamp, _ in frames]) * float(ffmpeg.clock(video)) - zero,
             width=width,
             height=height,
-            duration=float(sum(max(frames)) * video.time_base) - zero,
+            duration=float(sum(max(frames)) * ffmpeg.clock(video)) - zero,
             audio_seconds=max(0.0, sound_end.seconds - zero),
         )
 
@@ -135,7 +136,7 @@ def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[U
         video = ffmpeg.video_stream(container, path)
         width, height = video.width, video.height  # before decoding: the decoder changes them with the stream
         seekable = container.format.name.startswith(_SEEKABLE_FORMATS)
-        frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path)
+        frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path, VideoFrame)
         if container.format.name == "avi":
             frames = _stamped(frames, stamps)
         last = -1
@@ -144,14 +145,16 @@ def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[U
             keyframe = keyframes[before - 1] if before else stamps[0]
             if seekable and bisect_left(stamps, keyframe) - last > _SEEK_FRAMES:
                 container.seek(keyframe, stream=video)
-                frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path)
+                frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path, VideoFrame)
             # Damage since the keyframe is in every picture that follows, though only the first may be marked.
             wanted_or_damaged = (
-                frame for frame in frames if frame.pts == stamps[index] or (frame.is_corrupt and frame.pts >= keyframe)
+                frame
+                for frame in frames
+                if frame.pts == stamps[index] or (frame.is_corrupt and ffmpeg.time_stamp(frame) >= keyframe)
             )
             frame = next(wanted_or_damaged, None)
             if frame is None or frame.is_corrupt:
-                second = stamps[index] * float(video.time_base)
+                second = stamps[index] * float(ffmpeg.clock(video))
                 raise MediaError(f"{path}: is damaged: frame {index}, at {second:.2f} s, cannot be decoded")
             picture = reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
             yield ffmpeg.upright(picture, ffmpeg.display_matrix(frame))
@@ -179,7 +182,7 @@ def read_waveform(
         with ffmpeg.opened(path) as container:
             sound, sound_end = ffmpeg.sound_stream(container, path), ffmpeg.SoundEnd()
             zero, rate = ffmpeg.clip_start(ffmpeg.first_video(container), sound), sound.sample_rate
-            frames = ffmpeg.decoded(sound_end.follow(ffmpeg.packets(container, [sound], path)), path)
+            frames = ffmpeg.decoded(sound_end.follow(ffmpeg.packets(container, [sound], path)), path, AudioFrame)
             mono = ffmpeg.sound_in_time(frames, zero, rate, path)
             blocks = list(_first(resampled(mono, rate, sampling_rate), longest * sampling_rate))
             seconds = max(0.0, sound_end.seconds - zero)
@@ -210,7 +213,8 @@ def probe_image(path: PathLike) -> tuple[int, int]:
             return image.size
         # Orientations 5 to 8 are the four with a quarter turn.
         turned = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
-        return image.size[::-1] if turned else image.size
+        width, height = image.size
+        return (height, width) if turned else (width, height)
 
 
 def read_image(path: PathLike) -> UInt8[np.ndarray, "h w 3"]:
@@ -252,7 +256,7 @@ def _presentation_order(path: PathLike) -> tuple[list[int], list[int]]:
     with ffmpeg.opened(path) as container:
         video = ffmpeg.video_stream(container, path)
         frames = filter(ffmpeg.is_presented, ffmpeg.packets(container, [video], path))
-        is_keyframe = {packet.pts: packet.is_keyframe for packet in frames}
+        is_keyframe = {ffmpeg.time_stamp(packet): packet.is_keyframe for packet in frames}
     stamps = sorted(is_keyframe)
     return stamps, [stamp for stamp in stamps if is_keyframe[stamp]]
 

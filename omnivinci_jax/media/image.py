@@ -30,7 +30,7 @@ def dynamic_s2_grid(width: int, height: int, scales: tuple[int, ...], max_tiles:
         for cols in range(1, max_tiles // rows + 1)
         if rows * cols >= min_tiles
     ]
-    best, best_distance = None, np.inf
+    best, best_distance = grids[0], np.inf
     for rows, cols in sorted(grids, key=lambda grid: grid[0] * grid[1]):
         distance = abs(width / height - cols / rows)
         fills_half = width * height > 0.5 * scales[0] ** 2 * rows * cols

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import tensorflow as tf
-import tensorflow_io as tfio
+import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
+import tensorflow_io as tfio  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float32
 
 from omnivinci_jax.errors import MediaError

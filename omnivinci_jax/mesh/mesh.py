@@ -15,7 +15,7 @@ from omnivinci_jax.settings import MeshConfig
 AXES = ("data", "fsdp", "context", "tensor")
 
 
-def make_mesh(settings: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(settings: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
     """A mesh over `devices`, or all of this process; one axis may be -1 and takes what the others leave.
 
     Raises:

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
-from omnivinci_jax.errors import ConfigError, Preempted
+from omnivinci_jax.errors import ConfigError, Preempted, UserError
+from omnivinci_jax.paths import absolute, as_user_error, is_remote
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -67,3 +69,45 @@ def lost_process_as_preempted() -> Iterator[None]:
         reason = str(error).strip().splitlines()[0][:200]
         notice = f"another process was lost ({reason}); the last checkpoint is where to go on from"
         raise Preempted(notice) from None
+
+
+@contextmanager
+def atomic_directory(folder: epath.PathLike, *, replace: bool) -> Iterator[epath.Path]:
+    """Yields a directory to fill; it becomes `folder` when the block ends, and is deleted if the block raises.
+
+    All processes enter the block, and process 0 moves the directory. A bucket cannot move directories: there it is
+    `folder` itself, emptied first, so `folder` is incomplete until the block ends.
+
+    Args:
+        folder: the directory to make.
+        replace: whether a directory that is there already is replaced.
+
+    Raises:
+        UserError: `folder` exists and is not to be replaced, or it cannot be written.
+    """
+    folder = absolute(folder)
+    if not replace and folder.exists():
+        raise UserError(f"{folder}: it exists already; nothing was written over")
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    if is_remote(folder):
+        part = folder
+    with as_user_error(folder):
+        try:
+            if is_main():
+                for leftover in (part, old):
+                    if leftover.exists():
+                        leftover.rmtree()
+                part.mkdir(parents=True)
+            barrier("directory begun")
+            yield part
+            if is_main() and part != folder:
+                if folder.exists():
+                    folder.rename(old)
+                part.rename(folder)
+                if old.exists():
+                    old.rmtree()
+        except BaseException:
+            if is_main() and part.exists():
+                part.rmtree()
+            raise
+        barrier("directory whole")

@@ -2,10 +2,12 @@
 
 import math
 from functools import partial
+from typing import cast
 
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.linen.spmd import logical_to_mesh_sharding
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from omnivinci_jax.errors import ConfigError
@@ -38,7 +40,9 @@ def parameter_shardings(variables: object, mesh: Mesh | AbstractMesh) -> object:
     Raises:
         ConfigError: a dimension that its mesh axes do not divide, or two dimensions that the rules give one mesh axis.
     """
-    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(variables), mesh, RULES)
+    shardings = logical_to_mesh_sharding(
+        nn.get_partition_spec(variables), cast(Mesh, mesh), RULES
+    )  # an abstract one works too
     jax.tree_util.tree_map_with_path(partial(_check_layout, mesh=mesh), variables, is_leaf=_is_boxed)
     return shardings
 
@@ -66,7 +70,7 @@ def _check_layout(path: tuple, leaf: nn.LogicallyPartitioned, mesh: Mesh | Abstr
 def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
     """Groups over data and fsdp; inside a group slots over context, tiles and windows over context and tensor."""
     slots, media = PartitionSpec(BATCH_AXES, None, "context"), PartitionSpec(BATCH_AXES, ("context", "tensor"))
-    specs = dict.fromkeys(SLOT_FIELDS, slots) | dict.fromkeys(("tiles", "windows"), media)
+    specs = {name: slots for name in SLOT_FIELDS} | {"tiles": media, "windows": media}
     return Batch(
         **{
             name: jax.tree.map(lambda _, name=name: NamedSharding(mesh, specs.get(name, PartitionSpec(BATCH_AXES))), x)
@@ -93,7 +97,7 @@ def check_batch(data: DataConfig, microbatches: int, mesh: Mesh) -> None:
 def own_groups(groups: int, mesh: Mesh) -> list[int]:
     """Which groups of a global batch this process loads: those that its devices take a part of."""
     places = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((groups,))
-    return sorted({group for (place,) in places.values() for group in range(groups)[place]})
+    return sorted({group for (place,) in filter(None, places.values()) for group in range(groups)[place]})
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -106,7 +110,8 @@ def put_batch(batch: Batch, groups: int, mesh: Mesh) -> Batch:
     own = own_groups(groups, mesh)
 
     def put(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # a sharded array has one
             first, last = range(groups)[index[0]][0], range(groups)[index[0]][-1]
             return local[(slice(own.index(first), own.index(last) + 1), *index[1:])]
 

@@ -6,7 +6,7 @@ as the loops around it run, and for the mesh axes along which its groups of devi
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -42,10 +42,17 @@ class Instruction(NamedTuple):
     attributes: str
     root: bool
 
-    def attribute(self, pattern: str) -> str | None:
-        """The first group of a pattern in the attributes."""
+    def find(self, pattern: str) -> str | None:
+        """The first group of a pattern in the attributes, or None."""
         found = re.search(pattern, self.attributes)
         return found and found[1]
+
+    def attribute(self, pattern: str) -> str:
+        """The first group of a pattern in the attributes, which must have it."""
+        found = self.find(pattern)
+        if found is None:
+            raise ValueError(f"{self.name}: there is no {pattern} in its attributes")
+        return found
 
 
 class Computation(dict[str, Instruction]):
@@ -75,11 +82,12 @@ class Traffic(NamedTuple):
     collectives: list[Collective]
     unknown_loops: int
 
-    def by_axes(self) -> dict[tuple[str, ...], Counter[str]]:
+    def by_axes(self) -> dict[tuple[str, ...], dict[str, float]]:
         """Bytes that a chip sends in one run: for each set of mesh axes, by opcode."""
-        totals: dict[tuple[str, ...], Counter[str]] = {}
+        totals: dict[tuple[str, ...], dict[str, float]] = {}
         for collective in self.collectives:
-            totals.setdefault(collective.axes, Counter())[collective.opcode] += collective.times * collective.sent
+            kinds = totals.setdefault(collective.axes, defaultdict(float))
+            kinds[collective.opcode] += collective.times * collective.sent
         return totals
 
 
@@ -112,7 +120,7 @@ def read_traffic(text: str, mesh_shape: Mapping[str, int]) -> Traffic:
             # as the whole.
             whole = (name, instruction.name)
             if "async_collective_fusion_config" in instruction.attributes:
-                whole = (opcode, instruction.attribute(r"channel_id=(\d+)"))
+                whole = (opcode, instruction.find(r"channel_id=(\d+)"))
             if whole not in found or count < found[whole].times:
                 found[whole] = collective
     sending = [collective for collective in found.values() if collective.axes]
@@ -178,7 +186,7 @@ def _has_collectives(name: str, computations: dict[str, Computation]) -> bool:
 
 def _turns(loop: Instruction, outer: Computation, computations: dict[str, Computation]) -> int | None:
     """Turns of a loop: as the compiler notes them, or of a counter that goes from a constant to below a constant."""
-    known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
+    known = loop.find(r'"known_trip_count":\{"n":"(\d+)"\}')
     if known:
         return int(known)
     condition, body = (computations[loop.attribute(rf"{part}=%?([\w.\-]+)")] for part in ("condition", "body"))
@@ -186,12 +194,12 @@ def _turns(loop: Instruction, outer: Computation, computations: dict[str, Comput
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
     counter, limit = condition[test.operands[0]], _constant(test.operands[1], condition)
-    index = counter.attribute(r"index=(\d+)")
     if counter.opcode != "get-tuple-element" or limit is None:
         return None
-    start = _constant(_element(loop.operands[0], int(index), outer), outer)
-    step = body[_element(body.root.name, int(index), body)]
-    increments = [_constant(operand, body) for operand in step.operands if _constant(operand, body) is not None]
+    index = int(counter.attribute(r"index=(\d+)"))
+    start = _constant(_element(loop.operands[0], index, outer), outer)
+    step = body[_element(body.root.name, index, body)]
+    increments = [value for value in (_constant(operand, body) for operand in step.operands) if value is not None]
     if start is None or step.opcode != "add" or len(increments) != 1:
         return None
     return -(-(limit - start) // increments[0])
@@ -240,9 +248,9 @@ def _axes(groups: Int[np.ndarray, "groups members"], mesh_shape: Mapping[str, in
 
 def _groups(instruction: Instruction, devices: int) -> Int[np.ndarray, "groups members"]:
     """Devices that exchange with each other; of a permutation, each pair of sender and receiver."""
-    if pairs := instruction.attribute(r"source_target_pairs=\{(\{.*?\})\}"):
+    if pairs := instruction.find(r"source_target_pairs=\{(\{.*?\})\}"):
         return _lists(pairs)
-    groups = instruction.attribute(r"replica_groups=(.*?)(?:, (?!device_ids)[a-z_]+=|$)")
+    groups = instruction.find(r"replica_groups=(.*?)(?:, (?!device_ids)[a-z_]+=|$)")
     if groups is None:
         raise ValueError(f"{instruction.name}: a collective without groups of devices")
     if groups == "{}":
@@ -263,8 +271,8 @@ def _iota(text: str) -> Int[np.ndarray, "..."]:
     found = re.fullmatch(r"(?:\[([\d,]+)\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not found:
         raise ValueError(f"groups of devices in an unknown form: {text}")
-    shape, source, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
-    devices = np.arange(math.prod(source)).reshape(source).transpose(order)
+    shape, source, order = ([int(n) for n in part.split(",")] if part else [] for part in found.groups())
+    devices = np.arange(math.prod(source)).reshape(source).transpose(order or None)
     return devices.reshape(shape) if shape else devices
 
 

@@ -1,12 +1,11 @@
 """Plans a training step for a machine that is not here: compiles it with that machine's compiler, and reads the result.
 
-    python -m omnivinci_jax.planning.plan --config configs/omnivinci_9b.py --topology v5p:4x4x4 --config.data.groups=64
+    omnivinci plan --config configs/omnivinci_9b.py --topology v5p:4x4x4 --config.data.groups=64
 
 It prints what the step needs of a chip's memory, its FLOPs, what each chip sends along each mesh axis, and how fast the
 step can be at most. It ends with 1 where the step does not fit, with 2 where the configuration cannot be used.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -17,16 +16,16 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.mesh import AXES, make_mesh, on_mesh
 from omnivinci_jax.mesh.rules import batch_shardings, check_batch
 from omnivinci_jax.planning.flops import FlopCounter, Flops, full_work
 from omnivinci_jax.planning.hardware import GIB, Chip
 from omnivinci_jax.planning.hlo import Traffic, read_traffic
-from omnivinci_jax.planning.topology import Topology, get_topology
+from omnivinci_jax.planning.topology import Topology
 from omnivinci_jax.sequence.assemble import check_capacity, empty_group
 from omnivinci_jax.sequence.batch import Batch
-from omnivinci_jax.settings import DataConfig, TrainConfig, load_config
+from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train.optimizer import make_optimizer
 from omnivinci_jax.train.shardings import bytes_per_device
 from omnivinci_jax.train.state import TrainState, abstract_state, make_model
@@ -127,6 +126,7 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
     flops, recomputed = counter.step(work), counter.recomputed(work)
     state, compiled = _compile(config, mesh, topology)
     text = compiled.as_text()
+    assert text is not None  # every compiler here gives it
     if hlo:
         hlo.write_text(text)
     traffic = read_traffic(text, mesh.shape)
@@ -187,6 +187,7 @@ def _sharded(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax
 
 def _memory(state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> Memory:
     analysis = compiled.memory_analysis()
+    assert analysis is not None  # every compiler here gives it
     sizes = jax.tree.map(lambda leaf: bytes_per_device(leaf, leaf.sharding), state)
     parameters = sum(jax.tree.leaves((sizes.trainable, sizes.frozen)))
     optimizer = sum(jax.tree.leaves(sizes.opt_state))
@@ -242,7 +243,8 @@ def describe(plan: Plan, data: DataConfig) -> str:
         "a chip sends in a step, GB",
     ]
     for axes, sent in plan.traffic.by_axes().items():
-        kinds = ", ".join(f"{opcode} {size / 1e9:.2f}" for opcode, size in sent.most_common())
+        largest_first = sorted(sent.items(), key=lambda item: -item[1])
+        kinds = ", ".join(f"{opcode} {size / 1e9:.2f}" for opcode, size in largest_first)
         lines.append(f"  {'+'.join(axes):16}{sum(sent.values()) / 1e9:8.2f}  {plan.axis_seconds[axes]:6.3f} s  {kinds}")
     if plan.traffic.unknown_loops:
         lines.append(f"  and more: {plan.traffic.unknown_loops} loops of unknown length are counted as one turn")
@@ -250,32 +252,3 @@ def describe(plan: Plan, data: DataConfig) -> str:
     for name, seconds in (("all overlapped", plan.least_seconds), ("none overlapped", plan.most_seconds)):
         lines.append(f"{name:18}{seconds:8.3f} s, {plan.utilization(seconds):.0%} MFU")
     return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="omnivinci_jax.planning.plan", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
-    parser.add_argument("--topology", required=True, help="v5e:8x8, v5p:4x4x4, v6e:8x8, h100:8, h200:8 or so")
-    parser.add_argument("--hlo", type=Path, help="file to write the compiled program to, to see where it sends what")
-    arguments, rest = parser.parse_known_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # a machine that has devices shall not start them
-    try:
-        if arguments.hlo and not arguments.hlo.absolute().parent.is_dir():
-            raise ConfigError(f"--hlo: {arguments.hlo}: there is no such folder to write into")
-        config, topology = load_config(rest), get_topology(arguments.topology)
-        planned = plan(config, topology, arguments.hlo)
-        print(describe(planned, config.data))
-        planned.check_memory()
-    except DoesNotFit as error:
-        print(error, file=sys.stderr)
-        return 1
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

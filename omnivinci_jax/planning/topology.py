@@ -32,7 +32,7 @@ class Topology(NamedTuple):
 
     name: str
     chip: Chip
-    devices: list[jax.Device]
+    devices: list[jax.Device]  # pyright: ignore[reportInvalidTypeForm]
 
 
 def get_topology(name: str) -> Topology:
@@ -57,7 +57,7 @@ def get_topology(name: str) -> Topology:
     return Topology(name, chip, devices)
 
 
-def _tpus(name: str) -> list[jax.Device]:
+def _tpus(name: str) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
     try:
@@ -70,7 +70,7 @@ def _tpus(name: str) -> list[jax.Device]:
         ) from None
 
 
-def _gpus(chip: Chip, count: int) -> list[jax.Device]:
+def _gpus(chip: Chip, count: int) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     try:
         topology = topologies.get_topology_desc(
             platform="cuda",

@@ -102,14 +102,14 @@ def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacit
             held = slice(vision_starts[pool], vision_starts[pool] + len(row.vision_times[pool]))
             group.vision_times[held] = row.vision_times[pool]
             group.vision_clip[held] = np.where(row.vision_clip[pool] > 0, row.vision_clip[pool] + clips, 0)
-            if row.vision_angles is not None:
+            if row.vision_angles is not None and group.vision_angles is not None:
                 group.vision_angles[held] = row.vision_angles[pool]
 
         group.windows[windows : windows + row.num_windows] = item.windows
         held = slice(starts[1], starts[1] + len(row.audio_times))
         group.audio_times[held] = row.audio_times
         group.audio_clip[held] = np.where(row.audio_clip > 0, row.audio_clip + clips, 0)
-        if row.audio_angles is not None:
+        if row.audio_angles is not None and group.audio_angles is not None:
             group.audio_angles[held] = row.audio_angles
         group.clip_source[clips : clips + len(row.clip_source)] = row.clip_source
 

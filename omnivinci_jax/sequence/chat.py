@@ -6,20 +6,25 @@ Two forms are read: the Hugging Face chat form (`messages` with content items) a
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from omnivinci_jax.errors import DataError
+from omnivinci_jax.paths import AnyPath
+
+Kind = Literal["image", "video", "sound"]
+Role = Literal["system", "user", "assistant"]
 
 DEFAULT_SYSTEM = "You are a helpful assistant"  # the published template's, without a full stop
-PLACEHOLDERS = {"image": "<image>", "video": "<vila/video>", "sound": "<sound>"}
-_LLAVA_PLACEHOLDERS = {"image": "<image>", "video": "<video>", "sound": "<sound>"}
-_ITEM_KINDS = {"image": "image", "video": "video", "audio": "sound", "sound": "sound"}
-_LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+PLACEHOLDERS: dict[Kind, str] = {"image": "<image>", "video": "<vila/video>", "sound": "<sound>"}
+_LLAVA_PLACEHOLDERS: dict[Kind, str] = {"image": "<image>", "video": "<video>", "sound": "<sound>"}
+_ITEM_KINDS: dict[str, Kind] = {"image": "image", "video": "video", "audio": "sound", "sound": "sound"}
+_LLAVA_ROLES: dict[str, Role] = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+}  # fmt: skip
 _RESERVED = re.compile(r"<image>|<video>|<vila/video>|<sound>|<\|[a-z_]+\|>")
 
 
-class Stored(NamedTuple):
+class ShardRef(NamedTuple):
     """A record of a shard that holds a media file."""
 
     shard: str
@@ -33,16 +38,16 @@ class Media:
     path: the file, or where it would be in the folder of shards that it is stored in.
     """
 
-    kind: Literal["image", "video", "sound"]
+    kind: Kind
     path: str
-    stored: Stored | None = None
+    stored: ShardRef | None = None
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn: texts and media in their order."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: tuple[str | Media, ...]
 
 
@@ -67,7 +72,7 @@ class Conversation:
         return replace(self, messages=self.messages[:last])
 
 
-def parse_conversation(record: object, where: str, folder: Path) -> Conversation:
+def parse_conversation(record: object, where: str, folder: AnyPath) -> Conversation:
     """Reads one JSON object in either form; media paths are relative to `folder`.
 
     Raises:
@@ -109,13 +114,13 @@ def render(conversation: Conversation, *, generate: bool = False) -> tuple[str, 
     return text, spans
 
 
-def _from_messages(messages: object, where: str, folder: Path) -> tuple[Message, ...]:
+def _from_messages(messages: object, where: str, folder: AnyPath) -> tuple[Message, ...]:
     if not isinstance(messages, list):
         raise DataError(f"{where}: 'messages' is a list of messages, not {type(messages).__name__}")
     return tuple(_message(message, where, folder) for message in messages)
 
 
-def _message(message: object, where: str, folder: Path) -> Message:
+def _message(message: object, where: str, folder: AnyPath) -> Message:
     if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
         raise DataError(f"{where}: each message needs a 'role' of system, user or assistant: {str(message)[:80]}")
     content = message.get("content")
@@ -125,20 +130,21 @@ def _message(message: object, where: str, folder: Path) -> Message:
     return Message(message["role"], tuple(_item(item, where, folder) for item in items))
 
 
-def _item(item: object, where: str, folder: Path) -> str | Media:
-    kind = item.get("type") if isinstance(item, dict) else None
-    if kind == "text" and isinstance(item.get("text"), str):
-        return checked_text(item["text"], where)
+def _item(item: object, where: str, folder: AnyPath) -> str | Media:
+    fields: dict[str, Any] = item if isinstance(item, dict) else {}
+    kind = fields.get("type")
+    if kind == "text" and isinstance(fields.get("text"), str):
+        return checked_text(fields["text"], where)
     if kind in _ITEM_KINDS:
-        path = item.get(kind, item.get("path"))
+        path = fields.get(kind, fields.get("path"))
         if isinstance(path, str) and path:
             return Media(_ITEM_KINDS[kind], str(folder / path))
         raise DataError(f'{where}: an item of type "{kind}" needs its file as "{kind}": "PATH"')
     raise DataError(f"{where}: an item is of type text, image, video or audio: {str(item)[:80]}")
 
 
-def _from_llava(record: dict, where: str, folder: Path) -> tuple[Message, ...]:
-    paths = {kind: [] for kind in PLACEHOLDERS}
+def _from_llava(record: dict, where: str, folder: AnyPath) -> tuple[Message, ...]:
+    paths: dict[Kind, list[str]] = {kind: [] for kind in PLACEHOLDERS}
     for key, kind in _ITEM_KINDS.items():
         listed = record.get(key) or []
         listed = [listed] if isinstance(listed, str) else listed
@@ -158,7 +164,7 @@ def _from_llava(record: dict, where: str, folder: Path) -> tuple[Message, ...]:
                 f"{where}: {count} {placeholder} in the text but {len(paths[kind])} {kind} path(s); give one path for "
                 "each placeholder, in their order"
             )
-    kinds = {placeholder: kind for kind, placeholder in _LLAVA_PLACEHOLDERS.items()}
+    kinds: dict[str, Kind] = {placeholder: kind for kind, placeholder in _LLAVA_PLACEHOLDERS.items()}
     waiting = {kind: iter(kind_paths) for kind, kind_paths in paths.items()}
     messages = []
     for turn in turns:

@@ -6,7 +6,7 @@ All numbers in it count from the row's own first tile, window, frame group and c
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int8, Int32
@@ -64,14 +64,14 @@ class Row:
     num_windows: int
     s2_sources: Int32[np.ndarray, "outputs S"]
     s2_block: Int32[np.ndarray, "outputs 4"]
-    frame_groups: tuple[Int32[np.ndarray, "groups time"], ...]
-    vision_times: tuple[Float32[np.ndarray, " tokens"], ...]
-    vision_clip: tuple[Int32[np.ndarray, " tokens"], ...]
-    audio_times: Float32[np.ndarray, " tokens"]
-    audio_clip: Int32[np.ndarray, " tokens"]
+    frame_groups: tuple[Int32[np.ndarray, "_groups _time"], ...]
+    vision_times: tuple[Float32[np.ndarray, " _tokens"], ...]
+    vision_clip: tuple[Int32[np.ndarray, " _tokens"], ...]
+    audio_times: Float32[np.ndarray, " A"]
+    audio_clip: Int32[np.ndarray, " A"]
     clip_source: tuple[int, ...]
-    vision_angles: tuple[Float32[np.ndarray, "tokens C"], ...] | None
-    audio_angles: Float32[np.ndarray, "tokens C"] | None
+    vision_angles: tuple[Float32[np.ndarray, "_tokens C"], ...] | None
+    audio_angles: Float32[np.ndarray, "A _C"] | None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -95,36 +95,39 @@ def lay_out(
         pieces += [_text(ids[start:place], trained[start:place]), stream]
         start = place + 1
     pieces.append(_text(ids[start:], trained[start:]))
-    tokens, trained, slot_kind, slot_index = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    return Row(tokens, trained, slot_kind, slot_index, **builder.arrays())
+    return Row(**_join(pieces)._asdict(), **builder.arrays())
 
 
 def lay_out_media(item: Media, size: MediaSize, config: OmniVinciConfig) -> Row:
     """The stretch of a row that one media item takes, alone; newlines have the id 0."""
     builder = _MediaBuilder(config, newline_id=0)
-    tokens, trained, slot_kind, slot_index = builder.add(item, size)
-    return Row(tokens, trained, slot_kind, slot_index, **builder.arrays())
+    return Row(**builder.add(item, size)._asdict(), **builder.arrays())
 
 
-# A stretch of slots: token ids, whether trained, slot kinds, slot indices.
-_Slots = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+class _Slots(NamedTuple):
+    """A stretch of slots: token ids, whether trained, slot kinds, slot indices."""
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    slot_kind: np.ndarray
+    slot_index: np.ndarray
 
 
 def _text(ids: np.ndarray, trained: np.ndarray) -> _Slots:
-    return ids, trained, np.full(len(ids), TEXT, np.int8), np.zeros(len(ids), np.int32)
+    return _Slots(ids, trained, np.full(len(ids), TEXT, np.int8), np.zeros(len(ids), np.int32))
 
 
 def _media(kind: int, indices: np.ndarray) -> _Slots:
     zeros = np.zeros(len(indices), np.int32)
-    return zeros, zeros.astype(bool), np.full(len(indices), kind, np.int8), indices.astype(np.int32)
+    return _Slots(zeros, zeros.astype(bool), np.full(len(indices), kind, np.int8), indices.astype(np.int32))
 
 
 def _join(stretches: list[_Slots]) -> _Slots:
-    return tuple(np.concatenate(column) for column in zip(*stretches, strict=True))
+    return _Slots(*(np.concatenate(column) for column in zip(*stretches, strict=True)))
 
 
 def _cut(slots: _Slots, where: range) -> _Slots:
-    return tuple(column[where.start : where.stop] for column in slots)
+    return _Slots(*(column[where.start : where.stop] for column in slots))
 
 
 @dataclass
@@ -142,7 +145,9 @@ class _PoolTokens:
         """Appends the tokens of a clip's frames (a sound is one frame) and returns their numbers."""
         if self.time.axial:
             frame, token = (axis.reshape(-1) for axis in np.indices(times.shape))
-            self.angles.append(axial_angles(frame, token, *times.shape, times.reshape(-1), self.time, self.modality))
+            frames, tokens = times.shape
+            angles = axial_angles(frame, token, frames, tokens, times.reshape(-1), self.time, self.modality)
+            self.angles.append(angles)
         times = times.reshape(-1)
         self.times.append(times.astype(np.float32))
         self.clip.append(np.full(len(times), clip, np.int32))
@@ -253,8 +258,8 @@ class _MediaBuilder:
         groups = temporal_groups(
             np.array(size.frame_times),
             seconds=max(size.seconds, size.sound.seconds),
-            num_vision_tokens=len(vision[0]),
-            num_audio_tokens=len(audio[0]),
+            num_vision_tokens=len(vision.tokens),
+            num_audio_tokens=len(audio.tokens),
             mel_frames=size.sound.windows * self.config.audio.window_frames,
             window_seconds=size.sound.windows * self.config.window_samples / self.config.sampling_rate,
             group_seconds=self.config.temporal_group_seconds,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -109,10 +109,10 @@ def _vision_part(row: Row, start: np.ndarray, end: np.ndarray, tokens: Int64[np.
     return dataclasses.replace(
         _without_media(row),
         num_tiles=int(end[1] - start[1]),
-        s2_sources=row.s2_sources[outputs] - start[1],
+        s2_sources=row.s2_sources[outputs] - np.int32(start[1]),
         s2_block=row.s2_block[outputs],
         frame_groups=tuple(
-            np.where(members[group] < 0, -1, members[group] - start[0])
+            np.where(members[group] < 0, np.int32(-1), members[group] - np.int32(start[0]))
             for members, group in zip(row.frame_groups, groups, strict=True)
         ),
         vision_times=held(row.vision_times),
@@ -124,7 +124,7 @@ def _vision_part(row: Row, start: np.ndarray, end: np.ndarray, tokens: Int64[np.
 def _without_media(row: Row) -> Row:
     """The row without slots, tiles, windows and clips."""
 
-    def emptied(value: object) -> object:
+    def emptied(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(emptied, value))
         return value[:0] if isinstance(value, np.ndarray) else value

@@ -6,9 +6,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import soundfile
-from etils import epath
 
-from omnivinci_jax.paths import written_whole
+from omnivinci_jax.paths import atomic_file
 from omnivinci_jax.speech.voice import Sound, Voice, speak
 
 
@@ -37,7 +36,7 @@ def _write(sounds: Iterator[Sound], path: Path) -> None:
     if first is None:
         return
     with (
-        written_whole(epath.Path(path)) as part,
+        atomic_file(path) as part,
         soundfile.SoundFile(part, "w", first.rate, 1, "PCM_16", format="WAV") as file,
     ):
         file.write(first.waveform)

@@ -6,7 +6,7 @@ from pathlib import Path
 from etils import epath
 from scipy.io import wavfile
 
-from omnivinci_jax.paths import local_copy, written_whole
+from omnivinci_jax.paths import atomic_file, local_copy
 from omnivinci_jax.speech.voice import Voice
 
 
@@ -17,6 +17,6 @@ def spoken_file(voice: Voice, text: str, folder: epath.Path) -> Path:
     if not path.exists():
         sound = voice.say(text)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as part:
+        with atomic_file(path) as part:
             wavfile.write(part, sound.rate, sound.waveform)
     return local_copy(path)

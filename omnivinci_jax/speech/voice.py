@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -23,6 +23,7 @@ class Sound(NamedTuple):
     rate: int
 
 
+@runtime_checkable
 class Voice(Protocol):
     """A text-to-speech back end; `config` is what it says is remembered by."""
 
@@ -30,6 +31,7 @@ class Voice(Protocol):
 
     def say(self, text: str) -> Sound:
         """A text, mostly a sentence, as sound; raises UserError."""
+        ...
 
 
 def sentences(pieces: Iterable[str]) -> Iterator[str]:

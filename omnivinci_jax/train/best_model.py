@@ -3,7 +3,7 @@
 from etils import epath
 
 from omnivinci_jax import model_dir
-from omnivinci_jax.paths import writing
+from omnivinci_jax.mesh.processes import atomic_directory
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.state import TrainState
@@ -18,12 +18,11 @@ class BestModel:
 
     def keep(self, state: TrainState) -> None:
         """Replaces the directory when the new one is whole. Raises UserError where it cannot be written."""
-        with writing(self.folder):
-            if self._adapters:
-                with model_dir.replaced(self.folder) as part:
-                    model_dir.save_params(part, state.trainable)
-            else:
-                model_dir.save(self.folder, self._model, state.params, self._tokenizer)
+        if self._adapters:
+            with atomic_directory(self.folder, replace=True) as part:
+                model_dir.save_params(part, state.trainable)
+        else:
+            model_dir.save(self.folder, self._model, state.params, self._tokenizer)
 
     def load(self, shardings: dict) -> dict:
         """The parameters that `shardings` has."""

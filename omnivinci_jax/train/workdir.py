@@ -9,7 +9,7 @@ from etils import epath
 
 from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.mesh.processes import barrier, is_main
-from omnivinci_jax.paths import written_whole
+from omnivinci_jax.paths import atomic_file
 from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
 from omnivinci_jax.train.claim import Claim, sole_run
 
@@ -69,7 +69,7 @@ def claimed(workdir: epath.Path, config: TrainConfig) -> Iterator[Claim]:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with sole_run(workdir) as claim:
-        with written_whole(workdir / CONFIG) as part:
+        with atomic_file(workdir / CONFIG) as part:
             part.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
         barrier("claimed")
         yield claim

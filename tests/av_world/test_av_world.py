@@ -269,7 +269,7 @@ def test_files_are_the_same_again_and_an_interrupted_run_is_finished(folder, tmp
     (other / "clips").mkdir(parents=True)
     kept, *_, broken = sorted(name for name in written if name.startswith("clips/"))
     (other / kept).write_bytes(b"kept as it is")
-    (other / f"{broken}.part").write_bytes(b"half of it")
+    (other / "clips" / f".{Path(broken).name}.host-1.part").write_bytes(b"half of it")
     arguments = json.loads(written["av_world.json"]) | {"finished": False}
     (other / "av_world.json").write_text(json.dumps(arguments))
     generate(other, 19, **COUNTS, workers=1)

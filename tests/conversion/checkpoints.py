@@ -7,11 +7,11 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from benchmarks.convert import different, random_checkpoint
-from conversion.tensor_files import DTYPES
+from conversion.tensor_files import DTYPES, INDEX, SINGLE, TensorWriter, stored_tensors
 from omnivinci_jax.config import OmniVinciConfig
 from tests.tiny import tiny_config
 
-__all__ = ["different", "make", "parameters"]
+__all__ = ["different", "make", "parameters", "rewrite"]
 
 
 def make(folder: Path, layout: str = "merged", dtype: str = "BF16", config: OmniVinciConfig | None = None) -> Path:
@@ -27,3 +27,15 @@ def parameters(model: Path) -> dict[str, np.ndarray]:
             path: np.asarray(leaf)
             for path, leaf in flatten_dict(checkpointer.restore(model / "params"), sep="/").items()
         }
+
+
+def rewrite(folder: Path, change, limit: int = 10**9) -> None:
+    """Rewrites the tensors of a folder after `change` has changed the dict of them."""
+    tensors = {name: tensor.read() for name, tensor in stored_tensors(folder).items()}
+    change(tensors)
+    writer = TensorWriter(folder, [(name, x.shape, x.dtype) for name, x in tensors.items()], limit)
+    for name, array in tensors.items():
+        writer.write(name, array)
+    writer.close()
+    if (folder / INDEX).is_file():
+        (folder / SINGLE).unlink()

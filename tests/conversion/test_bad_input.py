@@ -10,26 +10,14 @@ import numpy as np
 import pytest
 
 from conversion.from_torch import from_torch
-from conversion.tensor_files import INDEX, SINGLE, TensorWriter, stored_tensors
+from conversion.tensor_files import INDEX, SINGLE
 from conversion.to_torch import to_torch
 from omnivinci_jax.errors import UserError
-from tests.conversion.checkpoints import make, parameters
+from tests.conversion.checkpoints import make, parameters, rewrite
 from tests.tiny import REPOSITORY
 
 NORM = "llm.model.norm.weight"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-
-
-def rewrite(folder: Path, change, limit: int = 10**9) -> None:
-    """Writes the tensors of a folder again after `change` has worked on the dict of them."""
-    tensors = {name: tensor.read() for name, tensor in stored_tensors(folder).items()}
-    change(tensors)
-    writer = TensorWriter(folder, [(name, x.shape, x.dtype) for name, x in tensors.items()], limit)
-    for name, array in tensors.items():
-        writer.write(name, array)
-    writer.close()
-    if (folder / INDEX).is_file():
-        (folder / SINGLE).unlink()
 
 
 def shard(folder: Path) -> Path:

@@ -13,7 +13,8 @@ from conversion.layouts import read_layout
 from conversion.to_peft import to_peft
 from conversion.to_torch import to_torch
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.model_dir import replaced, save, save_params
+from omnivinci_jax.mesh.processes import atomic_directory
+from omnivinci_jax.model_dir import save, save_params
 from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import LoraConfig, to_mapping
@@ -40,7 +41,7 @@ def make_run(tmp_path_factory):
         adapters = jax.tree.map(lambda x: jax.numpy.asarray(random.normal(size=x.shape), x.dtype), adapters)
         (folder / "run" / "checkpoints").mkdir(parents=True)
         (folder / "run" / "config.json").write_text(json.dumps(to_mapping(config)))
-        with replaced(folder / "run" / "adapters") as part:
+        with atomic_directory(folder / "run" / "adapters", replace=True) as part:
             save_params(part, adapters)
         return folder
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from omnivinci_jax.data.index import Measurers, build_index, open_index
+from omnivinci_jax.data.index import IndexPool, build_index, open_index
 from omnivinci_jax.data.loader import Groups, Loaded, Plan, plan_all, read_batches
 from omnivinci_jax.data.mixture import alone
 from omnivinci_jax.data.processor import Processor
@@ -147,7 +147,7 @@ def test_an_index_is_kept_until_the_file_or_the_settings_change(av_world, proces
     data.write_text(json.dumps(line) + "\n")
 
     def sizes(capacity=CAPACITY):
-        index = open_index(Jsonl(data), processor, capacity, "skip", tmp_path / "index", Measurers(1))
+        index = open_index(Jsonl(data), processor, capacity, "skip", tmp_path / "index", IndexPool(1))
         return index.sizes.tolist(), len(list((tmp_path / "index").iterdir()))
 
     first = sizes()
@@ -163,7 +163,7 @@ def test_an_index_of_more_problems_than_are_allowed_is_not_kept(av_world, proces
     data.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}))
 
     def problems() -> tuple[str, ...]:
-        return open_index(Jsonl(data), processor, CAPACITY, "skip", tmp_path / "index", Measurers(1), 0.01).problems
+        return open_index(Jsonl(data), processor, CAPACITY, "skip", tmp_path / "index", IndexPool(1), 0.01).problems
 
     assert "late.png: no such file" in problems()[0]
     shutil.copy(next(av_world.rglob("*.png")), tmp_path / "late.png")

@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conversion.cases import case_batch, case_config, read_case
-from conversion.verify import jitted
 from omnivinci_jax.config_json import read_json
 from omnivinci_jax.generate.decode_state import new_state
 from omnivinci_jax.generate.engine import Engine
@@ -15,6 +13,8 @@ from omnivinci_jax.generate.request import MEDIA, Prompt, Request, Sampling
 from omnivinci_jax.generate.weights import Weights, decoding_weights
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import TEXT
+from tests.parity.cases import case_batch, case_config, read_case
+from tests.parity.compare import jitted
 from tests.parity.golden import CHECKPOINT, CONFIG, GOLDEN, needs_golden, params
 from tests.tiny import NoEnd
 

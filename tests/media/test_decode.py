@@ -2,6 +2,7 @@ import shutil
 import struct
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import Mock, PropertyMock
 
 import av
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import soundfile
 import soxr
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -126,18 +128,13 @@ def test_frames_are_shown_upright(tmp_path, turn, mirror):
     assert (info.height, info.width) == shown.shape[1:3]
     assert np.abs(read_frames(path, [0, 1]).astype(int) - shown).mean() < 8
 
-    class Unreadable:
-        """A frame with side data that PyAV has no name for."""
-
-        @property
-        def side_data(self):
-            raise ValueError("31 is not a valid Type")
-
     with av.open(path) as opened:
         frame = next(opened.decode(video=0))
-    Unreadable.rotation = frame.rotation
+    unreadable = Mock(spec=VideoFrame, rotation=frame.rotation)
+    # Side data that PyAV has no name for.
+    type(unreadable).side_data = PropertyMock(side_effect=ValueError("31 is not a valid Type"))
     if not mirror:
-        turned = upright_by(upright[0], display_matrix(Unreadable()))
+        turned = upright_by(upright[0], display_matrix(unreadable))
         np.testing.assert_array_equal(turned, np.rot90(upright[0], -turn // 90))
 
 

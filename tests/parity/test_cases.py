@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from conversion.cases import read_case
-from conversion.verify import compare, outputs
 from omnivinci_jax.config_json import read_config, read_json
 from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omnivinci import OmniVinci
+from tests.parity.cases import read_case
+from tests.parity.compare import compare, outputs
 from tests.parity.golden import CHECKPOINT, CONFIG, GOLDEN, needs_golden, params
 
 pytestmark = needs_golden

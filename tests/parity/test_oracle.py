@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from conversion.mapping import tensors
-from conversion.verify import jitted
 from omnivinci_jax.config import (
     AFWhisperConfig,
     OmniAlignConfig,
@@ -24,6 +23,7 @@ from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, SoundSize, VideoSize, lay_out
 from tests.parity import oracle
+from tests.parity.compare import jitted
 from tests.parity.torch_weights import params_from_torch
 
 TIME = TimeEmbeddingConfig("crte", max_time=60.0, trope_dim=32)

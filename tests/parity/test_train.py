@@ -9,11 +9,11 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from conversion.cases import case_batch, case_config
 from conversion.mapping import tensors
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.losses import token_losses, weighted_mean
+from tests.parity.cases import case_batch, case_config
 from tests.parity.golden import CONFIG, GOLDEN, needs_golden, params
 from tests.parity.test_cases import recorded
 

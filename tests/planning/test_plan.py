@@ -26,10 +26,11 @@ SMALL = (
 # The command, with the devices of this process in the place of a TPU's, and a memory that nothing fits in.
 ON_CPU = """
 import sys, jax
-from omnivinci_jax.planning import hardware, plan, topology
+from omnivinci_jax import cli
+from omnivinci_jax.planning import hardware, topology
 chip = hardware.Chip("cpu", ("cpu",), 1e12, 2**20, 1e11, 1e10, torus=0)
-plan.get_topology = lambda name: topology.Topology(name, chip, jax.devices())
-sys.exit(plan.main(sys.argv[1:]))
+topology.get_topology = lambda name: topology.Topology(name, chip, jax.devices())
+sys.exit(cli.main(["plan", *sys.argv[1:]]))
 """
 
 
@@ -94,7 +95,7 @@ def numbers(text: str) -> dict[str, float]:
 def test_a_plan_of_the_tiny_model_on_four_devices():
     result = on_cpu("--config.mesh.tensor=2")
     assert result.returncode == 1, result.stderr
-    assert result.stderr.splitlines()[-1].startswith("cpu:4: the step does not fit: it needs 0.0")
+    assert result.stderr.splitlines()[-1].startswith("omnivinci plan: cpu:4: the step does not fit: it needs 0.0")
     assert "cpu:4: 4 chips as data 1 x fsdp 2 x context 1 x tensor 2" in result.stdout
     plan = numbers(result.stdout)
     parts = ("parameters", "optimizer", "batch", "activations", "outputs", "program")
@@ -122,7 +123,7 @@ def test_a_plan_of_the_tiny_model_for_a_machine_that_is_not_here(topology, packa
         found = None
     if not found:
         pytest.skip(f"{package}, the compiler for {topology}, is not installed")
-    result = run(["-m", "omnivinci_jax.planning.plan", f"--config={CONFIG}", "--topology", topology, *SMALL])
+    result = run(["-m", "omnivinci_jax.cli", "plan", f"--config={CONFIG}", "--topology", topology, *SMALL])
     assert result.returncode == 0, result.stderr
     plan = numbers(result.stdout)
     assert 0 < plan["needed"] < plan["available"]

@@ -1,7 +1,7 @@
-"""Recorded cases of the reference (the format of golden/cases) as batches, laid out by our own code.
+"""Turns recorded cases of the reference (the files in golden/cases) into batches.
 
-A case holds token ids, normalised pixels and log-mel; so only tokenizer, decoding and tiling are passed by, and the
-order of slots, the temporal groups, the Dynamic-S2 grids and the times are made by `sequence/` as in training.
+A case holds token ids, normalised pixels and log-mel frames, so it skips our tokenizer, decoding and tiling. The order
+of slots, the temporal groups, the Dynamic-S2 grids and the times come from `sequence/`, as in training.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.errors import UserError
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
@@ -26,7 +25,7 @@ _UNITS = Capacity(1, 96, 12, 2, 2)  # capacities are multiples of these, so that
 
 
 class Case(NamedTuple):
-    """A recorded case: its name, what went in and came out, and the ids of the media tokens and the newline."""
+    """A recorded case: its inputs and outputs, and the ids of the media tokens and of the newline."""
 
     name: str
     arrays: dict[str, np.ndarray]
@@ -34,13 +33,13 @@ class Case(NamedTuple):
     newline_id: int
 
     def json(self, key: str) -> Any:
-        """What is recorded as JSON under `key`; None where nothing is."""
+        """The JSON recorded under `key`, or None."""
         return json.loads(self.arrays[key].tobytes()) if key in self.arrays else None
 
 
 @dataclass(frozen=True)
 class _Ids:
-    """Stands in for a tokenizer: the ids of the case, as `lay_out` asks for them."""
+    """Takes the place of a tokenizer in `lay_out`: returns the ids of the case."""
 
     ids: np.ndarray
     trained: np.ndarray
@@ -52,30 +51,18 @@ class _Ids:
 
 
 def read_case(path: Path, root: dict[str, Any]) -> Case:
-    """Reads a case; `root` is the config.json of its model, which has the ids.
-
-    Raises:
-        UserError: not a recorded case, or a config.json without `media_token_ids` and `encoder_text_token_ids`.
-    """
-    try:
-        with np.load(path) as saved:
-            arrays = dict(saved)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a recorded case: {error}") from None
-    if "in.input_ids" not in arrays or "logits" not in arrays:
-        raise UserError(f"{path}: not a recorded case: there is no in.input_ids or no logits")
-    try:
-        (newline,) = root["encoder_text_token_ids"]["\n"]
-        return Case(path.stem, arrays, root["media_token_ids"], newline)
-    except (KeyError, ValueError):
-        raise UserError(f"config.json has no media_token_ids or no encoder_text_token_ids; {path} needs them") from None
+    """Reads a case; `root` is the config.json of its model, which has the ids."""
+    with np.load(path) as saved:
+        arrays = dict(saved)
+    (newline,) = root["encoder_text_token_ids"]["\n"]
+    return Case(path.stem, arrays, root["media_token_ids"], newline)
 
 
 def case_config(config: OmniVinciConfig, case: Case) -> OmniVinciConfig:
-    """The model's configuration with what a case was recorded under.
+    """The model's configuration with the settings that a case was recorded with.
 
-    The `v_*` cases have time embeddings and pools of their own, which their names alone say. The seconds of a sound
-    window and of a temporal group are those of the recorded times.
+    The `v_*` cases have their own time embeddings and pool sizes, which only their names tell. The lengths of a sound
+    window and of a temporal group follow from the recorded times.
     """
     changes: dict[str, Any] = {}
     for fragment, time in (
@@ -103,7 +90,7 @@ def case_config(config: OmniVinciConfig, case: Case) -> OmniVinciConfig:
 
 
 def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batch:
-    """A case as one group of one row, with `free_slots` more at its end; `config` is what `case_config` returned."""
+    """A case as one group of one row, with `free_slots` more at its end; `config` comes from `case_config`."""
     ids = case.arrays["in.input_ids"][0]
     labels = case.arrays["in.labels"][0] if "in.labels" in case.arrays else np.full(len(ids), IGNORED)
     media, kept = _media(config, case, ids)
@@ -116,7 +103,7 @@ def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batc
     needed = Capacity(1, len(row) + free_slots, len(tiles), len(windows), len(media))
     capacity = Capacity(*(max(1, -(-n // unit)) * unit for n, unit in zip(needed, _UNITS, strict=True)))
     batch = assemble([PackedRow(0, 1, row, tiles, windows)], config, capacity)
-    # The reference's pixels were normalised before they were recorded, and are no whole numbers: keep them as they are.
+    # The reference's pixels were normalised before they were recorded and are not whole numbers: do not round them.
     pixels = np.zeros(batch.tiles.shape, np.float32)
     pixels[: len(tiles)] = tiles
     batch = batch._replace(tiles=pixels)
@@ -128,7 +115,7 @@ def _videos(case: Case) -> list[dict[str, Any]]:
 
 
 def _media(config: OmniVinciConfig, case: Case, ids: np.ndarray) -> tuple[list[tuple[str, MediaSize]], np.ndarray]:
-    """Kind and size of each media item, and which ids stay: the sound of a video is part of the video's item."""
+    """Kind and size of each media item, and a mask of the ids to keep: a video's item includes its sound."""
     kinds = {number: kind for kind, number in case.media_ids.items()}
     blocks = iter((case.json("in.media_config.image.json") or {}).get("block_sizes", []))
     sounds = iter([sound for sounds in case.json("in.audio_info.json") or [] for sound in sounds])
@@ -159,7 +146,7 @@ def _sound(config: OmniVinciConfig, info: dict[str, Any]) -> SoundSize:
 
 
 def _pixels(case: Case) -> np.ndarray:
-    """All tiles and frames in their order, from normalised and channels first back to 0 … 255 and channels last."""
+    """All tiles and frames in order, from normalised channels-first back to channels-last in 0 … 255."""
     keys = [key for key in case.arrays if key.startswith(("in.image.", "in.video."))]
     kinds = {kind: index for index, kind in enumerate(_order(case))}
     keys.sort(key=lambda key: (kinds.get(key.split(".")[1], 0), int(key.split(".")[2])))

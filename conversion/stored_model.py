@@ -1,0 +1,81 @@
+"""A model directory seen as PyTorch tensors, read one at a time."""
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from conversion.layouts import OURS
+from conversion.leaves import StoredLeaf, contiguous
+from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
+from conversion.tensor_files import DTYPES
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.config_json import from_json, read_json
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.model_dir import check_shapes, stored_params
+from omnivinci_jax.models.initialization import abstract_params, parameter_shapes
+from omnivinci_jax.models.omnivinci import OmniVinci
+
+
+class StoredModel(NamedTuple):
+    """The header of a model directory.
+
+    root: config.json in the merged form.
+    tensors: every tensor under its merged name; those without a published name are under `omnivinci_jax.`.
+    dtypes: the stored type of each leaf, by path.
+    """
+
+    folder: Path
+    root: dict[str, Any]
+    config: OmniVinciConfig
+    tensors: list[Tensor]
+    dtypes: dict[str, np.dtype]
+
+
+def open_model(folder: Path) -> StoredModel:
+    """Reads the header of a model directory.
+
+    Raises:
+        UserError: `folder` is not a model directory, or its parameters do not fit its config.json.
+    """
+    root = read_json(folder / "config.json")
+    config = from_json(root, str(folder / "config.json"))
+    stored = stored_params(folder)
+    model = OmniVinci(config)
+    check_shapes(stored, abstract_params(model), folder / "params")
+    leaves = cast("dict[str, jax.ShapeDtypeStruct]", flatten_dict(stored, sep="/"))
+    dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
+    if unknown := [path for path, dtype in dtypes.items() if dtype not in DTYPES.values()]:
+        raise UserError(f"{folder / 'params'}: {unknown[0]} is of type {dtypes[unknown[0]]}; it must be floating point")
+    shapes = parameter_shapes(model)
+    everything = [*tensors(config, shapes)]
+    for name, path in unpublished_leaves(config, shapes).items():
+        everything.append(Tensor(f"{OURS}.{name}", shapes[path], path, None, SAME))
+    return StoredModel(folder, root, config, everything, dtypes)
+
+
+def read_tensors(model: StoredModel, wanted: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """Yields each tensor as a contiguous array in PyTorch's layout and in its stored type.
+
+    A thread reads the next tensor while the caller uses this one.
+    """
+    arrays = _read(model.folder / "params", wanted)
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(next, arrays, None)
+        while (array := pending.result()) is not None:
+            pending = pool.submit(next, arrays, None)
+            yield array
+
+
+def _read(params: Path, wanted: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    metadata = json.loads((params / "_METADATA").read_text())
+    for path, slices in groupby(wanted, key=lambda tensor: tensor.path):
+        leaf = StoredLeaf(params, path, use_ocdbt=metadata["use_ocdbt"], use_zarr3=metadata["use_zarr3"])
+        for tensor in slices:
+            yield contiguous(tensor.transform.to_torch(leaf.read(tensor.index), tensor.shape))

@@ -1,0 +1,43 @@
+"""The command line: its parser, its exit codes, and what starting it imports."""
+
+import subprocess
+import sys
+
+import pytest
+
+from omnivinci_jax.cli import main
+from tests.tiny import REPOSITORY
+
+
+def test_the_entry_module_imports_neither_jax_nor_numpy_nor_conversion():
+    code = "import sys, omnivinci_jax.cli; print({'jax', 'numpy', 'conversion'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_the_tiny_tokenizer_comes_from_its_command(tmp_path):
+    assert main(["av_world", "tokenizer", "--out", str(tmp_path)]) == 0
+    kept = REPOSITORY / "configs" / "tiny_tokenizer"
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in kept.iterdir()}
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (kept / path.name).read_bytes(), path.name
+
+
+def test_av_world_generates_unless_an_action_is_named(tmp_path):
+    clips = ["--train_clips=1", "--val_clips=0", "--held_out_clips=1", "--workers=1"]
+    assert main(["av_world", f"--out={tmp_path / 'a'}", *clips]) == 0
+    assert main(["av_world", "generate", f"--out={tmp_path / 'b'}", *clips]) == 0
+    names = [sorted(path.name for path in (tmp_path / folder).rglob("*")) for folder in "ab"]
+    assert names[0] == names[1] and "held_out.jsonl" in names[0]
+
+
+def test_errors_name_the_command_and_exit_with_2(tmp_path, capsys):
+    assert main(["av_world", "audit", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"omnivinci av_world: {tmp_path / 'av_world.json'}: no such file")
+    assert main(["convert", "to-torch", str(tmp_path), str(tmp_path / "out"), "--layout", "merged"]) == 2
+    assert capsys.readouterr().err.startswith(f"omnivinci convert: {tmp_path / 'config.json'}: no such file")
+    for arguments in (["convert"], ["convert", "to-onnx"], ["convert", "verify", "one"], ["av_world", "--seed=1"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+    assert "omnivinci convert verify: error: the following arguments are required: TORCH_DIR" in capsys.readouterr().err
