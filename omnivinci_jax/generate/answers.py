@@ -1,7 +1,7 @@
 """Tokens to answers: text as it comes, stop texts, and how long it took."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -47,9 +47,10 @@ class Stream:
         self._engine = engine
         requests = [Request(prompt, sampling, sample) for prompt in prompts for sample in range(samples)]
         self._transcripts = [_Transcript(engine.processor.tokenizer, request) for request in requests]
-        self._began, self._first, self._last = began, None, began
+        self._began, self._last = began, began
+        self._first: float | None = None
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Generator[Piece]:
         """Pieces of text in the order in which they come."""
         with closing(self._engine.run([transcript.request for transcript in self._transcripts])) as steps:
             for _ in steps:
@@ -82,7 +83,8 @@ class _Transcript:
     def __init__(self, tokenizer: Tokenizer, request: Request):
         self._tokenizer, self.request = tokenizer, request
         self.tokens: list[int] = []
-        self.text, self.finish = "", None
+        self.text = ""
+        self.finish: Literal["end", "stop", "length"] | None = None
 
     @property
     def prompt_tokens(self) -> int:

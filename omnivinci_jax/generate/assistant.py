@@ -26,7 +26,7 @@ class Assistant(model_dir.LoadedModel):
         model = omnivinci_jax.load("runs/tiny/model")
         answer = model.generate([Path("a.mp4"), "What happens?"])
         print(answer.text)
-        model.generate([Path("a.mp4"), "And then?"])                       # begins where the two prompts part
+        model.generate([Path("a.mp4"), "And then?"])                       # reuses the common start of both prompts
         model.generate([omnivinci_jax.Media("sound", "a.mp4"), "Who speaks?"], temperature=0.7, top_p=0.9, seed=1)
         model.generate([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}, ...])
         for piece in model.stream([Path("a.mp4"), "What happens?"], stop=("\\n",)):
@@ -39,12 +39,12 @@ class Assistant(model_dir.LoadedModel):
     of generate/request.py's Sampling; without any the answer is greedy. UserError says in one line what cannot be read
     or does not fit.
 
-    What was encoded of media is kept by the files' content, and so is the decoder's cache of the last question.
+    Encoded media are cached by the files' content, and so are the keys and values of the last conversations.
     """
 
     @cached_property
     def engine(self) -> Engine:
-        """What computes; made when it is first needed, since it copies the decoder's parameters."""
+        """The engine, made when it is first needed, since it copies the decoder's parameters."""
         return Engine(*self, self.mesh)
 
     def generate(self, question: Question, **sampling: Any) -> Answer:
@@ -59,14 +59,14 @@ class Assistant(model_dir.LoadedModel):
     def generate_batch(self, questions: Sequence[Question], **sampling: Any) -> list[Answer | UserError]:
         """Answers to several questions, decoded together; an error stands where its answer would."""
         results: list[Answer | UserError | None] = []
-        prompts, sampling, began = [], Sampling(**sampling), time.monotonic()
+        prompts, settings, began = [], Sampling(**sampling), time.monotonic()
         for question in questions:
             try:
-                prompts.append(self._prompt(question, sampling))
+                prompts.append(self._prompt(question, settings))
                 results.append(None)
             except UserError as error:
                 results.append(error)
-        answers = iter(_finished(Stream(self.engine, prompts, sampling, 1, began)) if prompts else ())
+        answers = iter(_finished(Stream(self.engine, prompts, settings, 1, began)) if prompts else ())
         return [result if result else next(answers) for result in results]
 
     def stream(self, question: Question, **sampling: Any) -> Stream:
@@ -99,7 +99,7 @@ def conversation_of(question: Question) -> Conversation:
     """What is asked, as a conversation; raises UserError for what is none."""
     if isinstance(question, Conversation):
         return question
-    items = [question] if isinstance(question, str | Path | Media) else list(question)
+    items: list[Any] = [question] if isinstance(question, str | Path | Media) else list(question)
     if items and isinstance(items[0], dict):
         return parse_conversation({"messages": items}, "prompt", Path())
     return Conversation((Message("user", tuple(map(_item, items))),))

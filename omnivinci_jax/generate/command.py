@@ -72,7 +72,7 @@ def voice_of(arguments: Namespace) -> Voice | None:
 
 def load_for_command(arguments: Namespace, mesh: Mesh | None) -> Assistant:
     """The model, with a folder for compiled programs, so that only the first command waits for the compiler."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home, "omnivinci_jax", "programs")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -129,8 +129,8 @@ def say(
     stream = model.stream(question, **sampling)
     pieces = (piece.text for piece in stream)
     try:
-        with closing(read_aloud(voice, pieces, sound) if voice else pieces) as pieces:
-            for text in pieces:
+        with closing(read_aloud(voice, pieces, sound) if voice and sound else pieces) as spoken:
+            for text in spoken:
                 print(text, end="", flush=True)
     except KeyboardInterrupt:
         pass

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -13,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from omnivinci_jax.config import Qwen2Config
 from omnivinci_jax.generate.sampling import SamplingArrays
 from omnivinci_jax.models.cached_attention import LayerCache
-from omnivinci_jax.models.sharding import constrain
+from omnivinci_jax.models.sharding import constrain, mesh_axes
 
 # Slots past a row's capacity, which a prefill step may write and no query ever sees.
 SLACK = 256
@@ -95,10 +94,10 @@ def copy_row(state: DecodeState, source: Int32[Array, ""], target: Int32[Array, 
     copy = partial(_copy_row, axes=())
     if not mesh.empty:
         # Left to itself, XLA gathers all rows on every device to cut one of them out.
-        rows = nn.logical_to_mesh_axes(("group",))
-        spec = PartitionSpec(rows[0], _heads_axis(state.layers[0].keys))
+        (rows,) = mesh_axes("group")
+        spec = PartitionSpec(rows, _heads_axis(state.layers[0].keys))
         copy = jax.shard_map(
-            partial(_copy_row, axes=rows[0]), in_specs=(spec, None, None), out_specs=spec, check_vma=False
+            partial(_copy_row, axes=rows), in_specs=(spec, None, None), out_specs=spec, check_vma=False
         )
     layers = jax.tree.map(lambda x: copy(x, source, target), state.layers)
     return state._replace(layers=layers, lengths=state.lengths.at[target].set(state.lengths[source]))
@@ -131,7 +130,7 @@ def start_row(
 ) -> DecodeState:
     """The state with a row that begins to answer; `remaining` of 0 makes it idle."""
 
-    def put(values: Array, value: Array) -> Array:
+    def put(values: Array, value: Array | int) -> Array:
         return values.at[row].set(value)
 
     return state._replace(
@@ -157,5 +156,5 @@ def _shard(x: Array) -> Array:
 
 def _heads_axis(x: Float[Array, "B K _ _"]) -> str | None:
     """The mesh axis that shards the key/value heads; None where it does not divide them: every device has them all."""
-    mesh, axis = jax.sharding.get_abstract_mesh(), nn.logical_to_mesh_axes(("kv_heads",))[0]
+    mesh, (axis,) = jax.sharding.get_abstract_mesh(), mesh_axes("kv_heads")
     return axis if axis and not mesh.empty and x.shape[1] % mesh.shape[axis] == 0 else None

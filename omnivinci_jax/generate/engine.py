@@ -1,7 +1,7 @@
 """Runs what the scheduler decides: one batch of rows, in which every request has its own length, media and sampling."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import jax
@@ -166,7 +166,7 @@ class Engine:
                 self.scheduler.reset()
         return True
 
-    def run(self, requests: Sequence[Request]) -> Iterator[None]:
+    def run(self, requests: Sequence[Request]) -> Generator[None]:
         """Submits requests, and steps until they have finished; what has not when the caller stops is cancelled."""
         try:
             for request in requests:
@@ -213,10 +213,10 @@ class Engine:
             self._state = None  # before the new one, so that memory holds one of them
             self._state = new_state(self.model.config.text, len(rows), capacity, self.model.compute.dtype)
             return
-        if rows != tuple(range(self._state.rows)):
-            self._state = gather_rows(self._state, np.array(rows, np.int32))
-        if capacity != self._state.capacity:
-            self._state = with_capacity(self._state, capacity)
+        state, self._state = self._state, None
+        if rows != tuple(range(state.rows)):
+            state = gather_rows(state, np.array(rows, np.int32))
+        self._state = state if capacity == state.capacity else with_capacity(state, capacity)
 
     def _prefill(self, pieces: tuple[Piece, ...], width: int) -> None:
         tokens = np.zeros((len(pieces), width), np.int32)
@@ -246,9 +246,10 @@ class Engine:
 
     def _score(self, row: int, prompt: Prompt, answer: list[int]) -> Float32[np.ndarray, " n"]:
         width, start = PREFILL_WIDTHS[1], len(prompt) - 1
-        per_shard = self._state.rows // self._shards
-        rows = np.arange(0, self._state.rows, per_shard, dtype=np.int32)
-        starts = np.array([self.scheduler.rows[index].length for index in rows], np.int32)
+        batch = self.scheduler.rows
+        per_shard = len(batch) // self._shards
+        rows = np.arange(0, len(batch), per_shard, dtype=np.int32)
+        starts = np.array([batch[index].length for index in rows], np.int32)
         shard = row // per_shard
         rows[shard] = row
         targets = np.zeros(-(-len(answer) // width) * width, np.int32)

@@ -3,7 +3,9 @@
 Their first two arguments are the module (static) and the parameters (`encode_*`: a plain tree; the others: Weights).
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +25,13 @@ NO_TOKEN = -1  # what `decode` returns for an idle row
 @partial(jax.jit, static_argnums=0)
 def encode_vision(model: OmniVinci, params: dict, group: Batch) -> Float[Array, "V D"]:
     """Vision tokens of a group, with time embeddings."""
-    batch = jax.tree.map(lambda x: x[None], group)
-    return model.apply({"params": params}, batch, method=model.timed_vision)[0]
+    return _apply(model.timed_vision, params, jax.tree.map(lambda x: x[None], group))[0]
 
 
 @partial(jax.jit, static_argnums=0)
 def encode_sound(model: OmniVinci, params: dict, group: Batch) -> Float[Array, "A D"]:
     """Audio tokens of a group, with time embeddings."""
-    batch = jax.tree.map(lambda x: x[None], group)
-    return model.apply({"params": params}, batch, method=model.timed_audio)[0]
+    return _apply(model.timed_audio, params, jax.tree.map(lambda x: x[None], group))[0]
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -58,7 +58,7 @@ def prefill(
         media: embeddings of media slots.
     """
     is_media = (tokens == MEDIA)[..., None]
-    text = model.apply({"params": weights.rest}, jnp.maximum(tokens, 0), method=model.embed_text)
+    text = _apply(model.embed_text, weights.rest, jnp.maximum(tokens, 0))
     x = jnp.where(is_media, media.astype(text.dtype), text)
     _, layers = _extend(model, weights, state, x, starts, rows)
     return state._replace(layers=layers, lengths=state.lengths.at[rows].set(ends))
@@ -88,9 +88,9 @@ def decode(
 
     def step_all(carry: tuple[DecodeState, Array, Array, Array]) -> tuple[DecodeState, Array, Array, Array]:
         state, tokens, logprobs, step = carry
-        x = model.apply({"params": weights.rest}, state.last_tokens[:, None], method=model.embed_text)
+        x = _apply(model.embed_text, weights.rest, state.last_tokens[:, None])
         hidden, layers = _extend(model, weights, state, x, state.lengths)
-        logits = model.apply({"params": weights.rest}, hidden[:, 0], method=model.logits)
+        logits = _apply(model.logits, weights.rest, hidden[:, 0])
         token = sample_tokens(logits, state.seen, state.steps, state.sampling)
         logprob = _logprobs(logits, token)
 
@@ -124,9 +124,9 @@ def score(
     targets: Int32[Array, "P T"],
 ) -> tuple[DecodeState, Float32[Array, "P T"]]:
     """Log-probabilities of the targets of T text slots; fills the slots from `starts` on, but leaves the lengths."""
-    x = model.apply({"params": weights.rest}, tokens, method=model.embed_text)
+    x = _apply(model.embed_text, weights.rest, tokens)
     hidden, layers = _extend(model, weights, state, x, starts, rows)
-    logits = model.apply({"params": weights.rest}, hidden, method=model.logits)
+    logits = _apply(model.logits, weights.rest, hidden)
     return state._replace(layers=layers), _logprobs(logits, targets)
 
 
@@ -135,7 +135,12 @@ def _extend(
 ) -> tuple[Array, tuple]:
     if rows is not None:  # counted within the batch shards, of which each has one of `rows`
         rows = rows % (state.rows // len(rows))
-    return model.apply({"params": weights.rest}, x, weights.layers, state.layers, starts, rows, method=model.extend)
+    return _apply(model.extend, weights.rest, x, weights.layers, state.layers, starts, rows)
+
+
+def _apply(method: Callable, params: dict, *arguments: Any) -> Any:
+    """A method of a module, with its parameters."""
+    return method.__self__.apply({"params": params}, *arguments, method=method)
 
 
 def _logprobs(logits: Float32[Array, "*B V"], tokens: Int32[Array, "*B"]) -> Float32[Array, "*B"]:

@@ -10,27 +10,29 @@ from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, UInt32
 
 from omnivinci_jax.generate.request import Sampling
 
+AnyArray = Array | np.ndarray
+
 
 class SamplingArrays(NamedTuple):
-    """A Sampling for each row, and which sample of its prompt the row is; a batch of None for one row alone."""
+    """The Sampling of each row, and which sample of its prompt the row is; scalars for one row alone."""
 
-    temperature: Float32[Array, " *B"]
-    top_k: Int32[Array, " *B"]
-    top_p: Float32[Array, " *B"]
-    repetition_penalty: Float32[Array, " *B"]
-    seed: UInt32[Array, " *B"]
-    sample: Int32[Array, " *B"]
+    temperature: Float32[AnyArray, " *B"]
+    top_k: Int32[AnyArray, " *B"]
+    top_p: Float32[AnyArray, " *B"]
+    repetition_penalty: Float32[AnyArray, " *B"]
+    seed: UInt32[AnyArray, " *B"]
+    sample: Int32[AnyArray, " *B"]
 
 
 def sampling_arrays(sampling: Sampling, sample: int = 0) -> SamplingArrays:
     """The settings of one row."""
     return SamplingArrays(
-        np.float32(sampling.temperature),
-        np.int32(sampling.top_k),
-        np.float32(sampling.top_p),
-        np.float32(sampling.repetition_penalty),
-        np.uint32(sampling.seed),
-        np.int32(sample),
+        np.array(sampling.temperature, np.float32),
+        np.array(sampling.top_k, np.int32),
+        np.array(sampling.top_p, np.float32),
+        np.array(sampling.repetition_penalty, np.float32),
+        np.array(sampling.seed, np.uint32),
+        np.array(sample, np.int32),
     )
 
 
@@ -67,7 +69,7 @@ def sample_tokens(
     return jax.lax.cond((temperature > 0).any(), sampled, lambda: greedy).astype(jnp.int32)
 
 
-def _key(seed: UInt32[Array, ""], sample: Int32[Array, ""], step: Int32[Array, ""]) -> PRNGKeyArray:
+def _key(seed: UInt32[AnyArray, ""], sample: Int32[AnyArray, ""], step: Int32[AnyArray, ""]) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), step)
 
 

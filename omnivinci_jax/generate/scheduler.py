@@ -82,9 +82,15 @@ class _Row:
     used: int = -1
 
     @property
+    def work(self) -> Request:
+        """The request of a row that is not idle."""
+        assert self.request is not None
+        return self.request
+
+    @property
     def length(self) -> int:
         """Filled slots."""
-        return len(self.content) + (len(self.request.tokens) if self.phase == "decode" else 0)
+        return len(self.content) + (len(self.work.tokens) if self.phase == "decode" else 0)
 
 
 def capacity_for(slots: int) -> int:
@@ -122,9 +128,9 @@ class Scheduler:
         """Lets a request wait for a row."""
         self._waiting.append(request)
 
-    def remove(self, request: Request, finish: str = "cancelled") -> int | None:
-        """Ends a request; returns its row, if it has one, which becomes idle."""
-        request.finish = request.finish or finish
+    def remove(self, request: Request) -> int | None:
+        """Cancels a request; returns its row, if it has one, which becomes idle."""
+        request.finish = request.finish or "cancelled"
         if request in self._waiting:
             self._waiting.remove(request)
             return None
@@ -155,10 +161,10 @@ class Scheduler:
         if action := self._resize() or self._admit():
             return action
         for index, row in enumerate(self.rows):
-            if row.phase == "prefill" and len(row.content) == len(row.request.prompt) - 1:
-                row.phase = "hold" if row.request.prefill_only else "decode"
+            if row.phase == "prefill" and len(row.content) == len(row.work.prompt) - 1:
+                row.phase = "hold" if row.work.prefill_only else "decode"
                 if row.phase == "decode":
-                    return Start(index, row.request)
+                    return Start(index, row.work)
         filling = any(row.phase == "prefill" for row in self.rows)
         if any(row.phase == "decode" for row in self.rows) and not (filling and self._decoded_last):
             self._decoded_last = True
@@ -173,7 +179,7 @@ class Scheduler:
         for row, row_tokens, row_logprobs in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
             if row.phase != "decode":
                 continue
-            request, count = row.request, (row_tokens.index(none) if none in row_tokens else len(row_tokens))
+            request, count = row.work, (row_tokens.index(none) if none in row_tokens else len(row_tokens))
             request.tokens += row_tokens[:count]
             request.logprobs += row_logprobs[:count]
             if request.tokens and request.tokens[-1] == end_token:
@@ -186,13 +192,13 @@ class Scheduler:
     def _free(self, row: _Row) -> None:
         if row.phase == "decode":
             # The last token of the prompt went into the cache with the first step, the last of the answer did not.
-            held = [row.request.prompt.identity[-1:], np.array(row.request.tokens[:-1], np.int64)]
+            held = [row.work.prompt.identity[-1:], np.array(row.work.tokens[:-1], np.int64)]
             row.content = np.concatenate([row.content, *held])[: row.length]
         row.request, row.phase = None, "idle"
 
     def _steps(self, filling: bool) -> int:
         """As many as the youngest answer has tokens: its first one comes at once, and a long answer takes few calls."""
-        answers = [row.request for row in self.rows if row.phase == "decode"]
+        answers = [row.work for row in self.rows if row.phase == "decode"]
         youngest = max(1, min(len(request.tokens) for request in answers))
         longest = max(request.sampling.max_new_tokens - len(request.tokens) for request in answers)
         return min(youngest, longest, _STEPS_BESIDE_PREFILL if filling else self._decode_steps, self._decode_steps)
@@ -226,7 +232,7 @@ class Scheduler:
             prompt = request.prompt.identity[:-1]
             common = [_common(row.content, prompt) for row in self.rows]
             coming = [
-                _common(row.request.prompt.identity[:-1], prompt) if row.phase == "prefill" else 0 for row in self.rows
+                _common(row.work.prompt.identity[:-1], prompt) if row.phase == "prefill" else 0 for row in self.rows
             ]
             source = max(range(len(self.rows)), key=lambda index: common[index])
             if max(coming) >= common[source] + _WORTH_A_COPY:
@@ -252,7 +258,7 @@ class Scheduler:
         if not self._waiting:
             return None
         busy = [index for index, row in enumerate(self.rows) if row.request]
-        needed = [*self._waiting, *(self.rows[index].request for index in busy)]
+        needed = [*self._waiting, *(self.rows[index].work for index in busy)]
         rows, capacity = self._fixed
         rows = rows or min(MOST_ROWS, 1 << (len(needed) - 1).bit_length())
         rows = -(-max(rows, 1) // self._shards) * self._shards

@@ -8,7 +8,7 @@ import jax
 from omnivinci_jax.models.initialization import parameter_roles
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.parameters import Role
-from omnivinci_jax.models.weights import cast
+from omnivinci_jax.models.weights import Weight, cast
 
 
 class Weights(NamedTuple):
@@ -25,7 +25,7 @@ def decoding_weights(model: OmniVinci, params: dict[str, Any]) -> Weights:
     The decoder's parameters are in memory twice while `params` is kept.
     """
 
-    def store(role: Role, leaf: jax.Array) -> jax.Array:
+    def store(role: Role, leaf: jax.Array | Weight) -> jax.Array | Weight:
         return cast(leaf, model.compute.dtype) if role.cast_decoding else leaf
 
     params = jax.tree.map(store, parameter_roles(model.config, params), params)

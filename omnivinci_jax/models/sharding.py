@@ -7,8 +7,9 @@ Of activations: `group` the groups of a batch (and their rows), `length` slots, 
 groups, `item` the tiles, windows or slots of one group.
 """
 
-import flax.linen as nn
 import jax
+from flax.linen.spmd import logical_to_mesh_axes, with_logical_constraint
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 
@@ -19,4 +20,11 @@ def constrain(x: Array, *axes: str | None) -> Array:
     """
     if jax.sharding.get_abstract_mesh().are_all_axes_manual:
         return x
-    return nn.with_logical_constraint(x, (*axes, *[None] * (x.ndim - len(axes))))
+    return with_logical_constraint(x, (*axes, *[None] * (x.ndim - len(axes))))
+
+
+def mesh_axes(*axes: str | None) -> PartitionSpec:
+    """The mesh axes of logical axes, under the rules in force."""
+    spec = logical_to_mesh_axes(axes)
+    assert spec is not None
+    return spec

@@ -1,6 +1,6 @@
 """An answer read aloud while it is being written."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -11,7 +11,7 @@ from omnivinci_jax.paths import atomic_file
 from omnivinci_jax.speech.voice import Sound, Voice, speak
 
 
-def read_aloud(voice: Voice, pieces: Iterable[str], path: Path) -> Iterator[str]:
+def read_aloud(voice: Voice, pieces: Iterable[str], path: Path) -> Generator[str]:
     """Passes the pieces of a text on; a thread says each sentence into a WAV file as soon as it is whole.
 
     The file is there when the iterator is exhausted or closed; a text without a word makes none.
