@@ -7,6 +7,7 @@ import bisect
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -159,8 +160,9 @@ def read_batches(
         ) from None
     finally:
         batches.close()
-        if SharedMemoryArray._del_thread_pool:
-            SharedMemoryArray._del_thread_pool.apply(bool)  # wait: its one thread unlinks what was read ahead
+        unlinking = SharedMemoryArray._del_thread_pool
+        if unlinking and not sys.is_finalizing():  # its one thread unlinks what was read ahead, if it still runs
+            unlinking.apply_async(bool).wait(timeout=10)
 
 
 def _unlink(leaf: np.ndarray) -> np.ndarray:
