@@ -165,8 +165,8 @@ def read_batches(
             unlinking.apply_async(bool).wait(timeout=10)
 
 
-def _unlink(leaf: np.ndarray) -> np.ndarray:
-    """Unlinks the shared memory that a worker's array came in; the array keeps it mapped.
+def _unlink(leaf: object) -> object:
+    """Unlinks the shared memory of an array that a worker sent; the array keeps it mapped. Other leaves stay.
 
     Grain unlinks when the array is deleted. JAX may hold the last arrays until the process ends, too late for that.
     """
