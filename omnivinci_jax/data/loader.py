@@ -7,6 +7,7 @@ import bisect
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -159,12 +160,13 @@ def read_batches(
         ) from None
     finally:
         batches.close()
-        if SharedMemoryArray._del_thread_pool:
-            SharedMemoryArray._del_thread_pool.apply(bool)  # wait: its one thread unlinks what was read ahead
+        unlinking = SharedMemoryArray._del_thread_pool
+        if unlinking and not sys.is_finalizing():  # its one thread unlinks what was read ahead, if it still runs
+            unlinking.apply_async(bool).wait(timeout=10)
 
 
-def _unlink(leaf: np.ndarray) -> np.ndarray:
-    """Unlinks the shared memory that a worker's array came in; the array keeps it mapped.
+def _unlink(leaf: object) -> object:
+    """Unlinks the shared memory of an array that a worker sent; the array keeps it mapped. Other leaves stay.
 
     Grain unlinks when the array is deleted. JAX may hold the last arrays until the process ends, too late for that.
     """

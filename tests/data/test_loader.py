@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -14,7 +16,7 @@ from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig
-from tests.tiny import tiny_config, tiny_tokenizer
+from tests.tiny import REPOSITORY, tiny_config, tiny_tokenizer
 
 CAPACITY = Capacity(rows=2, slots=448, tiles=48, windows=5, clips=8)
 SETTINGS = DataConfig(groups=2, capacity=CAPACITY, workers=0)
@@ -68,6 +70,34 @@ def test_a_resumed_loader_and_one_with_workers_give_the_same_batches(index, proc
     assert len(whole) == 4 and len(rest) == 2
     for expected, found in zip(whole[2:], rest, strict=True):
         assert same(expected.batch, found.batch)
+
+
+FAILS = """
+import sys
+from pathlib import Path
+from absl import flags
+from omnivinci_jax.data.index import build_index
+from omnivinci_jax.data.loader import Plan, read_batches
+from omnivinci_jax.data.mixture import alone
+from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.records import Jsonl
+from tests.data.test_loader import CAPACITY, SETTINGS
+from tests.tiny import tiny_config, tiny_tokenizer
+
+flags.FLAGS.mark_as_parsed()
+processor = Processor(tiny_config(), tiny_tokenizer())
+index = build_index(Jsonl(Path(sys.argv[1])), processor, CAPACITY, "skip", quiet=True)
+settings = SETTINGS.__class__(**vars(SETTINGS) | {"workers": 1})
+for loaded in read_batches(index, Plan(alone(index), CAPACITY, 0), processor, settings, [0, 1], start=0, stop=100):
+    raise BrokenPipeError("no one listens")
+"""
+
+
+def test_a_program_that_fails_while_it_reads_ends_and_leaves_no_shared_memory(av_world):
+    command = [sys.executable, "-c", FAILS, str(av_world / "train.jsonl")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "BrokenPipeError: no one listens" in done.stderr, done.stderr[-3000:]
+    assert "leaked" not in done.stderr
 
 
 def test_processes_load_their_own_groups_of_the_same_batches(index, processor):

@@ -49,7 +49,8 @@ def main(train: str, out: str, *meshes: str) -> None:
     for name in meshes:
         setting, _, lora = name.partition("+")
         axes, _, microbatches = setting.partition("/")
-        config = dataclasses.replace(tiny_settings(), lora=LoraConfig(rank=4 if lora else 0, targets=(".*",)))
+        adapters = LoraConfig(rank=4 if lora else 0, targets=(".*",))
+        config = dataclasses.replace(tiny_settings(), model=CONFIG, lora=adapters)
         mesh = make_mesh(MeshConfig(*map(int, axes.split(","))))
         with on_mesh(mesh):
             _, shardings = abstract_state(model, optimizer, config, mesh)
