@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 from omnivinci_jax.settings import TrainConfig, load_config
 
@@ -25,8 +26,13 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer(REPOSITORY / "configs" / "tiny_tokenizer")
 
 
-class NoEnd:
-    """Stands in for a processor and its tokenizer where answers are to be as long as they may be."""
+class _NoEndToken(Tokenizer):
+    def __init__(self):
+        self.eos_id = -1
 
-    eos_id = -1
-    tokenizer = property(lambda self: self)
+
+class NoEnd(Processor):
+    """Takes the place of a processor where no token ends an answer."""
+
+    def __init__(self):
+        object.__setattr__(self, "tokenizer", _NoEndToken())

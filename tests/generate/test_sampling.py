@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.generate import sampling
 from omnivinci_jax.generate.request import Sampling
-from omnivinci_jax.generate.sampling import SamplingArrays, sample_tokens, sampling_arrays, truncate
+from omnivinci_jax.generate.sampling import SamplingArrays, sampling_arrays
 
 LOGITS = np.log(np.array([[0.4, 0.3, 0.15, 0.1, 0.05], [0.05, 0.1, 0.15, 0.3, 0.4]], np.float32))
+
+sample_tokens, truncate = jax.jit(sampling.sample_tokens), jax.jit(sampling.truncate)
 
 
 def rows(count: int, **settings) -> SamplingArrays:
@@ -39,10 +42,9 @@ def test_what_is_kept(settings, first, second):
 
 
 def draws(count: int, seed: int = 0, **settings) -> np.ndarray:
-    sampling = rows(2, **{"temperature": 1.0, "seed": seed} | settings)._replace(sample=np.zeros(2, np.int32))
+    same_sample = rows(2, **{"temperature": 1.0, "seed": seed} | settings)._replace(sample=np.zeros(2, np.int32))
     seen = np.zeros(LOGITS.shape, bool)
-    one_step = jax.jit(lambda steps: sample_tokens(LOGITS, seen, steps, sampling))
-    return np.array([one_step(np.full(2, step, np.int32)) for step in range(count)])
+    return np.array([sample_tokens(LOGITS, seen, np.full(2, step, np.int32), same_sample) for step in range(count)])
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():

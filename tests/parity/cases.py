@@ -18,6 +18,7 @@ from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, SoundSize, VideoSize, lay_out
+from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 IGNORED = -100
 _POOL_MULTI = ((4, 1, 1), (2, 2, 2))
@@ -38,7 +39,7 @@ class Case(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Ids:
+class _Ids(Tokenizer):
     """Takes the place of a tokenizer in `lay_out`: returns the ids of the case."""
 
     ids: np.ndarray
