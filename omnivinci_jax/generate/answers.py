@@ -1,4 +1,4 @@
-"""Tokens to answers: text as it comes, stop texts, and how long it took."""
+"""Tokens to answers: streamed text, stop texts, and timing."""
 
 import time
 from collections.abc import Generator
@@ -10,18 +10,18 @@ from omnivinci_jax.generate.engine import Engine
 from omnivinci_jax.generate.request import Prompt, Request, Sampling
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a part of a character's bytes decodes to
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what an incomplete UTF-8 character decodes to
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, whole or as far as it has come.
+    """An answer, complete or so far.
 
-    text: without the stop text. tokens: their ids, without the end token.
-    finish: what ended it: the model's end token, a stop text, or `max_new_tokens`; None where nothing has.
-    prompt_tokens: positions that the prompt takes, media included.
-    first_token_seconds: from the prompt's laying out to the first token.
-    tokens_per_second: after the first, over all answers made together; 0 where there is one token.
+    text: without the stop text. tokens: token ids, without the end token.
+    finish: what ended it: the model's end token, a stop text, or `max_new_tokens`; None while it is incomplete.
+    prompt_tokens: positions of the prompt, media included.
+    first_token_seconds: from the question to the first token of the batch.
+    tokens_per_second: of the whole batch, after its first token; 0 for a single token.
     """
 
     text: str
@@ -33,17 +33,17 @@ class Answer:
 
 
 class Piece(NamedTuple):
-    """More text of an answer, and that answer's number."""
+    """More text of an answer, and the index of that answer."""
 
     answer: int
     text: str
 
 
 class Stream:
-    """Answers while they come: iterate over their pieces of text; `answers` is what there is so far."""
+    """Streams answers: iterate over pieces of text; `answers` has the answers so far."""
 
     def __init__(self, engine: Engine, prompts: list[Prompt], sampling: Sampling, samples: int, began: float):
-        """Computes nothing before the first piece is asked for; `began`: when the question was asked (monotonic)."""
+        """Computes nothing until iteration starts. `began`: `time.monotonic()` at the question."""
         self._engine = engine
         requests = [Request(prompt, sampling, sample) for prompt in prompts for sample in range(samples)]
         self._transcripts = [_Transcript(engine.processor.tokenizer, request) for request in requests]
@@ -51,7 +51,7 @@ class Stream:
         self._first: float | None = None
 
     def __iter__(self) -> Generator[Piece]:
-        """Pieces of text in the order in which they come."""
+        """Yields pieces of text as they are decoded."""
         with closing(self._engine.run([transcript.request for transcript in self._transcripts])) as steps:
             for _ in steps:
                 for index, transcript in enumerate(self._transcripts):
@@ -67,7 +67,7 @@ class Stream:
 
     @property
     def answers(self) -> list[Answer]:
-        """Every answer as far as it has come."""
+        """All answers so far."""
         first = self._first or self._last
         later = sum(max(len(transcript.tokens) - 1, 0) for transcript in self._transcripts)
         rate = later / (self._last - first) if self._last > first else 0.0
@@ -78,7 +78,7 @@ class Stream:
 
 
 class _Transcript:
-    """The tokens of a request as text, as far as it has read them."""
+    """Decodes the tokens of a request to text incrementally."""
 
     def __init__(self, tokenizer: Tokenizer, request: Request):
         self._tokenizer, self.request = tokenizer, request
@@ -92,11 +92,11 @@ class _Transcript:
 
     @property
     def has_more(self) -> bool:
-        """Whether the request has tokens that were not read."""
+        """Whether the request has unread tokens."""
         return not self.finish and len(self.request.tokens) > len(self.tokens)
 
     def read(self) -> str:
-        """Reads the new tokens; returns the text that is new and certain."""
+        """Reads the new tokens; returns the new text that later tokens cannot change."""
         self.tokens = list(self.request.tokens)
         self.finish = None if self.request.finish == "cancelled" else self.request.finish
         if self.finish == "end":
@@ -105,16 +105,16 @@ class _Transcript:
 
     def _more(self) -> str:
         text, stops = self._tokenizer.decode(self.tokens), self.request.sampling.stop
-        found = [place for stop in stops if (place := text.find(stop)) >= 0]
+        found = [start for stop in stops if (start := text.find(stop)) >= 0]
         if found:
             text, self.finish = text[: min(found)], "stop"
         elif not self.finish:
             text = text.rstrip(_INCOMPLETE)
-            text = text[: len(text) - max((_begun(text, stop) for stop in stops), default=0)]
-        shown, self.text = len(self.text), text
-        return text[shown:]
+            text = text[: len(text) - max((_partial_stop(text, stop) for stop in stops), default=0)]
+        before, self.text = len(self.text), text
+        return text[before:]
 
 
-def _begun(text: str, stop: str) -> int:
-    """How many of a stop text's first characters the text ends with."""
+def _partial_stop(text: str, stop: str) -> int:
+    """Length of the longest proper prefix of `stop` that `text` ends with."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

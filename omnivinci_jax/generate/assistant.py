@@ -1,4 +1,4 @@
-"""`omnivinci_jax.load`: a model that answers."""
+"""`omnivinci_jax.load`: a model that answers questions."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Question = str | Path | Media | Sequence[str | Path | Media] | Sequence[dict[str
 
 
 class Assistant(model_dir.LoadedModel):
-    """A loaded model (module, parameters, processor) that answers questions about any mix of media.
+    """A loaded model (module, parameters, processor) that answers questions about text, images, sound and video.
 
         model = omnivinci_jax.load("runs/tiny/model")
         answer = model.generate([Path("a.mp4"), "What happens?"])
@@ -34,10 +34,10 @@ class Assistant(model_dir.LoadedModel):
         model.sample("Tell me a story", 4, temperature=1.0)                # four answers from one prefill
         model.score([Path("a.mp4"), "Which colour?"], ["red", "blue"])     # log-probabilities
 
-    A question is a text; a sequence of texts and media in their order, where a Path is a picture, a sound or a video by
-    what it contains; a conversation in the Hugging Face chat form; or a Conversation. Keyword arguments are the fields
-    of generate/request.py's Sampling; without any the answer is greedy. UserError says in one line what cannot be read
-    or does not fit.
+    A question is a text; a sequence of texts and media in order, where the content of a Path decides whether it is an
+    image, a sound or a video; a conversation in the Hugging Face chat form; or a Conversation. Keyword arguments are
+    the fields of Sampling (generate/request.py); the default is greedy. A UserError says in one line what cannot be
+    read or does not fit.
 
     Encoded media are cached by the files' content, and so are the keys and values of the last conversations.
     """
@@ -53,11 +53,11 @@ class Assistant(model_dir.LoadedModel):
         return answer
 
     def sample(self, question: Question, count: int, **sampling: Any) -> list[Answer]:
-        """Several answers to one question, which is read once; they differ where the temperature is above 0."""
+        """Several answers to one question, prefilled once; they differ if the temperature is above 0."""
         return _finished(self._stream([question], count, sampling))
 
     def generate_batch(self, questions: Sequence[Question], **sampling: Any) -> list[Answer | UserError]:
-        """Answers to several questions, decoded together; an error stands where its answer would."""
+        """Answers to several questions, decoded together; a question that cannot be answered gives its error instead."""
         results: list[Answer | UserError | None] = []
         prompts, settings, began = [], Sampling(**sampling), time.monotonic()
         for question in questions:
@@ -70,11 +70,11 @@ class Assistant(model_dir.LoadedModel):
         return [result if result else next(answers) for result in results]
 
     def stream(self, question: Question, **sampling: Any) -> Stream:
-        """The answer to one question in pieces of text, as they come; `stream.answers` has the whole."""
+        """Streams the answer to one question as pieces of text; `stream.answers` has the complete answer."""
         return self._stream([question], 1, sampling)
 
     def score(self, question: Question, answers: Sequence[str]) -> list[float]:
-        """Log-probability of each answer, its end token included: for multiple choice, the largest is the model's."""
+        """Log-probability of each answer, end token included; in multiple choice, the largest is the model's choice."""
         tokenizer = self.processor.tokenizer
         prompt = self.engine.prompt(conversation_of(question))
         tokens = [[*tokenizer.encode(checked_text(answer, "answer")), tokenizer.eos_id] for answer in answers]
@@ -96,7 +96,7 @@ def load(folder: str | Path, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None =
 
 
 def conversation_of(question: Question) -> Conversation:
-    """What is asked, as a conversation; raises UserError for what is none."""
+    """A question as a conversation. Raises UserError if it is neither text nor media nor a conversation."""
     if isinstance(question, Conversation):
         return question
     items: list[Any] = [question] if isinstance(question, str | Path | Media) else list(question)

@@ -11,7 +11,13 @@ from jax.sharding import Mesh
 
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.generate.assistant import Assistant
-from omnivinci_jax.generate.command import load_for_command, sampling_of, say, speed, system_message
+from omnivinci_jax.generate.command import (
+    describe_speed,
+    load_for_command,
+    parse_sampling,
+    stream_answer,
+    system_message,
+)
 from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text
 
@@ -21,9 +27,9 @@ HELP = "Ask; drop files into the line to show them. /new begins anew, Ctrl-C end
 
 def run(arguments: Namespace, mesh: Mesh | None) -> int:
     """The command."""
-    with contextlib.suppress(ImportError):  # a Python without it has a plainer prompt
+    with contextlib.suppress(ImportError):  # some Pythons lack it; the prompt then has no history
         import readline  # noqa: F401 (gives `input` editing and history)
-    sampling, beginning = vars(sampling_of(arguments)), system_message(arguments)
+    sampling, beginning = vars(parse_sampling(arguments)), system_message(arguments)
     model, messages = load_for_command(arguments, mesh), beginning
     print(HELP, file=sys.stderr)
     while True:
@@ -42,41 +48,41 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
 
 
 def turn(model: Assistant, messages: tuple[Message, ...], line: str, sampling: dict) -> tuple[Message, ...]:
-    """Answers a line; returns the conversation with both, or as it was where the line cannot be answered."""
+    """Answers a line; returns the conversation with both, or unchanged if the line cannot be answered."""
     try:
         asked = (*messages, Message("user", read_line(line)))
-        answer = say(model, Conversation(asked), sampling)
-    except KeyboardInterrupt:  # while media were being read
+        answer = stream_answer(model, Conversation(asked), sampling)
+    except KeyboardInterrupt:  # while reading media
         print()
         return messages
     except UserError as error:
         print(error, file=sys.stderr)
         return messages
-    print(speed(answer), file=sys.stderr)
+    print(describe_speed(answer), file=sys.stderr)
     return (*asked, Message("assistant", (answer.text,))) if answer.text else messages
 
 
 def read_line(line: str) -> tuple[str | Media, ...]:
-    """What was typed, with the files that are named in it as media before the text.
+    """The content of a typed line: the files it names as media, then the text.
 
-    A word is a file where it is a path to one that is there (terminals quote or escape the spaces of a dropped path)
-    and has a folder or a dot in it, so that a word of the text that happens to name a file stays text.
+    A word is a file if it is the path of an existing file (terminals quote or escape spaces in a dropped path) and
+    contains a slash or a dot, so that an ordinary word that happens to name a file stays text.
     """
     media = []
 
-    def taken_out(word: re.Match) -> str:
+    def extract(word: re.Match) -> str:
         path = _path(word[0])
         if not (("/" in path or "." in path) and os.path.isfile(path)):
             return word[0]
         media.append(Media(media_kind(path), path))
         return ""
 
-    text = " ".join(_WORD.sub(taken_out, line).split())
+    text = " ".join(_WORD.sub(extract, line).split())
     return (*media, *((checked_text(text, "your line"),) if text else ()))
 
 
 def _path(word: str) -> str:
-    """The path that a word may be, without what a terminal puts around it."""
+    """A word as a path, without the quotes and escapes that terminals add."""
     word = word[1:-1] if word[0] in "'\"" else re.sub(r"\\(.)", r"\1", word)
     if word.startswith("file://"):
         word = unquote(word.removeprefix("file://"))

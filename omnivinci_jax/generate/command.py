@@ -27,8 +27,8 @@ _PLACEHOLDER = re.compile(r"<(?:image|video|sound)>")
 
 
 def run(arguments: Namespace, mesh: Mesh | None) -> int:
-    """The command; what can be wrong with the arguments is found before the model is loaded."""
-    sampling, voice = vars(sampling_of(arguments)), voice_of(arguments)
+    """Runs the command. Checks the arguments before it loads the model."""
+    sampling, voice = vars(parse_sampling(arguments)), parse_voice(arguments)
     if arguments.data:
         if any((arguments.prompt, arguments.media, arguments.speech_prompt, arguments.system, arguments.samples > 1)):
             raise ConfigError(
@@ -36,28 +36,28 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
                 "--samples out"
             )
         return _answer_file(arguments, sampling, mesh)
-    question = question_of(arguments)
+    question = parse_question(arguments)
     model = load_for_command(arguments, mesh)
     if arguments.samples > 1 or arguments.json:
         answers = model.sample(question, arguments.samples, **sampling)
-        lines = (json.dumps(record_of(answer)) if arguments.json else f"{answer.text}\n" for answer in answers)
+        lines = (json.dumps(answer_record(answer)) if arguments.json else f"{answer.text}\n" for answer in answers)
         print("\n".join(lines))
     else:
-        answers = [say(model, question, sampling, voice, arguments.speak)]
+        answers = [stream_answer(model, question, sampling, voice, arguments.speak)]
         if not answers[0].finish:
             raise KeyboardInterrupt
-    print(speed(answers[0]), file=sys.stderr)
+    print(describe_speed(answers[0]), file=sys.stderr)
     return 0
 
 
-def sampling_of(arguments: Namespace) -> Sampling:
-    """The sampling among the flags of `_generation_flags` in cli.py; raises ConfigError."""
+def parse_sampling(arguments: Namespace) -> Sampling:
+    """The Sampling of the flags that `_generation_flags` in cli.py defines. Raises ConfigError."""
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "max_new_tokens")
     return Sampling(stop=tuple(arguments.stop), **{name: getattr(arguments, name) for name in names})
 
 
-def voice_of(arguments: Namespace) -> Voice | None:
-    """The voice that reads the answer aloud, where one is to; raises UserError."""
+def parse_voice(arguments: Namespace) -> Voice | None:
+    """The voice for --speak, or None without it. Raises UserError."""
     if not arguments.speak:
         return None
     if arguments.json or arguments.samples > 1 or arguments.data:
@@ -71,25 +71,25 @@ def voice_of(arguments: Namespace) -> Voice | None:
 
 
 def load_for_command(arguments: Namespace, mesh: Mesh | None) -> Assistant:
-    """The model, with a folder for compiled programs, so that only the first command waits for the compiler."""
+    """Loads the model, with a persistent compilation cache so that only the first command waits for the compiler."""
     if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home, "omnivinci_jax", "programs")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     model = load(arguments.model, jnp.dtype(arguments.dtype), mesh)
-    model.engine  # noqa: B018 (made now, so that the first answer does not wait for it)
+    model.engine  # noqa: B018 (created now, so that the first answer does not wait for it)
     return model
 
 
-def question_of(arguments: Namespace) -> Conversation:
-    """Media, prompt and system prompt of the flags as a conversation.
+def parse_question(arguments: Namespace) -> Conversation:
+    """The media, prompt and system prompt of the flags as a conversation.
 
-    The prompt is the text and what is spoken. Media stand where it has placeholders, or else around it by
+    The prompt is the text and the speech. Media go where the text has placeholders, or else around the prompt by
     `prompt_position`: all before it (suffix), all after it (prefix), or half of them before it, rounded down (mid). Of
     three media, mid puts one before the prompt and two after, as the paper does.
 
     Raises:
-        UserError: nothing to answer, files that are not there, placeholders and media that do not match.
+        UserError: nothing to answer, missing files, placeholders and media that do not match.
     """
     for _, path in (*arguments.media, *(("sound", path) for path in arguments.speech_prompt)):
         check_file(path)
@@ -98,7 +98,7 @@ def question_of(arguments: Namespace) -> Conversation:
     if not (arguments.prompt or media or speech):
         raise UserError("give something to answer: --prompt TEXT, --speech_prompt FILE, or media")
     if _PLACEHOLDER.search(arguments.prompt):
-        content = (*_placed(arguments.prompt, media), *speech)
+        content = (*_fill_placeholders(arguments.prompt, media), *speech)
     else:
         text = (checked_text(arguments.prompt, "--prompt"),) if arguments.prompt else ()
         before = {"prefix": 0, "mid": len(media) // 2, "suffix": len(media)}[arguments.prompt_position]
@@ -109,22 +109,22 @@ def question_of(arguments: Namespace) -> Conversation:
 
 
 def system_message(arguments: Namespace) -> tuple[Message, ...]:
-    """The system prompt of the flags, if there is one."""
+    """The system message of --system, if given."""
     return (Message("system", (checked_text(arguments.system, "--system"),)),) if arguments.system else ()
 
 
-def _placed(prompt: str, media: tuple[Media, ...]) -> tuple[str | Media, ...]:
+def _fill_placeholders(prompt: str, media: tuple[Media, ...]) -> tuple[str | Media, ...]:
     paths = {kind: [item.path for item in media if item.kind == kind] for kind in ("image", "video", "sound")}
     record = {"conversations": [{"from": "human", "value": prompt}], **paths}
     return parse_conversation(record, "--prompt", Path()).messages[0].content
 
 
-def say(
+def stream_answer(
     model: Assistant, question: Conversation, sampling: dict, voice: Voice | None = None, sound: Path | None = None
 ) -> Answer:
-    """Prints an answer to standard output as it comes, and has a voice read it into the file `sound`.
+    """Streams an answer to standard output; with a voice, also reads it aloud into the file `sound`.
 
-    What Ctrl-C leaves of the answer is printed, read and returned too.
+    After Ctrl-C, the incomplete answer is still printed, spoken and returned.
     """
     stream = model.stream(question, **sampling)
     pieces = (piece.text for piece in stream)
@@ -138,14 +138,14 @@ def say(
     return stream.answers[0]
 
 
-def speed(answer: Answer) -> str:
-    """How long an answer took, on one line; no rate where only the first token came."""
+def describe_speed(answer: Answer) -> str:
+    """The time an answer took, on one line; without a rate if it is a single token."""
     rate = f", then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second > 0 else ""
     return f"first token after {answer.first_token_seconds:.2f} s ({answer.prompt_tokens} positions of prompt){rate}"
 
 
-def record_of(answer: Answer) -> dict:
-    """An answer for machines."""
+def answer_record(answer: Answer) -> dict:
+    """An answer as a JSON object."""
     return {
         "text": answer.text,
         "finish": answer.finish,
@@ -157,14 +157,14 @@ def record_of(answer: Answer) -> dict:
 
 
 def _answer_file(arguments: Namespace, sampling: dict, mesh: Mesh | None) -> int:
-    """A JSON line for each conversation of a file; 1 where some could not be answered."""
+    """Prints a JSON line for each conversation of a file; returns 1 if some could not be answered."""
     questions, failed = list(_questions(arguments.data)), 0
     model = load_for_command(arguments, mesh)
     for first in range(0, len(questions), arguments.rows):
         answers = model.generate_batch(questions[first : first + arguments.rows], **sampling)
         for answer in answers:
             failed += isinstance(answer, UserError)
-            record = {"error": str(answer)} if isinstance(answer, UserError) else record_of(answer)
+            record = {"error": str(answer)} if isinstance(answer, UserError) else answer_record(answer)
             print(json.dumps(record), flush=True)
     if failed:
         print(f"omnivinci generate: {failed} of {len(questions)} could not be answered", file=sys.stderr)
@@ -172,7 +172,7 @@ def _answer_file(arguments: Namespace, sampling: dict, mesh: Mesh | None) -> int
 
 
 def _questions(path: Path) -> Iterator[Conversation]:
-    """Conversations of a JSONL file, without an answer that is there already."""
+    """The conversations of a JSONL file, without their last answer."""
     records = Jsonl(path)
     for entry in records.entries():
         yield records.conversation(entry).unanswered

@@ -17,11 +17,11 @@ from omnivinci_jax.sequence.chat import Media
 from omnivinci_jax.sequence.row import MediaSize, Row, lay_out_media
 from omnivinci_jax.sequence.slices import sound_slices, vision_slices
 
-_KEPT_BYTES = 2**30
+_CACHE_BYTES = 2**30
 
 
-class Encoded(NamedTuple):
-    """A media item: its size, the embeddings of its slots in order, and an id that no other content has."""
+class EncodedMedia(NamedTuple):
+    """A media item: its size, the embeddings of its slots in order, and an id that is unique to its content."""
 
     size: MediaSize
     tokens: Float[np.ndarray, "m D"]
@@ -36,7 +36,7 @@ def encode_row(
     windows: Float32[np.ndarray, "w F M"],
     multiple: int = 1,
 ) -> Float[np.ndarray, "m D"]:
-    """The embeddings of a row's media slots, in order; `multiple` is what divides the slices on a mesh."""
+    """The embeddings of a row's media slots, in order; on a mesh, slices hold a multiple of `multiple` tiles or windows."""
     config = model.config
     pools = [[] for _ in range(VISION + len(config.vision_pools))]  # by slot kind
     for kind, encode, slices in (
@@ -45,26 +45,26 @@ def encode_row(
     ):
         for group, spans in slices:
             tokens = np.asarray(encode(model, params, group))
-            for number, span in enumerate(spans):
-                pools[kind + number].append(tokens[span])
-    found = np.zeros((len(row), config.text.hidden_size), model.compute.dtype)
+            for pool, span in enumerate(spans):
+                pools[kind + pool].append(tokens[span])
+    embeddings = np.zeros((len(row), config.text.hidden_size), model.compute.dtype)
     for kind, pool in enumerate(pools):
         if pool:
             slots = row.slot_kind == kind
-            found[slots] = np.concatenate(pool)[row.slot_index[slots]]
-    return found[row.slot_kind != TEXT]
+            embeddings[slots] = np.concatenate(pool)[row.slot_index[slots]]
+    return embeddings[row.slot_kind != TEXT]
 
 
 class MediaCache:
-    """Encodes media items, and keeps the last ones: a gigabyte of embeddings, in the host's memory."""
+    """Encodes media items and caches the most recently used: up to 1 GiB of embeddings in host memory."""
 
     def __init__(self, model: OmniVinci, processor: Processor, multiple: int = 1):
         """`multiple` as in `encode_row`."""
         self._model, self._processor, self._multiple = model, processor, multiple
-        self._encoded: OrderedDict[tuple, Encoded] = OrderedDict()
+        self._encoded: OrderedDict[tuple, EncodedMedia] = OrderedDict()
         self._count = 0
 
-    def encode(self, params: dict, item: Media, tiled: bool) -> Encoded:
+    def encode(self, params: dict, item: Media, tiled: bool) -> EncodedMedia:
         """An item's embeddings (`tiled` as in Processor.load_item); raises MediaError."""
         key = (_digest(*file_state(item.path)), item.kind, tiled)
         if key not in self._encoded:
@@ -72,10 +72,10 @@ class MediaCache:
             row = lay_out_media(item, size, self._model.config)
             tokens = encode_row(self._model, params, row, tiles, windows, self._multiple)
             self._count += 1
-            self._encoded[key] = Encoded(size, tokens, self._count)
+            self._encoded[key] = EncodedMedia(size, tokens, self._count)
         self._encoded.move_to_end(key)
         found = self._encoded[key]
-        while len(self._encoded) > 1 and sum(item.tokens.nbytes for item in self._encoded.values()) > _KEPT_BYTES:
+        while len(self._encoded) > 1 and sum(item.tokens.nbytes for item in self._encoded.values()) > _CACHE_BYTES:
             self._encoded.popitem(last=False)
         return found
 
@@ -86,7 +86,7 @@ class MediaCache:
 
 @lru_cache(maxsize=1024)
 def _digest(path: str, _size: int, _changed: int) -> bytes:
-    """Of a file's content; of a file that does not change it is made once."""
+    """SHA-256 of a file's content, computed again only when its size or time of change differs."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

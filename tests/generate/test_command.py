@@ -34,7 +34,7 @@ def arguments(*flags: object):
 
 
 def content(*flags: object) -> list:
-    items = command.question_of(arguments(*flags)).messages[-1].content
+    items = command.parse_question(arguments(*flags)).messages[-1].content
     return [Path(item.path).name if isinstance(item, Media) else item for item in items]
 
 
@@ -51,7 +51,7 @@ def test_media_keep_their_order_and_prompts_their_place(tmp_path):
     assert content(*media, "--speech_prompt", q, "--prompt", "Now.", "--prompt_position", "prefix")[:2] == ["q", "Now."]
     placed = content("--video", b, "--image", a, "--image", c, "--prompt", "<image> and <image> in <video>?")
     assert placed == ["a", " and ", "c", " in ", "b", "?"]
-    question = command.question_of(arguments("--prompt", "Hello", "--system", "Be brief."))
+    question = command.parse_question(arguments("--prompt", "Hello", "--system", "Be brief."))
     assert question.messages == (Message("system", ("Be brief.",)), Message("user", ("Hello",)))
 
 
