@@ -57,7 +57,7 @@ class Assistant(model_dir.LoadedModel):
         return _finished(self._stream([question], count, sampling))
 
     def generate_batch(self, questions: Sequence[Question], **sampling: Any) -> list[Answer | UserError]:
-        """Answers to several questions, decoded together; a question that cannot be answered gives its error instead."""
+        """Answers to several questions, decoded together; a question that has no answer gives its error."""
         results: list[Answer | UserError | None] = []
         prompts, settings, began = [], Sampling(**sampling), time.monotonic()
         for question in questions:
