@@ -36,7 +36,7 @@ def encode_row(
     windows: Float32[np.ndarray, "w F M"],
     multiple: int = 1,
 ) -> Float[np.ndarray, "m D"]:
-    """The embeddings of a row's media slots, in order; on a mesh, `multiple` divides the tiles and windows of a slice."""
+    """The embeddings of a row's media slots, in order; `multiple` divides the tiles and windows of a slice."""
     config = model.config
     pools = [[] for _ in range(VISION + len(config.vision_pools))]  # by slot kind
     for kind, encode, slices in (
