@@ -64,9 +64,9 @@ class AdaptedWeight(Weight):
 
     def matmul(self, x: Float[Array, "*batch in"], axes: Axes, out_dtype: DTypeLike) -> Float[Array, "*batch out"]:
         """Multiplies by the weight and by the two factors; their product is never made."""
+        product = matmul(x, self.weight, axes, out_dtype)
         low_rank = matmul(x, self.a, (axes[0], None), x.dtype)
-        added = matmul(low_rank, self.scale * self.b, (None, axes[1]), out_dtype)
-        return matmul(x, self.weight, axes, out_dtype) + added
+        return product + matmul(low_rank, self.scale * self.b, (None, axes[1]), out_dtype)
 
 
 def weight_param(
