@@ -170,7 +170,7 @@ def _unlink(leaf: object) -> object:
 
     Grain unlinks when the array is deleted. JAX may hold the last arrays until the process ends, too late for that.
     """
-    if isinstance(leaf, SharedMemoryArray):
+    if isinstance(leaf, SharedMemoryArray) and leaf.shm:
         leaf.shm.unlink()
         leaf._unlink_on_del = False
     return leaf
