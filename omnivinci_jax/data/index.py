@@ -12,7 +12,6 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from etils import epath
 from jaxtyping import Int32, Int64
 from tqdm import tqdm
 
@@ -148,7 +147,7 @@ def open_index(
     processor: Processor,
     capacity: Capacity,
     too_long: TooLong,
-    folder: epath.Path,
+    folder: AnyPath,
     pool: IndexPool,
     max_skipped: float = 1.0,
 ) -> Index:

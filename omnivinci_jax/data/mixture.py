@@ -42,7 +42,7 @@ class Mixture:
         return int(self.starts[-1])
 
     @cached_property
-    def starts(self) -> Int64[np.ndarray, " sources+1"]:
+    def starts(self) -> Int64[np.ndarray, " starts"]:
         """Number of the first sample of each source, and of all samples."""
         return np.cumsum([0, *map(len, self.indices)])
 
@@ -76,7 +76,8 @@ class Mixture:
 
     def source_of(self, samples: int | Int64[np.ndarray, " n"]) -> int | Int64[np.ndarray, " n"]:
         """Numbers of the sources that samples are of."""
-        return np.searchsorted(self.starts, samples, side="right") - 1
+        sources = np.searchsorted(self.starts, samples, side="right") - 1
+        return int(sources) if isinstance(samples, int) else sources
 
     def where(self, sample: int) -> str:
         """See `Index`."""
@@ -107,7 +108,8 @@ class Blocks:
     def __getitem__(self, number: int) -> Int64[np.ndarray, " samples"]:
         """Numbers of the samples of a block: of each source those that keep its share, rounded, in its own order."""
         # The same rounding at both ends: what one block leaves, the next has.
-        first, last = (np.rint(self._mixture.shares * self._length * end).astype(int) for end in (number, number + 1))
+        ends = (self._mixture.shares * self._length * block for block in (number, number + 1))
+        first, last = (np.rint(end).astype(int).tolist() for end in ends)
         return np.concatenate([self._draw(source, first[source], last[source]) for source in range(len(first))])
 
     def _draw(self, source: int, first: int, last: int) -> Int64[np.ndarray, " n"]:

@@ -9,14 +9,13 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float32, UInt8
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import audio, decode, image
-from omnivinci_jax.paths import atomic_file, local_copy
+from omnivinci_jax.paths import AnyPath, atomic_file, local_copy
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, SoundSize, VideoSize, lay_out
 from omnivinci_jax.sequence.tokenizer import Tokenizer
@@ -36,7 +35,7 @@ class MediaReader:
     config: OmniVinciConfig
     _: dataclasses.KW_ONLY
     drop: Literal["nothing", "sound", "vision"] = "nothing"
-    cache: epath.Path | None = None
+    cache: AnyPath | None = None
 
     def select(self, conversation: Conversation) -> Conversation:
         """The conversation without the media that `drop` takes away."""

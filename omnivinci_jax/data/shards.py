@@ -19,7 +19,7 @@ from etils import epath
 
 from omnivinci_jax.data.records import Entry
 from omnivinci_jax.errors import DataError, MediaError
-from omnivinci_jax.paths import local_copy
+from omnivinci_jax.paths import AnyPath, local_copy
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, ShardRef, parse_conversation
 
 MANIFEST = "shards.json"
@@ -44,7 +44,7 @@ def media_key(item: Media) -> str:
 class Shards:
     """A folder of shards as `Records`; an entry's place is the number of its conversation."""
 
-    path: epath.Path
+    path: AnyPath
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

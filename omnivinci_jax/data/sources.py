@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-from etils import epath
-
 from omnivinci_jax.data.records import Jsonl, Records
 from omnivinci_jax.data.shards import MANIFEST, Shards
 from omnivinci_jax.data.spoken_prompts import SpokenPrompts
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.paths import absolute, is_remote
+from omnivinci_jax.paths import AnyPath, absolute, is_remote
 from omnivinci_jax.settings import DataConfig, Source
 
 
-def open_records(path: epath.Path) -> Records:
+def open_records(path: AnyPath) -> Records:
     """What a path holds: shards, or on a disk a JSONL file; that it is missing shows when it is read."""
     return Shards(path) if is_remote(path) or (path / MANIFEST).exists() else Jsonl(Path(path))
 

@@ -4,8 +4,6 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from etils import epath
-
 from omnivinci_jax.data.records import Entry, Records
 from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
@@ -23,7 +21,7 @@ class SpokenPrompts:
     records: Records
     share: float
     voice: VoiceConfig
-    folder: epath.Path
+    folder: AnyPath
 
     @property
     def path(self) -> AnyPath:

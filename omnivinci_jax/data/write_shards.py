@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
-from etils import epath
 from jaxtyping import Float32
 from scipy.io import wavfile
 from tqdm import tqdm
@@ -27,14 +26,14 @@ from omnivinci_jax.data.records import Entry, Jsonl
 from omnivinci_jax.data.shards import MANIFEST, media_key, shard_bounds, shard_name
 from omnivinci_jax.errors import DataError, MediaError
 from omnivinci_jax.media import decode
-from omnivinci_jax.paths import atomic_file, remove_unfinished
+from omnivinci_jax.paths import AnyPath, atomic_file, remove_unfinished
 from omnivinci_jax.sequence.chat import Media
 
 Decoder = Literal["default", "tfio"]
 SAMPLING_RATE = 16_000
 
 
-def write_shards(data: Path, out: epath.Path, per_shard: int, workers: int, decoder: Decoder = "default") -> dict:
+def write_shards(data: Path, out: AnyPath, per_shard: int, workers: int, decoder: Decoder = "default") -> dict:
     """Writes what is missing of the shards of a JSONL file, and returns what shards.json says then.
 
     Sounds are stored decoded, in 16 kHz mono; videos and images as their files are. A file that cannot be read is noted
@@ -82,7 +81,7 @@ def write_shards(data: Path, out: epath.Path, per_shard: int, workers: int, deco
     return manifest
 
 
-def _begin(out: epath.Path, plan: dict) -> None:
+def _begin(out: AnyPath, plan: dict) -> None:
     """Notes in the folder what it is to hold; raises DataError where it holds something else."""
     path = out / MANIFEST
     if path.exists():
@@ -101,12 +100,12 @@ def _begin(out: epath.Path, plan: dict) -> None:
         _write_manifest(out, plan | {"bytes": []})
 
 
-def _write_manifest(out: epath.Path, manifest: dict) -> None:
+def _write_manifest(out: AnyPath, manifest: dict) -> None:
     with atomic_file(out / MANIFEST) as part:
         part.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: epath.Path, decoder: Decoder) -> None:
+def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: AnyPath, decoder: Decoder) -> None:
     media, conversations = (out / name for name in names)
     numbers, lines = {}, []
     read_waveform = _decoder(decoder)
@@ -127,7 +126,7 @@ def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: ep
 
 
 @contextmanager
-def _writer(path: epath.Path, compression: str) -> Iterator[Callable[[bytes], object]]:
+def _writer(path: AnyPath, compression: str) -> Iterator[Callable[[bytes], object]]:
     """What appends a record to a file that is there when all are written."""
     with atomic_file(path) as part, closing(ArrayRecordWriter(str(part), f"group_size:1,{compression}")) as writer:
         yield writer.write

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from omnivinci_jax.models.attention_kernels import IMPLEMENTATIONS, Implementation
 from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.layers import Dense
+from omnivinci_jax.models.sharding import mesh_axes
 
 
 def attention(
@@ -47,7 +48,7 @@ def attention(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return kernel(q, k, v, segment_ids)
-    spec = nn.logical_to_mesh_axes((batch_axis, "length", "heads", None))
+    spec = mesh_axes(batch_axis, "length", "heads", None)
     shares = math.prod(mesh.shape[axis] for axis in spec[1:3] if axis)
     if spec[2] and k.shape[2] % mesh.shape[spec[2]]:  # then every device holds all key/value heads
         whole = PartitionSpec(*spec[:2])

@@ -5,7 +5,7 @@ models/attention.py explains which slots see each other. `interpret` runs a kern
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def xla_attention(
     return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
 
 
-def _mask(start: int, end: int, keys: int, causal: bool, segment_ids: Array | None) -> Array | None:
+def _mask(start: int, end: int, keys: int, causal: bool, segment_ids: Array | None) -> Array | np.ndarray | None:
     """Which of the first `keys` keys the queries start … end - 1 see: [B or 1, end - start, keys], None for all."""
     mask = None
     if causal:
@@ -62,7 +62,7 @@ def _mask(start: int, end: int, keys: int, causal: bool, segment_ids: Array | No
 
 
 def _attend(
-    q: Float[Array, "B t H D"], k: Float[Array, "B K D s"], v: Float[Array, "B K D s"], mask: Array | None
+    q: Float[Array, "B t H D"], k: Float[Array, "B K D s"], v: Float[Array, "B K D s"], mask: Array | np.ndarray | None
 ) -> Float[Array, "B t H D"]:
     out, _, total = partial_attention(q, k, v, mask)
     return normalize_softmax(out, total, v.dtype)
@@ -72,7 +72,7 @@ def partial_attention(
     q: Float[Array, "B t H D"],
     k: Float[Array, "B K D s"],
     v: Float[Array, "B K _ _"],
-    mask: Array | None,
+    mask: Array | np.ndarray | None,
     values: Literal["bkds", "bksd"] = "bkds",
 ) -> tuple[Float[Array, "B K G t D"], Float[Array, "B K G t"], Float[Array, "B K G t"]]:
     """Attention to some of the keys, not normalised yet: Σ v·exp(logit - m), m and Σ exp(logit - m), in float32.
@@ -119,7 +119,7 @@ def pallas_attention(
     q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, _GPU_BLOCK)
     k, v = (repeat(x, "b t k d -> b t (k g) d", g=q.shape[2] // x.shape[2]) for x in (k, v))
     blocks = gpu_attention.BlockSizes(**dict.fromkeys(gpu_attention.BlockSizes.__dataclass_fields__, _GPU_BLOCK // 2))
-    out = gpu_attention.mha(q, k, v, segment_ids, width**-0.5, causal, blocks, interpret=interpret)
+    out = cast("Array", gpu_attention.mha(q, k, v, segment_ids, width**-0.5, causal, blocks, interpret=interpret))
     return out[:, :length]
 
 
@@ -148,7 +148,7 @@ def splash_attention(
     )
     segments = None if segment_ids is None else splash.SegmentIds(segment_ids, segment_ids)
     q, k, v = (x.swapaxes(1, 2) for x in (q * width**-0.5, k, v))
-    out = jax.vmap(kernel)(q, k, v, segments)
+    out = cast("Array", jax.vmap(kernel)(q, k, v, segments))
     return out.swapaxes(1, 2)[:, :length]
 
 
@@ -175,4 +175,5 @@ IMPLEMENTATIONS: dict[Implementation, Callable[..., Array]] = {
 
 def choose_implementation(setting: Implementation | Literal["auto"], platform: str) -> Implementation:
     """Resolves a configuration's `attention` on a platform: "auto" is the platform's flash kernel, or plain XLA."""
-    return {"tpu": "splash", "gpu": "pallas"}.get(platform, "xla") if setting == "auto" else setting
+    flash: dict[str, Implementation] = {"tpu": "splash", "gpu": "pallas"}
+    return flash.get(platform, "xla") if setting == "auto" else setting

@@ -8,13 +8,13 @@ arbitrary values, which are overwritten before any query sees them.
 from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from omnivinci_jax.models.attention_kernels import MASKED, normalize_softmax, partial_attention
+from omnivinci_jax.models.sharding import mesh_axes
 
 _BLOCK = 512  # keys that several queries read at a time
 
@@ -55,10 +55,10 @@ def cached_attention(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _attend(q, k, v, *past)
-    batch, heads = nn.logical_to_mesh_axes(("group", "kv_heads"))
+    batch, heads = mesh_axes("group", "kv_heads")
     if heads and k.shape[2] % mesh.shape[heads]:
         heads = None  # every device holds all key/value heads
-    new, layer = PartitionSpec(batch, None, heads), LayerCache(*[PartitionSpec(batch, heads)] * 2)
+    new, layer = PartitionSpec(batch, None, heads), jax.tree.map(lambda _: PartitionSpec(batch, heads), past.layer)
     per_row = PartitionSpec(batch)
     attend = jax.shard_map(
         _attend,
@@ -117,7 +117,7 @@ def _write(cache: Array, new: Array, lengths: Int[Array, " R"], rows: Int[Array,
     new = new.astype(cache.dtype)
     if len(new) > 1:
         return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(cache, new, lengths)
-    start = [0] * cache.ndim
+    start: list[Array | int] = [0] * cache.ndim
     start[0], start[axis] = 0 if rows is None else rows[0], lengths[0]
     return jax.lax.dynamic_update_slice(cache, new, start)
 
@@ -126,7 +126,8 @@ def _read(cache: Array, first: Int[Array, ""], block: int, rows: Int[Array, " R"
     """`block` slots of each row from the slot `first` on."""
     if rows is None:
         return jax.lax.dynamic_slice_in_dim(cache, first, block, axis)
-    start, sizes = [0] * cache.ndim, list(cache.shape)
+    start: list[Array | int] = [0] * cache.ndim
+    sizes = list(cache.shape)
     start[0], start[axis] = rows[0], first
     sizes[0], sizes[axis] = 1, block
     return jax.lax.dynamic_slice(cache, start, sizes)

@@ -1,6 +1,7 @@
 """New parameters, and what is known about parameters without creating any: shapes and roles."""
 
 from functools import cache
+from typing import Any, cast
 
 import jax
 from flax import linen as nn
@@ -26,7 +27,7 @@ def boxed_params(model: OmniVinci, key: jax.Array) -> dict:
     """New parameters in their boxes (models/parameters.py); to be traced."""
     # Off the mesh: the batch is too small for one, and only the parameters of this pass are kept.
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), nn.logical_axis_rules(()):
-        return model.init(key, init_batch(model.config))["params"]
+        return cast("dict", model.init(key, init_batch(model.config))["params"])
 
 
 def abstract_params(model: OmniVinci) -> dict:
@@ -37,7 +38,8 @@ def abstract_params(model: OmniVinci) -> dict:
 
 def parameter_shapes(model: OmniVinci) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters by path with slashes."""
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_params(model), sep="/").items()}
+    leaves = cast("dict[str, jax.ShapeDtypeStruct]", traverse_util.flatten_dict(abstract_params(model), sep="/"))
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def parameter_roles(config: OmniVinciConfig, params: dict) -> dict:
@@ -48,14 +50,14 @@ def parameter_roles(config: OmniVinciConfig, params: dict) -> dict:
     """
     declared = _declared_roles(config)
 
-    def role(path: tuple[str, ...], _leaf: object) -> Role:
+    def role(path: tuple[Any, ...], _leaf: object) -> Role:
         return lora.ROLES[path[-1]] if path[-1] in lora.ROLES else declared[path]
 
-    return traverse_util.path_aware_map(role, params)
+    return cast("dict", traverse_util.path_aware_map(role, params))
 
 
 @cache
 def _declared_roles(config: OmniVinciConfig) -> dict[tuple[str, ...], Role]:
     boxed = jax.eval_shape(lambda key: boxed_params(OmniVinci(config), key), jax.random.key(0))
-    flat: dict[tuple[str, ...], Parameter] = traverse_util.flatten_dict(boxed)
+    flat = cast("dict[tuple[str, ...], Parameter]", traverse_util.flatten_dict(boxed))
     return {path: box.role for path, box in flat.items()}

@@ -77,11 +77,12 @@ class Embedding(nn.Module):
 
     def table(self) -> Float[Array, "rows features"]:
         """The whole table, for learned positions."""
+        assert not isinstance(self.embedding, Weight)  # positions are stored as an array
         return self.embedding.astype(self.compute.dtype)
 
     def attend(self, x: Float[Array, "*batch features"]) -> Float32[Array, "*batch rows"]:
         """Products with every row in float32: the logits of a tied head."""
-        return matmul(x.astype(self.compute.dtype), self.embedding.T, self.axes[::-1], jnp.float32)
+        return matmul(x.astype(self.compute.dtype), self.embedding.T, (self.axes[1], self.axes[0]), jnp.float32)
 
 
 def conv3(features: int, stride: int, dtype: DTypeLike, name: str, kernel_init: Initializer = LECUN) -> nn.Conv:
@@ -135,7 +136,7 @@ def layer_stack(layer: type[nn.Module], length: int, remat: Remat) -> Callable[.
         rematted(layer, remat, prevent_cse=False),  # a scan already keeps them apart
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         length=length,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )

@@ -7,6 +7,7 @@ them, so the rest of the model does not know about adapters.
 
 import math
 import re
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def add_adapters(boxed: dict, rank: int, alpha: float, targets: tuple[str, ...],
     Raises:
         ConfigError: an expression that matches no dense kernel.
     """
-    flat = traverse_util.flatten_dict(boxed, sep="/")
+    flat = cast("dict[str, Parameter]", traverse_util.flatten_dict(boxed, sep="/"))
     for number, path in enumerate(_targeted(flat, targets)):
         kernel, module = flat[path], path.rpartition("/")[0]
         *stack, rows, columns = kernel.value.shape
@@ -62,7 +63,9 @@ def merge_adapters(params: dict, adapters: dict, scale: float) -> dict:
         adapters: `lora_a` and `lora_b` alone, as training saves them.
         scale: alpha / rank.
     """
-    flat, low_rank = (traverse_util.flatten_dict(tree) for tree in (params, adapters))
+    flat, low_rank = (
+        cast("dict[tuple[str, ...], Array]", traverse_util.flatten_dict(tree)) for tree in (params, adapters)
+    )
     for path in {path[:-1] for path in low_rank}:
         kernel, a, b = flat[*path, "kernel"], low_rank[*path, "lora_a"], low_rank[*path, "lora_b"]
         added = scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -9,6 +9,7 @@ The host decides which token goes where (sequence/): Temporal Embedding Grouping
 here puts the tokens of all modalities into their slots.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -92,12 +93,12 @@ class OmniVinci(nn.Module):
         x = constrain(self.vision_tower(x), "media")
         return rematted(OmniVinci.pool_tiles, self.compute.tower_remat)(self, x, batch)
 
-    def pool_tiles(self, x: Float[Array, "G*N S C"], batch: Batch) -> Float[Array, "G V D"]:
+    def pool_tiles(self, x: Float[Array, "tiles S C"], batch: Batch) -> Float[Array, "G V D"]:
         """Merges the scales of the tower's features, projects them and pools them in time."""
         config, groups = self.config, len(batch.tiles)
         x = rearrange(x, "(g n) (h w) c -> g n h w c", g=groups, h=config.vision.grid)
         x = constrain(x, "group")  # the scales of a tile may be on any device of its group
-        x = jax.vmap(lambda *arrays: merge_scales(*arrays, config.s2_sides))(x, batch.s2_sources, batch.s2_block)
+        x = jax.vmap(partial(merge_scales, sides=config.s2_sides))(x, batch.s2_sources, batch.s2_block)
         x = rearrange(constrain(x, "group", "item"), "g n h w c -> (g n) h w c")
         x = self.mm_projector(constrain(x, "media"))
         x = constrain(rearrange(constrain(x, "media"), "(g n) h w d -> g n h w d", g=groups), "group")
@@ -123,7 +124,7 @@ class OmniVinci(nn.Module):
 
     def fill_slots(
         self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]
-    ) -> Float[Array, "G*R T D"]:
+    ) -> Float[Array, "rows T D"]:
         """The decoder's input: text embeddings, and the group's media tokens after time embedding, in their slots."""
         vision = self.video_time(vision, batch.vision_times, batch.vision_angles)
         audio = self.sound_time(audio, batch.audio_times, batch.audio_angles)
@@ -135,7 +136,7 @@ class OmniVinci(nn.Module):
         media = jax.vmap(lambda tokens, slots: jnp.take(tokens, slots, axis=0))(pool, index)  # within a group
         return rearrange(jnp.where(is_text[..., None], text, media), "g r t d -> (g r) t d")
 
-    def embed(self, batch: Batch) -> Float[Array, "G*R T D"]:
+    def embed(self, batch: Batch) -> Float[Array, "rows T D"]:
         """The decoder's input, without the clip embeddings that only training needs."""
         return self.fill_slots(batch, *self.encode(batch))
 
@@ -172,7 +173,7 @@ class OmniVinci(nn.Module):
 
 def pool_frames(
     frames: Float[Array, "N h w D"], members: Int[Array, "F t"], pool: tuple[int, int, int]
-) -> Float[Array, "F*tokens D"]:
+) -> Float[Array, "pooled D"]:
     """Averages a video's frames over blocks of `pool` = (time, height, width).
 
     Args:

@@ -7,6 +7,7 @@ A new parameter comes in a box (`Parameter`) that names its logical axes (models
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
+from typing import Any
 
 import flax.linen as nn
 from flax import struct
@@ -55,8 +56,8 @@ class Parameter(nn.LogicallyPartitioned):
     role: Role = struct.field(pytree_node=False, default=PLAIN)
 
 
-def declare(init: Initializer, axes: tuple[str | None, ...], role: Role = PLAIN) -> Callable[..., Parameter]:
-    """An initializer that boxes the new parameter with its logical axes and its role."""
+def declare(init: Initializer, axes: tuple[str | None, ...], role: Role = PLAIN) -> Callable[..., Any]:
+    """An initializer that returns a `Parameter` with these logical axes and this role; `Module.param` unboxes it."""
 
     @wraps(init)
     def boxed(*args: object, **kwargs: object) -> Parameter:

@@ -11,7 +11,7 @@ from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.layers import Dense, conv3, layer_norm
 
 
-def space_to_depth(x: Float[Array, "B h w C"]) -> Float[Array, "B ceil(h/2) ceil(w/2) 4C"]:
+def space_to_depth(x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C4"]:
     """Moves each 2x2 block to one position, channels in the order (row, column, channel); pads odd sides with zeros."""
     _, height, width, _ = x.shape
     x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))

@@ -24,7 +24,7 @@ class SiglipTower(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, tiles: UInt8[Array, "B P P 3"]) -> Float[Array, "B grid*grid C"]:
+    def __call__(self, tiles: UInt8[Array, "B P P 3"]) -> Float[Array, "B S C"]:
         """Features of each patch, row by row."""
         config = self.config
         x = (tiles.astype(jnp.float32) / 255 - 0.5) / 0.5

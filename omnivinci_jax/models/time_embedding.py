@@ -36,10 +36,12 @@ class TimeEmbedding(nn.Module):
             return x + jnp.where(times[..., None] == 0, 0, self._learned(times, x.shape[-1]))
         if scheme not in ("axial", "axial_reversed"):
             angles = time_angles(times, frequencies(self.config))
+        assert angles is not None  # the host makes them for the axial schemes
         return rotate(x, angles)
 
     def _learned(self, times: Float32[Array, "*batch"], width: int) -> Float[Array, "*batch D"]:
         """A learned vector per whole second, through an MLP (Section 4.1.1) that is zero at initialisation."""
+        assert self.config.max_time is not None  # TimeEmbeddingConfig checks it
         seconds = int(self.config.max_time)
         nearest = jnp.clip(jnp.round(times), 0, seconds).astype(jnp.int32)
         y = Embedding(seconds + 1, width, (None, "embed"), self.compute, name="seconds")(nearest)
@@ -60,6 +62,7 @@ def frequencies(config: TimeEmbeddingConfig) -> Float64[np.ndarray, " C"]:
         return 10_000.0 ** -(2 * (i // 2) / channels) / (2 * np.pi)
     if config.pair_angles:
         i = i // 2 * 2
+    assert config.max_time is not None  # TimeEmbeddingConfig checks it
     if config.scheme == "crte":
         return 1 / (config.max_time * config.theta ** (i / channels))
     return config.max_time ** -(i / (channels - 1))

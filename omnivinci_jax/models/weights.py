@@ -5,9 +5,10 @@ here, a quantized array elsewhere. Dense layers, embeddings and the output head 
 alone.
 """
 
+import typing
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -39,7 +40,7 @@ class Weight(ABC):
         """See the function `matmul`; must be differentiable in x."""
 
     @property
-    def T(self) -> Self:
+    def T(self) -> "Weight":
         """The transpose [out, in], which a tied output head needs."""
         raise TypeError(f"{type(self).__name__} cannot be an embedding table")
 
@@ -60,7 +61,7 @@ class AdaptedWeight(Weight):
     @property
     def shape(self) -> tuple[int, int]:
         """(in, out)."""
-        return self.weight.shape
+        return typing.cast("tuple[int, int]", self.weight.shape)
 
     def matmul(self, x: Float[Array, "*batch in"], axes: Axes, out_dtype: DTypeLike) -> Float[Array, "*batch out"]:
         """Multiplies by the weight and by the two factors; their product is never made."""

@@ -13,7 +13,7 @@ Attention multiplies activations alone, and so costs three times its forward pas
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 from flax import linen as nn
@@ -24,6 +24,7 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.models.compute import Remat
 from omnivinci_jax.models.initialization import parameter_roles
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.parameters import Role
 from omnivinci_jax.planning.hardware import chip_of
 from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train.metrics import Work
@@ -94,7 +95,7 @@ class FlopCounter:
     def __init__(self, config: TrainConfig):
         model = OmniVinci(config.model)
         params = jax.eval_shape(lambda key: nn.meta.unbox(initial_params(model, config, key)), jax.random.key(0))
-        roles = traverse_util.flatten_dict(parameter_roles(config.model, params), sep="/")
+        roles = cast("dict[str, Role]", traverse_util.flatten_dict(parameter_roles(config.model, params), sep="/"))
         trees = split_trainable(params, config)
         trained, frozen = (traverse_util.flatten_dict(tree, sep="/") for tree in trees)
 

@@ -3,14 +3,13 @@
 import hashlib
 from pathlib import Path
 
-from etils import epath
 from scipy.io import wavfile
 
-from omnivinci_jax.paths import atomic_file, local_copy
+from omnivinci_jax.paths import AnyPath, atomic_file, local_copy
 from omnivinci_jax.speech.voice import Voice
 
 
-def spoken_file(voice: Voice, text: str, folder: epath.Path) -> Path:
+def spoken_file(voice: Voice, text: str, folder: AnyPath) -> Path:
     """A WAV file of a text in `folder`, said now if it is not there; where that is a bucket, a copy on this machine."""
     key = hashlib.sha256(repr((voice.config, text)).encode()).hexdigest()[:32]
     path = folder / key[:2] / f"{key}.wav"

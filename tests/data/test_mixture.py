@@ -30,7 +30,8 @@ def mixture_of(sizes: dict[str, int], weights: dict[str, float]) -> Mixture:
     def index(name: str) -> Index:
         count = sizes[name]
         numbers = np.arange(count)
-        return Index(Jsonl(Path(name)), numbers, numbers + 1, np.full((count, 4), (20, 0, 0, 0)), numbers * 0, ())
+        needs, frames = np.full((count, 4), (20, 0, 0, 0)), np.zeros(count, np.int32)
+        return Index(Jsonl(Path(name)), numbers, numbers + 1, needs, frames, ())
 
     sources = tuple(Source(name, name, "text", weights[name]) for name in sizes)
     return Mixture(sources, tuple(map(index, sizes)))
