@@ -142,7 +142,7 @@ class JaxSide:
     def _part(
         self, modules: tuple[str, ...], function: Callable, value: jax.Array | Batch, *rest: jax.Array
     ) -> tuple[Program, Program]:
-        """Forward, and forward with backward, of one part, to its parameters and to `value` if that is an activation."""
+        """Forward, and forward with backward, of one part, to its parameters and `value` if that is an activation."""
 
         def forward(params: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array) -> jax.Array:
             return function(nested(params | others), value, *rest)
