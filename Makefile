@@ -1,7 +1,7 @@
-# `make demo` and `make test` need Python 3.11 or newer and make; everything else is installed into .venv.
+# `make demo` and `make test` need make and Python 3.11 or newer; everything else is installed into .venv.
 PYTHON ?= python3
-# Where the parity tests' torch comes from. A plain `pip install torch` brings gigabytes of CUDA: give the index of
-# PyTorch's CPU builds (CONTRIBUTING.md), unless pip is already set up to find one.
+# Package index for the parity tests' torch. A plain `pip install torch` downloads gigabytes of CUDA: pass the index of
+# PyTorch's CPU builds (CONTRIBUTING.md), unless pip is already configured with one.
 TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')

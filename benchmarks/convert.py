@@ -1,10 +1,10 @@
-"""A checkpoint of random content in and out of PyTorch's files: time against `cp` plus `sync`, peak memory, every bit.
+"""Converts a random checkpoint from and to PyTorch: time against `cp` plus `sync`, peak memory, equality of all bits.
 
 python benchmarks/convert.py --folder DIR                  # 8.7e9 parameters in bfloat16, 53 GB of disk
 python benchmarks/convert.py --folder DIR --decoder 0.5b
 
-Runs the commands in processes of their own under /usr/bin/time -v. Caches are dropped before each where this process
-may (root), and `sync` is part of every time.
+Runs each command in its own process under /usr/bin/time -v. If the benchmark runs as root, it drops the page cache
+before each command. Every time includes `sync`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 def random_checkpoint(config: OmniVinciConfig, folder: Path, layout: str, dtype: np.dtype) -> int:
-    """Writes a checkpoint of random bits in `layout` and returns its size in bytes."""
+    """Writes a checkpoint of random bits in `layout`; returns its size in bytes."""
     shapes = parameter_shapes(OmniVinci(config))
     folders: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for tensor in tensors(config, shapes):
@@ -53,7 +53,7 @@ def random_checkpoint(config: OmniVinciConfig, folder: Path, layout: str, dtype:
 
 
 def different(first: Path, second: Path) -> list[str]:
-    """Names of tensors that are not the same bits in both checkpoints, whatever their layouts."""
+    """Names of tensors whose bits differ between two checkpoints, in any layouts."""
     a, b = read_layout(first), read_layout(second)
     b = {name: tensor for name, tensor in b.items() if not name.startswith("omnivinci_jax.")}
     names = sorted(a.keys() ^ b.keys())
@@ -69,7 +69,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def timed(*command: str) -> tuple[float, float]:
-    """Seconds until the command and a `sync` are done, and its peak resident memory in GB."""
+    """Seconds for the command and a `sync`, and the command's peak resident memory in GB."""
     os.sync()
     if os.access(CACHES, os.W_OK):
         CACHES.write_text("3\n")
@@ -84,11 +84,11 @@ def timed(*command: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Makes, copies, converts, compares; prints the table."""
+    """Writes, copies, converts and compares; prints the table."""
     from configs.omnivinci_9b import DECODERS, model_config
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="a directory to make, removed at the end")
+    parser.add_argument("--folder", type=Path, required=True, help="new directory, removed at the end")
     parser.add_argument("--decoder", choices=DECODERS, default="7b")
     options = parser.parse_args()
     options.folder.mkdir(parents=True)

@@ -1,9 +1,9 @@
-"""The paper's stages in a row at the tiny size, and the accuracy of each modality after each of them.
+"""Trains the paper's stages in order at the tiny size and evaluates each modality after every stage.
 
 python benchmarks/curriculum.py        # in the repository: data in runs/curriculum, stages in runs/stages
 
-Started again it goes on where it was. A stage is measured by its best model on the validation questions of its own
-data, over held-out questions of all modalities; speech is among them where espeak-ng is installed.
+Resumes if started again. After a stage, its best model on its own validation questions answers held-out questions of
+all modalities, speech included if espeak-ng is installed.
 """
 
 import json
@@ -19,14 +19,14 @@ DATA, RUNS = (REPOSITORY / "runs" / name for name in ("curriculum", "stages"))
 
 
 def python(*arguments: str | Path) -> None:
-    """A module's command; its end is ours where it fails."""
+    """Runs a module; exits if it fails."""
     done = subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=REPOSITORY)
     if done.returncode:
         sys.exit(done.returncode)
 
 
 def main() -> None:
-    """Makes, trains, measures; prints the table."""
+    """Generates data, trains, evaluates; prints the table."""
     python("omnivinci_jax.cli", "av_world", "curriculum", "--out", DATA)
     train = {"TRAIN": f"{sys.executable} -m omnivinci_jax.cli train"}
     script = ["launch/curriculum.sh", "configs/stages/tiny.py", RUNS.relative_to(REPOSITORY)]

@@ -1,10 +1,10 @@
-"""What fine-tuning needs of a chip's memory, by the compilers of machines that are not here.
+"""Memory per chip that fine-tuning needs, by the compilers of machines that are not attached.
 
-python benchmarks/finetune_memory.py                     # every row compiles a training step, which takes minutes
+python benchmarks/finetune_memory.py                     # each row compiles a training step, for minutes
 python benchmarks/finetune_memory.py --decoders 0.5b --topologies h100:1
 
-Of configs/finetune.py, with one group of it a chip: full fine-tuning, and LoRA of rank 16. The compilers are packages
-of their own: the extra `tpu`, and for GPUs what docs/scaling.md names.
+Compiles configs/finetune.py with one group per chip, as full fine-tuning and as LoRA of rank 16. Compilers: the extra
+`tpu`, and for GPUs the packages that docs/scaling.md names.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from omnivinci_jax.planning.plan import DoesNotFit, plan
 from omnivinci_jax.planning.topology import get_topology
 from omnivinci_jax.settings import LoraConfig
 
-WAYS = {"full": LoraConfig(), "LoRA": LoraConfig(rank=16)}
+METHODS = {"full": LoraConfig(), "LoRA": LoraConfig(rank=16)}
 
 
 def main() -> None:
-    """Prints a row for each decoder, machine and way."""
+    """Prints a row for each decoder, machine and method."""
     from configs.finetune import finetune
     from configs.omnivinci_9b import DECODERS, model_config
 
@@ -32,21 +32,21 @@ def main() -> None:
     parser.add_argument("--topologies", nargs="+", default=["h100:1", "h100:8", "v5e:2x4"])
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    print("| decoder | machine | | parameters | optimizer | activations | needed | of |", flush=True)
+    print("| decoder | machine | | parameters | optimizer | activations | needed | available |", flush=True)
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for decoder in options.decoders:
         for topology in map(get_topology, options.topologies):
-            for way, lora in WAYS.items():
+            for method, lora in METHODS.items():
                 config = finetune(model_config(decoder))
                 data = dataclasses.replace(config.data, groups=len(topology.devices))
                 try:
                     memory = plan(dataclasses.replace(config, data=data, lora=lora), topology).memory
-                except DoesNotFit:  # a TPU's compiler ends there; that for GPUs says what it would need
-                    print(f"| {decoder} | {topology.name} | {way} | | | | does not fit | |", flush=True)
+                except DoesNotFit:  # TPU compilers fail; those for GPUs report what they would need
+                    print(f"| {decoder} | {topology.name} | {method} | | | | does not fit | |", flush=True)
                     continue
                 parts = (memory.parameters, memory.optimizer, memory.activations, memory.needed, memory.available)
                 cells = " | ".join(f"{size / GIB:.1f} GiB" for size in parts)
-                print(f"| {decoder} | {topology.name} | {way} | {cells} |", flush=True)
+                print(f"| {decoder} | {topology.name} | {method} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Answers about clips of 2 to 64 frames with sound, beside transformers' PyTorch and the memory bandwidth.
+"""Generation about clips of 2 to 64 frames with sound, against transformers' PyTorch and the memory bandwidth.
 
 python -m benchmarks.generate --plot docs/generate.png        # configs/mid.py in float32; needs torch
 
-A clip has two frames a second and its sound, a question of 32 tokens follows, 64 tokens are answered greedily. From
-pixels and log-mel to the first token: the towers, the decoder's pass over the prompt, the first token; then tokens a
-second. Same weights, same clip, and the same tokens must come out. `second question` is the time to the first token of
-another question about the clip just asked about. The limit is what a token must read, the decoder's layers and head and
-the keys and values so far, over the memory bandwidth: the best of some sums of 512 MB by all cores, in the same run.
+A prompt is a clip of two frames per second with sound, then a question of 32 tokens; the greedy answer has 64 tokens.
+Measured are the time from pixels and log-mel to the first token (towers and prefill), then tokens per second. Both
+sides have the same weights and clips and must generate the same tokens. `second question` is the time to the first
+token of another question about the same clip. The limit on tokens/s is the memory bandwidth over the bytes that a token
+must read (the decoder's layers and head, the keys and values so far); the bandwidth is the best of several sums of 512
+MB on all cores, in the same run.
 
-Both sides live in processes of their own and work by turns, each turn on another clip; numbers are medians.
+The two sides run in their own processes and take turns, each turn with a new clip; numbers are medians.
 """
 
 import argparse
@@ -31,14 +32,14 @@ from omnivinci_jax.sequence.row import SoundSize, VideoSize, lay_out_media
 FRAMES = (2, 4, 8, 16, 32, 64)
 TEXT, NEW = 32, 64
 HEADS = (
-    "frames", "positions", "first token, theirs", "ours", "ratio", "of it prefill, ratio", "second question",
-    "tokens/s, theirs", "ours", "ratio", "limit", "of the limit",
+    "frames", "positions", "first token, torch", "jax", "ratio", "prefill ratio", "second question",
+    "tokens/s, torch", "jax", "ratio", "limit", "of the limit",
 )  # fmt: skip
 CONFIG = mid.model_config().replace(num_video_frames=max(FRAMES))
 
 
 class Times(NamedTuple):
-    """Of one answer: its tokens, seconds for the towers, for the prompt and the first token, for each later token."""
+    """One answer: its tokens, seconds for the towers, for prefill with the first token, and for each later token."""
 
     tokens: list[int]
     encode: float
@@ -61,7 +62,7 @@ def clip(config: OmniVinciConfig, frames: int, seed: int, question: int = 0) -> 
 
 
 def make_side(name: str, folder: Path) -> Any:
-    """Called in a side's own process; the PyTorch side leaves its weights in `folder`."""
+    """Called in the side's own process; the PyTorch side saves its weights in `folder`."""
     if name == "torch":
         from benchmarks.generate_torch import TorchSide as Side
     else:
@@ -69,40 +70,40 @@ def make_side(name: str, folder: Path) -> Any:
     return Side(CONFIG, folder)
 
 
-def measure(torch: Worker, ours: Worker, frames: int, turns: int) -> dict[str, float]:
-    """Medians over the turns; ratios are medians of theirs / ours at each turn."""
-    for worker in (torch, ours):  # compiles, and starts threads
+def measure(torch: Worker, jax: Worker, frames: int, turns: int) -> dict[str, float]:
+    """Medians over the turns; a ratio is the median of torch / jax of each turn."""
+    for worker in (torch, jax):  # compiles and starts threads
         worker.ask("answer", frames, 0, NEW)
-    ours.ask("second", frames, 0)
-    found = []
+    jax.ask("second", frames, 0)
+    measured = []
     for turn in range(1, turns + 1):
-        theirs, mine = torch.ask("answer", frames, turn, NEW), ours.ask("answer", frames, turn, NEW)
-        if theirs.tokens != mine.tokens:
-            raise SystemExit(f"{frames} frames: the two sides do not answer the same: {theirs.tokens} {mine.tokens}")
-        found.append(
+        theirs, ours = torch.ask("answer", frames, turn, NEW), jax.ask("answer", frames, turn, NEW)
+        if theirs.tokens != ours.tokens:
+            raise SystemExit(f"{frames} frames: the answers differ: {theirs.tokens} {ours.tokens}")
+        measured.append(
             dict(
-                theirs_first=theirs.encode + theirs.prefill, ours_first=mine.encode + mine.prefill,
-                first_ratio=(theirs.encode + theirs.prefill) / (mine.encode + mine.prefill),
-                prefill_ratio=theirs.prefill / mine.prefill,
-                second=ours.ask("second", frames, turn),
-                theirs_rate=1 / theirs.token, ours_rate=1 / mine.token, rate_ratio=theirs.token / mine.token,
+                torch_first=theirs.encode + theirs.prefill, jax_first=ours.encode + ours.prefill,
+                first_ratio=(theirs.encode + theirs.prefill) / (ours.encode + ours.prefill),
+                prefill_ratio=theirs.prefill / ours.prefill,
+                second=jax.ask("second", frames, turn),
+                torch_rate=1 / theirs.token, jax_rate=1 / ours.token, rate_ratio=theirs.token / ours.token,
             )
         )  # fmt: skip
-    return {name: float(np.median([turn[name] for turn in found])) for name in found[0]}
+    return {name: float(np.median([turn[name] for turn in measured])) for name in measured[0]}
 
 
 def draw(rows: dict[int, dict[str, float]], path: Path) -> None:
-    """Time to the first token and tokens a second against the clip's frames."""
+    """Plots time to the first token and tokens per second against the clip's frames."""
     figure, (first, rate) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     series = {name: [row[name] for row in rows.values()] for name in next(iter(rows.values()))}
-    first.loglog(list(rows), series["theirs_first"], "s--", color="0.5", label="transformers' PyTorch")
-    first.loglog(list(rows), series["ours_first"], "o-", label="OmniVinci in JAX")
+    first.loglog(list(rows), series["torch_first"], "s--", color="0.5", label="transformers' PyTorch")
+    first.loglog(list(rows), series["jax_first"], "o-", label="OmniVinci in JAX")
     first.loglog(list(rows), series["second"], "o:", color="tab:blue", label="a second question")
     first.set(xlabel="frames (with sound)", ylabel="seconds to the first token")
     rate.semilogx(list(rows), series["limit"], "k:", label="memory bandwidth")
-    rate.semilogx(list(rows), series["ours_rate"], "o-", label="OmniVinci in JAX")
-    rate.semilogx(list(rows), series["theirs_rate"], "s--", color="0.5", label="transformers' PyTorch")
-    rate.set(xlabel="frames (with sound)", ylabel="tokens a second", ylim=(0, None))
+    rate.semilogx(list(rows), series["jax_rate"], "o-", label="OmniVinci in JAX")
+    rate.semilogx(list(rows), series["torch_rate"], "s--", color="0.5", label="transformers' PyTorch")
+    rate.set(xlabel="frames (with sound)", ylabel="tokens per second", ylim=(0, None))
     for axes in (first, rate):
         axes.set_xticks(list(rows), map(str, rows))
         axes.minorticks_off()
@@ -112,32 +113,32 @@ def draw(rows: dict[int, dict[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measures, prints the table, draws."""
+    """Measures, prints the table, plots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=FRAMES, choices=FRAMES)
-    parser.add_argument("--turns", type=int, default=5, help="how many clips of each length are asked about")
+    parser.add_argument("--turns", type=int, default=5, help="clips of each length")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     options = parser.parse_args()
     tunables = use_cpu_allocator()
     with tempfile.TemporaryDirectory() as folder:
-        torch, ours = (Worker(make_side, name, Path(folder)) for name in ("torch", "jax"))
+        torch, jax = (Worker(make_side, name, Path(folder)) for name in ("torch", "jax"))
         bandwidth = torch.ask("bandwidth")
         machine = f"{processor()}; {bandwidth / 1e9:.1f} GB/s; {tunables}; {datetime.date.today()}"
-        print(f"configs/mid.py, float32; {machine}; theirs: {torch.version}, ours: {ours.version}\n")
+        print(f"configs/mid.py, float32; {machine}; {torch.version}, {jax.version}\n")
         print(line(*HEADS))
         print(line(*["---"] * len(HEADS)), flush=True)
         rows = {}
         for frames in options.frames:
-            positions, row = len(clip(CONFIG, frames, 0).row), measure(torch, ours, frames, options.turns)
-            row["limit"] = bandwidth / ours.ask("token_bytes", positions + NEW // 2)
+            positions, row = len(clip(CONFIG, frames, 0).row), measure(torch, jax, frames, options.turns)
+            row["limit"] = bandwidth / jax.ask("token_bytes", positions + NEW // 2)
             rows[frames] = row
             print(
                 line(
-                    f"{frames}", f"{positions:,}", f"{row['theirs_first']:.3f} s", f"{row['ours_first']:.3f} s",
+                    f"{frames}", f"{positions:,}", f"{row['torch_first']:.3f} s", f"{row['jax_first']:.3f} s",
                     f"{row['first_ratio']:.2f}", f"{row['prefill_ratio']:.2f}",
-                    f"{row['second'] * 1e3:.0f} ms ({row['second'] / row['ours_first']:.0%})",
-                    f"{row['theirs_rate']:.0f}", f"{row['ours_rate']:.0f}", f"{row['rate_ratio']:.2f}",
-                    f"{row['limit']:.0f}", f"{row['ours_rate'] / row['limit']:.0%}",
+                    f"{row['second'] * 1e3:.0f} ms ({row['second'] / row['jax_first']:.0%})",
+                    f"{row['torch_rate']:.0f}", f"{row['jax_rate']:.0f}", f"{row['rate_ratio']:.2f}",
+                    f"{row['limit']:.0f}", f"{row['jax_rate'] / row['limit']:.0%}",
                 ),
                 flush=True,
             )  # fmt: skip

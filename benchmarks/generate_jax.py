@@ -1,4 +1,4 @@
-"""Our side of benchmarks/generate.py."""
+"""The JAX side of benchmarks/generate.py."""
 
 import time
 from pathlib import Path
@@ -18,17 +18,17 @@ from tests.tiny import NoEnd
 
 
 class JaxSide:
-    """An engine with the weights that the other side left in `folder`."""
+    """An engine with the weights that the PyTorch side saved in `folder`."""
 
     def __init__(self, config: OmniVinciConfig, folder: Path):
-        """Loads them."""
+        """Loads the weights."""
         self.config, self.version = config, f"jax {jax.__version__}"
         params = params_from_torch(load_file(folder / "weights.safetensors"), config)
         self.engine = Engine(OmniVinci(config), jax.device_put(params), NoEnd())
         self.media = np.zeros(0)
 
     def answer(self, frames: int, seed: int, new: int) -> Times:
-        """A greedy answer about a clip that nobody has asked about."""
+        """A greedy answer about a new clip."""
         packed = clip(self.config, frames, seed)
         began = time.perf_counter()
         self.media = encode_row(self.engine.model, self.engine.weights.rest, packed.row, packed.tiles, packed.windows)
@@ -47,7 +47,7 @@ class JaxSide:
         return time.perf_counter() - began
 
     def token_bytes(self, positions: int) -> int:
-        """Bytes that one token must read: layers, final norm and head once, keys and values of what is before it."""
+        """Bytes that a decode step must read: layers, final norm, head, keys and values of all earlier positions."""
         text, weights = self.config.text, self.engine.weights
         read = (weights.layers, weights.rest["llm"]["norm"], weights.rest["llm"]["lm_head"])
         past = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * positions * 4

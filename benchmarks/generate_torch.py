@@ -17,10 +17,10 @@ from omnivinci_jax.sequence.batch import Capacity
 
 
 class TorchSide:
-    """transformers' modules with random weights, which are left in `folder` for the other side."""
+    """transformers' modules with random weights, saved in `folder` for the JAX side."""
 
     def __init__(self, config: OmniVinciConfig, folder: Path):
-        """Makes and saves them."""
+        """Creates and saves the weights."""
         torch.manual_seed(0)
         self.config, self.version = config, f"torch {torch.__version__}"
         self.model = TorchOmniVinci(config).eval()
@@ -29,7 +29,7 @@ class TorchSide:
 
     @torch.inference_mode()
     def answer(self, frames: int, seed: int, new: int) -> Times:
-        """A greedy answer about a clip, with the cache that `generate` uses, and without what else it does."""
+        """A greedy answer about a clip, with the cache of `generate` but without its overhead."""
         packed, model = clip(self.config, frames, seed), self.model
         capacity = Capacity(1, len(packed.row), frames, len(packed.windows), 1)
         group = assemble([packed], self.config, capacity)
@@ -47,10 +47,10 @@ class TorchSide:
         return Times(tokens, encoded - began, first - encoded, (time.perf_counter() - first) / (new - 1))
 
     def bandwidth(self) -> float:
-        """Bytes a second that all cores can read: the best of some sums."""
-        numbers, best = torch.ones(2**27), 0.0
+        """Bytes per second that all cores can read: the best of several sums."""
+        values, best = torch.ones(2**27), 0.0
         for _ in range(10):
             began = time.perf_counter()
-            numbers.sum()
-            best = max(best, numbers.nbytes / (time.perf_counter() - began))
+            values.sum()
+            best = max(best, values.nbytes / (time.perf_counter() - began))
         return best

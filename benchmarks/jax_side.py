@@ -1,4 +1,4 @@
-"""Our side of benchmarks/train_step.py."""
+"""The JAX side of benchmarks/train_step.py."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,7 +32,7 @@ flat, nested = partial(flatten_dict, sep="/"), partial(unflatten_dict, sep="/")
 
 
 class ModelFlops(NamedTuple):
-    """FLOPs of planning/flops.py for a forward pass and for a training step; `peak` FLOP/s where the chip is known."""
+    """FLOPs of a forward pass and a training step by planning/flops.py; `peak` FLOP/s if the chip is known."""
 
     forward: float
     step: float
@@ -40,10 +40,10 @@ class ModelFlops(NamedTuple):
 
 
 class JaxSide:
-    """A model in training, with the mesh and the step of `omnivinci train`; sets the mesh for the whole process."""
+    """A training run with the mesh and step of `omnivinci train`; sets the mesh for the whole process."""
 
     def __init__(self, config: TrainConfig, batch: Batch, folder: Path):
-        """The weights that TorchSide left in `folder`, or random ones where there are none."""
+        """Loads the weights that TorchSide saved in `folder`, or draws random ones if there are none."""
         mesh = make_mesh(config.mesh)
         self.version = f"jax {jax.__version__}"
         self.config, self.folder, self.device = config, folder, mesh.devices.flat[0]
@@ -65,14 +65,14 @@ class JaxSide:
         self.step = make_train_step(self.loss_fn, self.optimizer, shardings)
 
     def flops(self) -> ModelFlops:
-        """Of the full batch."""
+        """FLOPs of the full batch."""
         counter, work, chip = FlopCounter(self.config), full_work(self.config.data), chip_of(self.device.device_kind)
         return ModelFlops(counter.forward(work).total, counter.step(work).total, chip.flops if chip else None)
 
     def gradients(self) -> tuple[float, dict[str, float]]:
-        """The loss of the untouched weights, and how far each gradient is from the one that TorchSide left.
+        """The loss at the initial weights, and the distance of each gradient from the one that TorchSide saved.
 
-        A distance is the norm of a leaf's difference over the leaf's norm.
+        A distance is the norm of the difference over the norm of TorchSide's gradient.
         """
         gradient = jax.jit(make_gradient(self.loss_fn))
         gradients, metrics = gradient(self.state.trainable, self.state.frozen, self.batch)
@@ -84,7 +84,7 @@ class JaxSide:
         return float(metrics["loss"]), distances
 
     def programs(self) -> dict[str, Program]:
-        """Everything that is timed, by name; see benchmarks/train_step.py."""
+        """The timed programs by name; see benchmarks/train_step.py."""
         batch, params = self.batch, self.state.params
         x = jax.jit(partial(self._apply, method=OmniVinci.embed))(params, batch)
         positions, segment_ids = (a.reshape(-1, a.shape[-1]) for a in (batch.positions, batch.segment_ids))
@@ -142,21 +142,21 @@ class JaxSide:
     def _part(
         self, modules: tuple[str, ...], function: Callable, value: jax.Array | Batch, *rest: jax.Array
     ) -> tuple[Program, Program]:
-        """Forward, and with backward, of a part alone: to what it trains, and to `value` if that is an activation."""
+        """Forward, and forward with backward, of one part, to its parameters and `value` if that is an activation."""
 
-        def forward(own: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array) -> jax.Array:
-            return function(nested(own | others), value, *rest)
+        def forward(params: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array) -> jax.Array:
+            return function(nested(params | others), value, *rest)
 
         def backward(
-            cotangent: jax.Array, own: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array
+            cotangent: jax.Array, params: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array
         ) -> tuple:
-            inputs = (own,) if isinstance(value, Batch) else (own, value)
-            return jax.vjp(lambda own, value=value: forward(own, others, value, *rest), *inputs)[1](cotangent)
+            inputs = (params,) if isinstance(value, Batch) else (params, value)
+            return jax.vjp(lambda params, value=value: forward(params, others, value, *rest), *inputs)[1](cotangent)
 
-        def run(compiled: Callable, *first: jax.Array) -> jax.Array:
-            own = {path: leaf for path, leaf in flat(self.state.trainable).items() if path.startswith(modules)}
-            others = {path: leaf for path, leaf in flat(self.state.params).items() if path not in own}
-            return jax.block_until_ready(compiled(*first, own, others, value, *rest))
+        def run(compiled: Callable, *cotangents: jax.Array) -> jax.Array:
+            params = {path: leaf for path, leaf in flat(self.state.trainable).items() if path.startswith(modules)}
+            others = {path: leaf for path, leaf in flat(self.state.params).items() if path not in params}
+            return jax.block_until_ready(compiled(*cotangents, params, others, value, *rest))
 
         forward_program = partial(run, jax.jit(forward))
         return forward_program, partial(run, jax.jit(backward), jnp.ones_like(forward_program()))

@@ -1,10 +1,10 @@
-"""The loader on 720p video with sound, at the published model's sizes, and how full the demo's groups are.
+"""Speed of the loader on 720p video with sound at the published model's sizes, and how full the demo's groups are.
 
 python benchmarks/loader.py --folder DIR
 
-Writes clips of ten seconds (1280x720 at 25 frames/s, H.264 with a keyframe a second, stereo AAC), and reads them with
-one worker and with two in turns, through the loader that training uses, with no cache. Every reading starts its own
-workers; what is timed begins with the second batch. Nothing else should run meanwhile.
+Writes clips of ten seconds (1280x720 at 25 frames/s, H.264 with a keyframe per second, stereo AAC) and reads them with
+the training loader, without a cache, with one worker and two workers in turns. Each pass starts new workers, and timing
+starts at the second batch. Run nothing else meanwhile.
 """
 
 import argparse
@@ -36,13 +36,13 @@ SECONDS, FRAME_RATE, SAMPLE_RATE = 10, 25, 48_000
 
 
 def write_clips(folder: Path, count: int) -> Path:
-    """Clips of moving noise and a JSONL file of one question about each."""
+    """Writes clips of moving noise and a JSONL file with one question about each."""
     lines = []
-    for number in tqdm(range(count), desc="clips", unit="clip"):
-        path = folder / f"{number:04}.mp4"
+    for index in tqdm(range(count), desc="clips", unit="clip"):
+        path = folder / f"{index:04}.mp4"
         if not path.exists():
-            rng = np.random.default_rng(number)
-            # Blocks that move: noise a pixel wide would be a test of the decoder's bit rate.
+            rng = np.random.default_rng(index)
+            # Moving blocks: per-pixel noise would test the decoder's bit rate.
             picture = rng.integers(0, 256, (90, 160, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
             frames = np.stack([np.roll(picture, (3 * t, 5 * t), (0, 1)) for t in range(SECONDS * FRAME_RATE)])
             sound = rng.normal(scale=0.1, size=(2, SECONDS * SAMPLE_RATE)).astype(np.float32)
@@ -55,7 +55,7 @@ def write_clips(folder: Path, count: int) -> Path:
 
 
 def clips_per_second(index: Index, processor: Processor, settings: DataConfig, batches: int) -> float:
-    """Of the batches after the first, which waits for the workers to start."""
+    """Clips per second after the first batch, which waits for the workers to start."""
     plan = Plan(alone(index), settings.capacity, seed=0)
     iterator = iter(read_batches(index, plan, processor, settings, [0], start=0, stop=batches))
     next(iterator)
@@ -65,48 +65,48 @@ def clips_per_second(index: Index, processor: Processor, settings: DataConfig, b
 
 
 def packing(config: TrainConfig) -> dict[str, float]:
-    """Shares of the slots, tiles and windows that an epoch of a configuration's training data fills."""
+    """The shares of slots, tiles and windows that an epoch of a configuration's training data fills."""
     mixture = open_mixture(make_processor(config), config.data)
     plan, capacity, groups, seen = Plan(mixture, config.data.capacity, config.seed), config.data.capacity, 0, 0
     while seen < len(mixture):
         seen += sum(len(row) for row in plan[groups])
         groups += 1
-    room = np.array([capacity.rows * capacity.slots, capacity.tiles, capacity.windows])
-    shares = mixture.sizes[:, :3].sum(axis=0) / groups / room
+    total = np.array([capacity.rows * capacity.slots, capacity.tiles, capacity.windows])
+    shares = mixture.sizes[:, :3].sum(axis=0) / groups / total
     return dict(zip(("slots", "tiles", "windows"), shares.tolist(), strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the clips are written, 100 MB")
+    parser.add_argument("--folder", type=Path, required=True, help="where to write the clips, 100 MB")
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--batches", type=int, default=13)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--demo", type=Path, help="configuration whose packing is measured; its data must be there")
+    parser.add_argument("--demo", type=Path, help="configuration whose packing to measure; needs its data")
     arguments, overrides = parser.parse_known_args()
     flags.FLAGS.mark_as_parsed()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     processor = Processor(OmniVinciConfig(), Tokenizer(REPOSITORY / "configs" / "tiny_tokenizer"))
     capacity = Capacity(rows=1, slots=8192, tiles=80, windows=4, clips=4)
     index = build_index(Jsonl(write_clips(arguments.folder, arguments.clips)), processor, capacity, "skip", quiet=True)
-    settings, found = DataConfig(groups=1, capacity=capacity), {1: [], 2: []}
+    settings, measured = DataConfig(groups=1, capacity=capacity), {1: [], 2: []}
     for _ in range(arguments.repeats):
-        for workers, speeds in found.items():
+        for workers, speeds in measured.items():
             speeds.append(
                 clips_per_second(index, processor, replace(settings, workers=workers), arguments.batches * workers)
             )
             print(f"{workers} worker(s): {speeds[-1]:.2f} clips/s", flush=True)
-    ratio = statistics.median(two / one for one, two in zip(found[1], found[2], strict=True))
+    ratio = statistics.median(two / one for one, two in zip(measured[1], measured[2], strict=True))
     print(
         f"\n{os.cpu_count()} cores, clips of {SECONDS} s at 1280x720 with stereo sound, {index.sizes[0, 1]} frames read"
     )
-    print("| workers | clips/s (median) | least, most |\n|---|---|---|")
-    for workers, speeds in found.items():
+    print("| workers | clips/s (median) | min, max |\n|---|---|---|")
+    for workers, speeds in measured.items():
         print(f"| {workers} | {statistics.median(speeds):.2f} | {min(speeds):.2f}, {max(speeds):.2f} |")
     print(f"two workers against one, median of pairs: {ratio:.2f}x")
     if arguments.demo:
         shares = packing(load_config([f"--config={arguments.demo}", *overrides]))
-        print("used of what groups hold: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+        print("used share of the groups: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The table of docs/scaling.md: the 9B training step on machines that are not here, by their compilers.
+"""The table of docs/scaling.md: the 9B training step, by the compilers of machines that are not attached.
 
-python benchmarks/scaling.py                                                  # everything, hours
+python benchmarks/scaling.py                                                  # everything, for hours
 python benchmarks/scaling.py --topologies v5p:4x4x4 --tokens 32768 --trained all
 
-Each row compiles the step that trains what the stage `omni` does (towers frozen) or all parameters, with rows of so
-many slots, of which 1,024 have three frames and 3,277 a window of sound, and one row to each set of chips that share
-its slots: the fewest of --contexts with which the step fits. Nothing else should run meanwhile.
+Each row of the table compiles a step that trains the parameters of the stage `omni` (towers frozen) or all parameters.
+There are three frames per 1,024 slots and one window of sound per 3,277 slots. A row is sharded over the smallest of
+--contexts with which the step fits; the batch has one row for each such set of chips. Run nothing else meanwhile.
 """
 
 import argparse
@@ -28,37 +28,37 @@ from omnivinci_jax.train.stages import frozen_in
 
 TOPOLOGIES = ("v5e:8x8", "v5e:16x16", "v6e:8x8", "v5p:4x4x4", "v5p:8x8x8", "h100:8", "h200:8")
 TRAINED = {"omni": frozen_in("omni"), "all": TrainConfig().frozen}
-# Largest fsdp x context: every width of decoder and towers divides by it.
-MOST_SHARING = 64
+# All widths of decoder and towers are multiples of it.
+MAX_FSDP_X_CONTEXT = 64
 HEADER = (
     "machine",
     "trained",
-    "slots a row",
+    "slots per row",
     "mesh",
-    "GiB a chip",
-    "of",
+    "GiB per chip",
+    "available",
     "sent, GB",
-    "seconds at least",
-    "MFU at most",
+    "seconds (min)",
+    "MFU (max)",
 )
 
 
 def row_capacity(slots: int, context: int) -> Capacity:
-    """A row of `slots`; its tiles and windows divide over `context` devices."""
+    """One row of `slots`, with multiples of `context` tiles and windows."""
 
-    def divided(count: float) -> int:
+    def round_up(count: float) -> int:
         return -(-round(count) // context) * context
 
-    return Capacity(rows=1, slots=slots, tiles=divided(slots * 96 / 32_768), windows=divided(slots / 3277), clips=4)
+    return Capacity(rows=1, slots=slots, tiles=round_up(slots * 96 / 32_768), windows=round_up(slots / 3277), clips=4)
 
 
 def fitting_plan(topology: str, trained: str, slots: int, contexts: list[int]) -> Plan:
-    """The step with the fewest chips to a row that it fits with; raises DoesNotFit where it fits with none."""
+    """The plan with the smallest context that fits; raises DoesNotFit if none does."""
     from configs.omnivinci_9b import get_config
 
     jax.config.update("jax_platforms", "cpu")
     machine, config = get_topology(topology), from_mapping(TrainConfig, get_config())
-    # The published decoder reads 32,768 positions; longer rows are asked of one that reads as many as there are slots.
+    # The published decoder reads 32,768 positions: raise its limit for longer rows.
     positions = max(slots, config.model.text.max_position_embeddings)
     text = dataclasses.replace(config.model.text, max_position_embeddings=positions)
     model = dataclasses.replace(config.model, text=text)
@@ -66,10 +66,10 @@ def fitting_plan(topology: str, trained: str, slots: int, contexts: list[int]) -
     for context in sorted(context for context in contexts if context <= len(machine.devices)):
         groups, capacity = len(machine.devices) // context, row_capacity(slots, context)
         data = dataclasses.replace(config.data, groups=groups, capacity=capacity)
-        mesh = MeshConfig(data=max(1, len(machine.devices) // MOST_SHARING), context=context)
+        mesh = MeshConfig(data=max(1, len(machine.devices) // MAX_FSDP_X_CONTEXT), context=context)
         try:
             make_mesh(mesh, machine.devices)
-        except ConfigError as error:  # one that the torus cannot be
+        except ConfigError as error:  # impossible on this torus
             print(f"{slots:,} slots over {context}: {error}", file=sys.stderr, flush=True)
             continue
         try:
@@ -108,14 +108,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
     parser.add_argument("--trained", nargs="+", choices=TRAINED, default=list(TRAINED))
-    parser.add_argument("--tokens", nargs="+", type=int, default=[8192, 32_768, 131_072], help="slots of a row")
-    parser.add_argument("--contexts", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="chips to a row, to be tried")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[8192, 32_768, 131_072], help="slots per row")
+    parser.add_argument("--contexts", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="chips per row to try")
     options = parser.parse_args()
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
     for topology in options.topologies:
         for trained in options.trained:
             for slots in options.tokens:
-                # A process for each: compilers keep what they have once taken.
+                # A new process for each, since compilers do not return memory.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                     cells = process.submit(describe, topology, trained, slots, options.contexts).result()
                 print(f"| {' | '.join(cells)} |", flush=True)

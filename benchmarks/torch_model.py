@@ -1,7 +1,7 @@
-"""The model as a PyTorch user would put it together from transformers' parts, for videos that are one tile a frame.
+"""The model as a PyTorch user would build it from transformers' modules, for videos with one tile per frame.
 
-SDPA attention, SigLIP's last layer left out rather than computed and dropped, no copy that is not needed. A row is one
-conversation that begins at its first slot, so that causal attention needs no mask: padding is behind it.
+It uses SDPA attention, skips SigLIP's unused last layer and avoids needless copies. A row is one conversation from the
+first slot on, so causal attention needs no mask: padding is at the end.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from tests.parity.torch_model import Merged
 
 
 class TorchBatch(NamedTuple):
-    """What of a Batch of one group the model reads; `labels` is -100 where nothing is trained."""
+    """The arrays of a Batch of one group that the model reads; `labels` is -100 where there is no loss."""
 
     tokens: Tensor
     slot_kind: Tensor
@@ -34,10 +34,10 @@ def torch_batch(batch: Batch, device: str) -> TorchBatch:
     """The arrays of a group as tensors.
 
     Raises:
-        ValueError: several groups, several conversations in a row, or images cut by Dynamic-S2.
+        ValueError: several groups, several conversations in a row, or images tiled by Dynamic-S2.
     """
     if len(batch.tokens) != 1 or batch.segment_ids.max() > 1 or batch.s2_block.any():
-        raise ValueError("the PyTorch side reads one group of one conversation a row, with videos alone")
+        raise ValueError("the PyTorch side supports one group with one conversation per row and only videos")
     labels = np.where(batch.loss_weights > 0, batch.targets, -100)
     arrays = batch._asdict() | {"labels": labels}
     integers = ("tokens", "slot_index", "labels")
@@ -46,12 +46,12 @@ def torch_batch(batch: Batch, device: str) -> TorchBatch:
 
 
 class TorchOmniVinci(Merged):
-    """The forward pass. Frozen is what ours freezes: what is never computed, and Whisper's positions."""
+    """The forward pass. Freezes what the JAX side freezes: unused layers and Whisper's position embeddings."""
 
     def __init__(self, config: OmniVinciConfig):
         super().__init__(config)
         if config.vision_pools != ((1, 1, 1),) or config.audio_compression != "max":
-            raise ValueError("the PyTorch side pools no frames, and compresses sound by its maximum")
+            raise ValueError("the PyTorch side supports no frame pooling, and only max compression of sound")
         self.config = config
         tower = self.vision_tower.vision_tower
         for module in (tower.encoder.layers[-1], tower.post_layernorm, self.sound_tower.embed_positions):
@@ -63,7 +63,7 @@ class TorchOmniVinci(Merged):
         x = tower.embeddings(tiles.permute(0, 3, 1, 2) / 127.5 - 1)
         for layer in tower.encoder.layers[:-1]:
             x = layer(x, None)
-        # A frame stands for every scale of Dynamic-S2.
+        # For a video, every scale of Dynamic-S2 is the same frame.
         x = torch.cat([x] * len(self.config.s2_scales), dim=-1)
         grid = self.config.tile_grid
         x = rearrange(x, "n (h i w j) c -> (n h w) (i j c)", h=grid, i=2, w=grid, j=2)
@@ -77,7 +77,7 @@ class TorchOmniVinci(Merged):
         return layers["2"](nn.functional.gelu(layers["0"](x)))
 
     def fill_slots(self, batch: TorchBatch, vision: Tensor, audio: Tensor) -> Tensor:
-        """[rows, slots, D]: embeddings of text, and the media's tokens with time in them where they belong."""
+        """[rows, slots, D]: text embeddings, and media tokens with time embeddings in their slots."""
         vision = rotate(vision, batch.vision_times, frequencies(self.config.video_time))
         audio = rotate(audio, batch.audio_times, frequencies(self.config.sound_time))
         pool, media = torch.cat([vision, audio]), batch.slot_kind != TEXT
@@ -91,7 +91,7 @@ class TorchOmniVinci(Merged):
         return self.llm.model(inputs_embeds=x, use_cache=False).last_hidden_state
 
     def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of what is trained."""
+        """Mean cross-entropy over the labels."""
         logits = self.llm.lm_head(hidden).flatten(0, 1).float()
         return nn.functional.cross_entropy(logits, labels.flatten())
 

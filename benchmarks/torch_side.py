@@ -15,10 +15,10 @@ Program = Callable[[], None]
 
 
 class TorchSide:
-    """A model in training on all cores, or on a GPU where torch finds one."""
+    """A training run on all cores, or on a GPU if torch finds one."""
 
     def __init__(self, config: TrainConfig, batch: Batch, folder: Path):
-        """Random weights, which are left in `folder` for the other side."""
+        """Draws random weights and saves them in `folder` for the JAX side."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(config.seed)
         self.config, self.folder = config, folder
@@ -31,11 +31,11 @@ class TorchSide:
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(
             self.trained, settings.learning_rate, (settings.b1, settings.b2), settings.eps, settings.weight_decay,
-            fused=True,  # the fastest of torch's three on a CPU as well
+            fused=True,  # the fastest of torch's three, also on a CPU
         )  # fmt: skip
 
     def gradients(self) -> float:
-        """The loss of the untouched weights, whose gradients are left for the other side."""
+        """The loss at the initial weights; saves its gradients for the JAX side."""
         loss = self._loss()
         loss.backward()
         gradients = {name: p.grad.contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -44,7 +44,7 @@ class TorchSide:
         return loss.item()
 
     def programs(self) -> dict[str, Program]:
-        """Everything that is timed, by name; see benchmarks/train_step.py."""
+        """The timed programs by name; see benchmarks/train_step.py."""
         model, batch = self.model, self.batch
         with torch.no_grad(), self._autocast():
             x = model.fill_slots(batch, model.vision_tokens(batch.tiles), model.sound_tokens(batch.windows))

@@ -1,20 +1,19 @@
-"""A training step of the mid-size model against the same model of transformers' PyTorch parts, on the same cores.
+"""A training step of the mid-size model against the same model of transformers' PyTorch modules, on the same cores.
 
 python -m benchmarks.train_step                        # configs/mid.py in float32; needs torch, takes ten minutes
 python -m benchmarks.train_step --dtype bfloat16
 
-Same weights, same batch (two rows of 1,024 slots, each a video with sound and text), same update: loss, gradients,
-clipping of their norm, AdamW. First losses and gradients are compared, then each program is timed: `forward` ends at
-the loss; a part takes what the whole model would give it, and its `backward` includes its forward pass. The last line
-is what the step takes besides.
+Weights, batch (two rows of 1,024 slots, each a video with sound and text) and update (gradient clipping, AdamW) are the
+same. The benchmark first compares losses and gradients, then times each program. `forward` ends at the loss. A part
+gets the inputs that it has in the whole model, and its `backward` includes its forward pass. The rest of the step is
+what the parts do not account for.
 
-Both sides live in processes of their own and work by turns, so that neither competes with the other's threads and a
-change in the machine's speed meets both; a ratio is the median over the turns. Both get the allocator's settings of
-launch/xla_flags.sh, without which either spends much of its time on page faults. Model FLOPs are those of
-planning/flops.py.
+The two sides run in their own processes and take turns, so that their threads do not compete and changes in the
+machine's speed affect both; a ratio is the median over the turns. Both use the allocator settings of
+launch/xla_flags.sh, without which either spends much of its time on page faults. planning/flops.py counts model FLOPs.
 
-With `--decoder 3b` or `7b` (a GPU's work) ours is timed alone, with the published towers. 7b trains what is in front of
-its decoder: AdamW's float32 state of all of it is larger than one device.
+With `--decoder 3b` or `7b` (on a GPU) only JAX is timed, with the published towers. 7b freezes its decoder: AdamW's
+float32 state for all parameters exceeds one device.
 """
 
 import argparse
@@ -42,7 +41,7 @@ TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (1e-2, 1e-1)}
 
 
 def step_config(decoder: str, dtype: str) -> TrainConfig:
-    """What is trained; without OmniAlignNet, which PyTorch has no module of."""
+    """The run's configuration, without OmniAlignNet, which the PyTorch side does not have."""
     if decoder == "mid":
         config, frozen = from_mapping(TrainConfig, mid.get_config()), ()
     else:
@@ -54,7 +53,7 @@ def step_config(decoder: str, dtype: str) -> TrainConfig:
 
 
 def make_side(side: str, config: TrainConfig, folder: Path) -> Any:
-    """Called in a side's own process; the sides leave files for each other in `folder`."""
+    """Called in the side's own process; the sides exchange files in `folder`."""
     if side == "torch":
         from benchmarks.torch_side import TorchSide as Side
     else:
@@ -62,40 +61,40 @@ def make_side(side: str, config: TrainConfig, folder: Path) -> Any:
     return Side(config, video_batch(config.model, config.data.capacity), folder)
 
 
-def compare(torch: Worker, ours: Worker, dtype: str) -> None:
-    """Prints how far losses and gradients are apart; exits where that is more than rounding."""
+def compare(torch: Worker, jax: Worker, dtype: str) -> None:
+    """Prints the differences of losses and gradients; exits if they exceed rounding."""
     loss_tolerance, gradient_tolerance = TOLERANCES[dtype]
     expected = torch.ask("gradients")
-    loss, distances = ours.ask("gradients")
-    # In exact arithmetic this gradient is zero, since softmax takes away what is the same for all keys.
+    loss, distances = jax.ask("gradients")
+    # In exact arithmetic this gradient is zero: softmax ignores a constant added to all keys' scores.
     del distances["vision_tower/layers/self_attn/k_proj/bias"]
     worst = max(distances, key=distances.get)
     print(
-        f"loss {loss:.6f}, theirs {expected:.6f}; gradients of {len(distances)} leaves within {distances[worst]:.1e} "
-        f"of theirs ({worst})",
+        f"loss {loss:.6f}, torch {expected:.6f}; gradients of {len(distances)} leaves within {distances[worst]:.1e} "
+        f"of torch's ({worst})",
         flush=True,
     )
     if abs(loss - expected) > loss_tolerance * expected or distances[worst] > gradient_tolerance:
-        raise SystemExit("the two sides do not compute the same: nothing is timed")
+        raise SystemExit("losses or gradients differ by more than rounding: nothing is timed")
 
 
-def time_by_turns(workers: list[Worker], program: str, turns: int) -> np.ndarray:
-    """Seconds of each worker at each turn, [turns, workers], after some turns that do not count.
+def time_in_turns(workers: list[Worker], program: str, turns: int) -> np.ndarray:
+    """Seconds of each worker at each turn, [turns, workers], after warm-up turns.
 
-    At each turn a program runs twice and the second is timed: in training one step follows the other, and here a side's
-    memory may have been taken from it while the other worked.
+    At each turn a program runs twice and only the second run is timed: the machine may have reclaimed a side's memory
+    while the other ran, which does not happen between the steps of a training run.
     """
     seconds = [[(w.seconds(program), w.seconds(program))[1] for w in workers] for _ in range(WARMUP + turns)]
     return np.array(seconds[WARMUP:])
 
 
 def table(workers: list[Worker], turns: int) -> Iterator[str]:
-    """Lines of the table: medians, and where there are two sides the median of theirs / ours at each turn."""
+    """Lines of the table: medians, and with two sides the median of torch / jax of each turn."""
     compared, medians = len(workers) > 1, {}
     yield line("seconds", *(worker.version for worker in workers), *["ratio"] * compared)
     yield line(*["---"] * (1 + len(workers) + compared))
     for program in PROGRAMS:
-        seconds = time_by_turns(workers, program, turns)
+        seconds = time_in_turns(workers, program, turns)
         medians[program] = np.median(seconds, axis=0)
         ratio = [np.median(seconds[:, 0] / seconds[:, 1])] if compared else []
         yield line(program, *(f"{median:.3f}" for median in medians[program]), *(f"{x:.2f}" for x in ratio))
@@ -111,11 +110,11 @@ def table(workers: list[Worker], turns: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Compares, times by turns, prints the table."""
+    """Compares, times in turns, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--decoder", choices=("mid", "3b", "7b"), default="mid")
     parser.add_argument("--dtype", choices=TOLERANCES, default="float32")
-    parser.add_argument("--turns", type=int, default=5, help="how often each program is timed")
+    parser.add_argument("--turns", type=int, default=5, help="timed runs of each program")
     options = parser.parse_args()
     tunables = use_cpu_allocator()
     config = step_config(options.decoder, options.dtype)

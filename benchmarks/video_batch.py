@@ -1,4 +1,4 @@
-"""A full group of videos with sound, without files: what a training step gets, at any capacity."""
+"""A synthetic group of videos with sound, filled to any capacity, as a training step gets it."""
 
 import dataclasses
 
@@ -15,30 +15,30 @@ from omnivinci_jax.sequence.row import Row, SoundSize, VideoSize, lay_out_media
 
 
 def video_batch(config: OmniVinciConfig, capacity: Capacity, seed: int = 0) -> Batch:
-    """One group in which each row is one conversation: a video with sound, then text up to the row's end.
+    """One group whose rows are conversations: a video with sound, then text up to the end of the row.
 
-    Rows share the capacity's tiles and windows evenly; pixels, log-mel and text are random, and the second half of the
-    text is trained.
+    Tiles and windows are divided evenly over the rows. Pixels, log-mel and text are random; the second half of the text
+    is trained on.
 
     Raises:
-        ConfigError: a capacity whose rows have no room for text behind their video.
+        ConfigError: the rows have no slots left for text after their video.
     """
     rng = np.random.default_rng(seed)
     frames, windows = capacity.tiles // capacity.rows, capacity.windows // capacity.rows
     side, audio = config.vision.image_size, config.audio
     packed = []
-    for place in range(capacity.rows):
+    for index in range(capacity.rows):
         tiles = rng.integers(0, 256, (frames, side, side, 3), np.uint8)
         mel = rng.normal(size=(windows, audio.window_frames, audio.num_mel_bins)).astype(np.float32)
-        packed.append(PackedRow(place, 1, _row(config, capacity.slots, frames, windows, place, rng), tiles, mel))
+        packed.append(PackedRow(index, 1, _row(config, capacity.slots, frames, windows, index, rng), tiles, mel))
     return jax.tree.map(lambda array: array[None], assemble(packed, config, capacity))
 
 
-def _row(config: OmniVinciConfig, slots: int, frames: int, windows: int, number: int, rng: np.random.Generator) -> Row:
+def _row(config: OmniVinciConfig, slots: int, frames: int, windows: int, index: int, rng: np.random.Generator) -> Row:
     seconds = windows * config.window_samples / config.sampling_rate
     times = tuple(float(time) for time in np.arange(frames) * seconds / frames)
     size = VideoSize(tuple(range(frames)), times, seconds, SoundSize(seconds, windows))
-    video = lay_out_media(Media("video", f"{number}.mp4"), size, config)
+    video = lay_out_media(Media("video", f"{index}.mp4"), size, config)
     text = slots - len(video)
     if text < 2:
         raise ConfigError(f"{frames} frames and {windows} windows take {len(video)} of a row's {slots} slots")
@@ -46,7 +46,7 @@ def _row(config: OmniVinciConfig, slots: int, frames: int, windows: int, number:
 
 
 def with_text(row: Row, tokens: Int32[np.ndarray, " n"]) -> Row:
-    """The row with text behind it, the second half of which is trained."""
+    """The row followed by text, whose second half is trained on."""
     text = len(tokens)
     return dataclasses.replace(
         row,

@@ -1,4 +1,4 @@
-"""Sides of a comparison in processes of their own, which work by turns."""
+"""The sides of a comparison, each in its own process; they take turns."""
 
 import multiprocessing
 import os
@@ -13,10 +13,10 @@ from typing import Any
 
 
 class Worker:
-    """A side in a process of its own, which works only while it is asked to."""
+    """One side in its own process, idle between calls."""
 
     def __init__(self, make: Callable[..., Any], *arguments: Any):
-        """Starts the process and waits until `make(*arguments)`, called there, has made the side."""
+        """Starts the process and waits until it has built the side with `make(*arguments)`."""
         context = multiprocessing.get_context("spawn")
         self._connection, remote = context.Pipe()
         context.Process(target=_work, args=(make, arguments, remote), daemon=True).start()
@@ -24,20 +24,20 @@ class Worker:
         self.version = self._connection.recv()
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """What a method of the side returns."""
+        """Calls a method of the side; returns its result."""
         self._connection.send((method, arguments))
         return self._connection.recv()
 
     def seconds(self, program: str) -> float:
-        """Runs one of the side's programs once."""
+        """Runs one of the side's programs once; returns the seconds."""
         return self.ask("seconds", program)
 
 
 def _work(make: Callable[..., Any], arguments: tuple, connection: Connection) -> None:
     side, programs = make(*arguments), {}
     connection.send(side.version)
-    while question := _receive(connection):
-        method, arguments = question
+    while call := _receive(connection):
+        method, arguments = call
         if method != "seconds":
             connection.send(getattr(side, method)(*arguments))
             continue
@@ -55,7 +55,7 @@ def _receive(connection: Connection) -> tuple | None:
 
 
 def use_cpu_allocator() -> str:
-    """Gives processes that are yet to start the allocator's settings of launch/xla_flags.sh; returns them."""
+    """Sets the allocator as launch/xla_flags.sh does, for processes started later; returns the setting."""
     tunables = subprocess.run(
         ["bash", "-c", ". launch/xla_flags.sh cpu && echo -n $GLIBC_TUNABLES"],
         capture_output=True,
@@ -67,7 +67,7 @@ def use_cpu_allocator() -> str:
 
 
 def processor() -> str:
-    """The processor's name and cores."""
+    """The number of cores and the processor's name."""
     file = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
     return f"{os.cpu_count()} cores of {found[1] if found else platform.processor()}"

@@ -1,9 +1,9 @@
-"""Fine-tuning a model, whatever its size, on your own conversations; docs/finetune.md is the way there and back.
+"""Fine-tunes a model of any size on your own conversations; see docs/finetune.md.
 
 omnivinci train --config configs/finetune.py:MODEL --workdir runs/mine --config.data.train=mine.jsonl
 
-MODEL is a model directory, or the directory of a run. As in the paper's joint training the encoders stay as they are;
-projectors and decoder train. With --config.lora.rank=16 adapters train instead.
+MODEL is a model directory or a work directory. As in the paper's joint training the encoders are frozen, and projectors
+and decoder train. With --config.lora.rank=16 adapters train instead.
 """
 
 from etils import epath

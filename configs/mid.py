@@ -1,9 +1,9 @@
-"""The mid-size model of the benchmarks: 89,066,880 parameters, and OmniAlignNet's 6.3 M besides.
+"""The mid-size model of the benchmarks: 89,066,880 parameters without OmniAlignNet, which has 6.3 M.
 
-Large enough that a step's time is that of its matrix products, small enough for two cores: a decoder of 512 x 8 with
-32,000 words, SigLIP of 384 x 6 at 224 px, sound windows of 30 s through 384 x 6. A group is two rows, each with room
-for a video of eight frames and one window and a question about it. The tokenizer is the demo's, whose ids are the first
-of the 32,000.
+Matrix products dominate the time of a step, yet it fits two cores: a decoder of width 512 with 8 layers and a
+vocabulary of 32,000, SigLIP of width 384 with 6 layers at 224 px, and a sound tower of width 384 with 6 layers on
+windows of 30 s. A group has two rows, each for a video of eight frames with one window of sound and a question about
+it. The demo's tokenizer uses the first ids of the vocabulary.
 
 omnivinci train --config configs/mid.py --workdir runs/mid --config.data.train=FILE
 """
@@ -18,7 +18,7 @@ TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 
 def model_config() -> OmniVinciConfig:
-    """The model: a frame is 64 tokens, not pooled in time, and a window 375."""
+    """The model: 64 tokens per frame, not pooled in time, and 375 per window."""
     return OmniVinciConfig(
         text=Qwen2Config(
             vocab_size=32_000,

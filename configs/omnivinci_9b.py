@@ -1,4 +1,4 @@
-"""OmniVinci at its published size: 8,742,888,688 parameters, and OmniAlignNet's besides.
+"""OmniVinci at its published size: 8,742,888,688 parameters without OmniAlignNet.
 
 omnivinci train --config configs/omnivinci_9b.py --workdir runs/9b --config.tokenizer=DIR --config.data.train=FILE
 
@@ -12,7 +12,7 @@ from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, nearest, to_config_dict
 from omnivinci_jax.train.stages import frozen_in
 
-# Qwen2.5's decoders; the smaller ones share their embedding with their head.
+# Qwen2.5's decoders; the smaller ones tie embedding and head.
 DECODERS = {
     "0.5b": Qwen2Config(151_936, 896, 4864, 24, 14, 2, tie_word_embeddings=True),
     "1.5b": Qwen2Config(151_936, 1536, 8960, 28, 12, 2, tie_word_embeddings=True),
@@ -22,7 +22,7 @@ DECODERS = {
 
 
 def model_config(decoder: str = "7b") -> OmniVinciConfig:
-    """The published model, or its towers and projectors on a smaller Qwen2.5."""
+    """The published model, or its towers and projectors with a smaller Qwen2.5."""
     if decoder not in DECODERS:
         raise ConfigError(f"{decoder!r}: no such decoder{nearest(decoder, DECODERS)}")
     text = DECODERS[decoder]

@@ -21,7 +21,7 @@ TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 def model_config() -> OmniVinciConfig:
     """The model: 1.5 million parameters."""
-    time = TimeEmbeddingConfig(scheme="crte", max_time=6.0, trope_dim=64)  # 32 of 128 channels turn, in 6 to 30 s
+    time = TimeEmbeddingConfig(scheme="crte", max_time=6.0, trope_dim=64)  # 32 of 128 channels rotate, in 6 to 30 s
     return OmniVinciConfig(
         text=Qwen2Config(
             vocab_size=512,

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One run as several processes of this machine, each as a host is on a pod; started again when it was preempted or a
-# process was lost.
+# Runs training as several processes on this machine, as if each were a host of a pod. Restarts after preemption or the
+# loss of a process.
 #
 #   launch/local.sh 2 --config configs/tiny.py --workdir runs/tiny --config.data.groups=2
 #
-# HARDWARE (cpu, gpu or tpu; default cpu) chooses the flags of xla_flags.sh. MAX_RESTARTS (default 20) ends a run that
-# always fails. SIGTERM saves the run and ends it with 75, on which a scheduler is to start this script again.
+# HARDWARE (cpu, gpu or tpu; default cpu) selects the flags of xla_flags.sh. MAX_RESTARTS (default 20) stops a run that
+# always fails. On SIGTERM the run saves and exits with 75, after which a scheduler should start this script again.
 set -euo pipefail
 usage="usage: launch/local.sh PROCESSES ARGUMENTS OF omnivinci train"
 processes=${1:?$usage}
@@ -13,8 +13,8 @@ shift
 # shellcheck source=launch/xla_flags.sh
 . "$(dirname "$0")/xla_flags.sh" "${HARDWARE:-cpu}"
 
-told_to_end=
-trap 'told_to_end=yes; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+stop_requested=
+trap 'stop_requested=yes; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
 
 for ((restarts = 0; ; restarts++)); do
@@ -30,12 +30,12 @@ for ((restarts = 0; ; restarts++)); do
   for ((left = processes; left > 0; )); do
     ended=0
     wait -n -p pid "${pids[@]}" || ended=$?
-    [[ -n ${pid:-} ]] || continue # a signal came, and no process ended
+    [[ -n ${pid:-} ]] || continue # a signal arrived; no process ended
     left=$((left - 1))
     mapfile -t pids < <(printf '%s\n' "${pids[@]}" | grep -vx "$pid")
     if ((ended && !code)); then
       code=$ended
-      # The others cannot go on without it. They notice by themselves and some still save; then they are ended.
+      # The others cannot continue without it. Give them time to notice and save, then kill them.
       (sleep "${GRACE_SECONDS:-60}" && kill -KILL "${pids[@]}" 2>/dev/null) &
       grace=$!
     fi
@@ -44,9 +44,9 @@ for ((restarts = 0; ; restarts++)); do
   grace=
 
   ((code)) || exit 0
-  [[ -z $told_to_end ]] || exit "$code"
-  # 75 asks for it; above 128 a process was killed. Everything else is for the user to mend.
+  [[ -z $stop_requested ]] || exit "$code"
+  # Restart on 75, and above 128, when a process was killed. Anything else is an error for the user to fix.
   ((code == 75 || code > 128)) || exit "$code"
   ((restarts < ${MAX_RESTARTS:-20})) || exit "$code"
-  echo "launch/local.sh: ended with $code, starting again" >&2
+  echo "launch/local.sh: exited with $code, starting again" >&2
 done

@@ -1,13 +1,13 @@
-"""What the ablations share: the tiny model on clips whose frames are spread evenly, so that a place is not a time.
+"""The common configuration of the ablations: the tiny model on clips whose frame indices do not reveal the time.
 
     omnivinci av_world ablations --out runs/ablation_data/paired --paired
     omnivinci av_world ablations --out runs/ablation_data/independent
     omnivinci av_world curriculum --out runs/curriculum
     omnivinci train --config configs/stages/tiny.py:stage_0 --workdir runs/stages/stage_0
 
-As in the paper, every arm starts from a language model and an image encoder, which have met neither sound nor time.
-The demo samples two frames a second; here 16 frames are spread over 6.5 to 12 seconds, and only what knows the time can
-tell which frame goes with which sound.
+As in the paper, every arm starts from a language model and an image encoder that were trained without sound or time.
+The demo samples two frames per second; here 16 frames are spread evenly over 6.5 to 12 seconds, so matching frames with
+sounds requires their times.
 """
 
 import dataclasses
@@ -17,14 +17,15 @@ from configs import tiny
 from omnivinci_jax.config import TimeEmbeddingConfig
 from omnivinci_jax.settings import Source, TrainConfig, from_mapping
 
-# The horizon of every scheme that has one: on validation clips better than that of the longest clip, 12 s (crte.py).
+# For every scheme with a horizon. On validation clips 60 s beats 12 s, the length of the longest clip (crte.py).
 CRTE = TimeEmbeddingConfig(scheme="crte", max_time=60.0, trope_dim=64)
 
 
 def baseline(clips: Literal["paired", "independent"]) -> TrainConfig:
-    """Temporal Embedding Grouping with CRTE, max-pooled sound tokens, questions and omni captions; else the demo's.
+    """The demo with Temporal Embedding Grouping, CRTE, max-pooled sound tokens, questions and omni captions.
 
-    clips: paired, where streams are to be aligned; independent, where it counts what only one of them tells.
+    clips: "paired" gives every colour of a clip its own sound, for alignment; with "independent" neither stream
+        predicts the other.
     """
     demo, folder = from_mapping(TrainConfig, tiny.get_config()), f"runs/ablation_data/{clips}"
     data = dataclasses.replace(

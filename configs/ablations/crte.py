@@ -1,4 +1,4 @@
-"""CRTE's horizon and θ: what its rotations cost where they are large within a clip.
+"""CRTE's horizon and θ: the cost of rotations that are large within a clip.
 
 omnivinci ablate --config configs/ablations/crte.py --workdir runs/ablations
 """

@@ -1,4 +1,4 @@
-"""Table 1: how time enters the sequence, and OmniAlignNet on top; every + builds on the arm before with fewer of them.
+"""Table 1: how time enters the sequence, and OmniAlignNet; an arm builds on the last one above it that has fewer +.
 
 omnivinci ablate --config configs/ablations/table1.py --workdir runs/ablations
 """

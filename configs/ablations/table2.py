@@ -1,4 +1,4 @@
-"""Table 2: implicit learning, where a video's sound is left in, and explicit learning, on omni captions.
+"""Table 2: implicit learning from videos with their sound, and explicit learning from omni captions.
 
 omnivinci ablate --config configs/ablations/table2.py --workdir runs/ablations
 """
@@ -7,13 +7,13 @@ from configs.ablations.baseline import baseline
 from omnivinci_jax.evaluation.ablation import AblationConfig, Arm
 from omnivinci_jax.settings import to_config_dict
 
-QUESTIONS_ALONE = {"sources": {"captions": {"weight": 0.0}}}
+ONLY_QUESTIONS = {"sources": {"captions": {"weight": 0.0}}}
 
 
 def get_config():
     arms = (
-        Arm("vision", {"data": QUESTIONS_ALONE | {"drop": "sound"}}),
-        Arm("vision + audio (implicit)", {"data": QUESTIONS_ALONE}),
+        Arm("vision", {"data": ONLY_QUESTIONS | {"drop": "sound"}}),
+        Arm("vision + audio (implicit)", {"data": ONLY_QUESTIONS}),
         Arm("vision + audio + omni captions (explicit)", {}),
     )
     kinds = ("seen", "heard", "while", "order", "when")

@@ -1,14 +1,14 @@
 """The paper's stages at 9B (Section 3, Appendix C). What trains in each: omnivinci_jax/train/stages.py.
 
-Rates, batches, clipping and lengths of rows of the vision stages are those that NVILA published, which the paper
-follows; the sound stages have those of the vision stage that trains the same parts. A batch counts rows of slots;
-conversations that are shorter share one. A stage stops when it has read a number of conversations: the paper counts
-those of audio_1 and audio_2 (C.2.2). For the vision stages nothing is published, and the numbers are ours: C.4 counts
-the conversations of the whole corpus, not of stages, and vision_4 and vision_5 take as many as it has about images and
-videos. The omni stage trains on the mixture of configs/mixture.py, spoken prompts included, from the shards in data/,
-and stops after the paper's 200 billion tokens, padding not counted.
+The learning rates, batches, clipping and row lengths of the vision stages are those of NVILA, which the paper follows;
+the sound stages use those of the vision stage that trains the same modules. `batch` counts rows, and short
+conversations share a row. A stage stops after a number of conversations. The paper gives it for audio_1 and audio_2
+(C.2.2); for the vision stages it is our choice: C.4 counts the conversations of the whole corpus, not of stages, and
+vision_4 and vision_5 read as many as it has about images and videos. The omni stage trains on the mixture of
+configs/mixture.py, spoken prompts included, from the shards in data/, and stops after the paper's 200 billion tokens,
+without padding.
 
-    python -m conversion.from_torch runs/9b/stage_0 --llm QWEN2.5 --vision_tower SIGLIP --sound_tower AF_WHISPER
+    omnivinci convert from-torch runs/9b/stage_0 --llm QWEN2.5 --vision_tower SIGLIP --sound_tower AF_WHISPER
     launch/curriculum.sh configs/stages/omnivinci_9b.py runs/9b          # all eight, or one of them:
     omnivinci train --config configs/stages/omnivinci_9b.py:vision_1 --workdir runs/9b/vision_1
 """
@@ -22,7 +22,7 @@ from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
 
 
 class Stage(NamedTuple):
-    """The numbers of a stage. group: what one group of its batch holds; it stops after `conversations` or `tokens`."""
+    """Settings of a stage. batch: rows. group: capacity of a group. It stops after `conversations` or `tokens`."""
 
     learning_rate: float
     clip_norm: float | None
@@ -32,7 +32,7 @@ class Stage(NamedTuple):
     tokens: int = 0
 
 
-# An image is up to 17 tiles and 3,072 tokens, a video 128 frames and 4,096, a window of sound 375.
+# An image takes up to 17 tiles and 3,072 tokens, a video 128 tiles and 4,096 tokens, a window of sound 375 tokens.
 IMAGES = Capacity(rows=4, slots=8192, tiles=96, windows=8, clips=16)
 VIDEOS = Capacity(rows=1, slots=16_384, tiles=160, windows=8, clips=8)
 SOUNDS = Capacity(rows=4, slots=8192, tiles=8, windows=48, clips=48)

@@ -1,7 +1,7 @@
-"""The paper's stages at the tiny size, with the demo's settings but for rates and lengths of their own.
+"""The paper's stages at the tiny size: the demo's settings with learning rates and lengths for each stage.
 
-What trains in each: omnivinci_jax/train/stages.py. Stage 0 gives them the language model and image encoder that the
-paper starts from: it trains both on text and questions about images, through a projector that stays as it was drawn.
+What trains in each: omnivinci_jax/train/stages.py. Stage 0 stands for the pretrained language model and image encoder
+that the paper starts from: it trains both on text and questions about images, with a random, frozen projector.
 
     omnivinci av_world curriculum --out runs/curriculum
     launch/curriculum.sh configs/stages/tiny.py runs/stages          # all nine, or one of them:
@@ -18,10 +18,10 @@ from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
 
 
 class Stage(NamedTuple):
-    """The numbers of a stage.
+    """Settings of a stage.
 
-    data: the names of its files with their weights; the first has the questions that choose its model.
-    group: what one group of its batch holds.
+    data: names and weights of its files; the validation questions of the first select its best model.
+    group: capacity of a group.
     """
 
     data: dict[str, float]
@@ -35,7 +35,7 @@ VIDEOS = Capacity(rows=4, slots=304, tiles=128, windows=1, clips=14)
 SOUNDS = Capacity(rows=4, slots=304, tiles=1, windows=32, clips=32)
 OMNI = Capacity(rows=4, slots=304, tiles=128, windows=14, clips=14)
 
-# Language that trains is given text beside, or it forgets what it can do without media.
+# Stages that train the language model include text, or it forgets what it can do without media.
 STAGES = {
     "stage_0": Stage({"images": 1, "text": 3}, 5e-3, 1500, IMAGES),
     "vision_1": Stage({"images": 1}, 5e-3, 150, IMAGES),
