@@ -124,7 +124,7 @@ class Groups(grain.sources.RandomAccessDataSource):
         if row_size(row, len(conversation.media)) != tuple(self._index.sizes[sample]):
             names = ", ".join(item.path for item in conversation.media)
             raise MediaError(f"{names}: changed since it was indexed; delete the folder index in config.data.cache")
-        return PackedRow(place, segment, row, tiles, windows, int(self._index.source_of(sample)))
+        return PackedRow(row_index, segment, row, tiles, windows, int(self._index.source_of(sample)))
 
 
 def read_batches(

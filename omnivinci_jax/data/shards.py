@@ -118,7 +118,7 @@ def on_disk(item: Media) -> Iterator[Media]:
 # The last few, since several conversations about one file follow each other; each goes when the next ones come.
 @lru_cache(maxsize=4)
 def _copied(stored: ShardRef) -> tempfile._TemporaryFileWrapper:
-    header, _, content = _reader(stored.shard).read([stored.number])[0].partition(b"\n")
+    header, _, content = _reader(stored.shard).read([stored.record])[0].partition(b"\n")
     header = json.loads(header)
     if "problem" in header:
         raise MediaError(header["problem"])

@@ -37,7 +37,7 @@ def test_grids_of_common_sizes(width, height, grid):
 
 
 def test_area_breaks_ties_between_equally_close_grids():
-    # 7:8 is exactly half way between 1 (3 x 3 tiles) and 3:4 (4 x 3): the larger grid wins if the image fills half of it.
+    # 7:8 is half way between 1 (3 x 3 tiles) and 3:4 (4 x 3): the larger grid wins if the image fills half of it.
     assert 700 * 800 < 12 * 448**2 / 2 < 1400 * 1600
     assert dynamic_s2_grid(700, 800, PAPER_SCALES) == (3, 3)
     assert dynamic_s2_grid(1400, 1600, PAPER_SCALES) == (4, 3)
