@@ -179,5 +179,5 @@ def test_a_share_of_a_sources_prompts_is_spoken(server, tmp_path):
     half = spoken(0.5)
     assert 70 < len(half) < 130 and len(requests) == len(half)
     assert half < spoken(1.0) and len(requests) == 200  # those of the smaller share are kept
-    with pytest.raises(ConfigError, match=r"sources\.spoken\.speech_share is 1\.5: it is 0 to 1"):
+    with pytest.raises(ConfigError, match=r"sources\.spoken\.speech_share is 1\.5: give 0 to 1"):
         spoken(1.5)
