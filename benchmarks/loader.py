@@ -23,7 +23,7 @@ from omnivinci_jax.av_world.encode import write_media
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.index import Index, build_index
 from omnivinci_jax.data.loader import Plan, read_batches
-from omnivinci_jax.data.mixture import alone
+from omnivinci_jax.data.mixture import as_mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.data.setup import make_processor, open_mixture
@@ -56,7 +56,7 @@ def write_clips(folder: Path, count: int) -> Path:
 
 def clips_per_second(index: Index, processor: Processor, settings: DataConfig, batches: int) -> float:
     """Clips per second after the first batch, which waits for the workers to start."""
-    plan = Plan(alone(index), settings.capacity, seed=0)
+    plan = Plan(as_mixture(index), settings.capacity, seed=0)
     iterator = iter(read_batches(index, plan, processor, settings, [0], start=0, stop=batches))
     next(iterator)
     started = time.perf_counter()

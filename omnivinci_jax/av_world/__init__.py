@@ -1,1 +1,1 @@
-"""av_world: clips of moving shapes and plain sounds, with questions that need eyes, ears or both in time."""
+"""av_world: clips of moving shapes and simple sounds, with questions that need vision, hearing or both in time."""

@@ -3,9 +3,9 @@
     omnivinci av_world ablations --out runs/ablation_data/paired --paired
     omnivinci av_world ablations --out runs/ablation_data/independent
 
-`questions.jsonl` holds conversations of multiple choice, `captions.jsonl` what a data engine writes about sight and
-sound together (Section 3.2); `val.jsonl` and `held_out.jsonl` as in av_world. Where a clip's colours and sounds are
-pairs, OmniAlignNet has something to align, and who sees a clip knows what it sounds like; else only hearing tells.
+`questions.jsonl` has multiple-choice conversations, `captions.jsonl` captions of sights and sounds together, as a data
+engine writes them (Section 3.2); `val.jsonl` and `held_out.jsonl` are as in av_world. With --paired each colour has its
+sound: OmniAlignNet has something to align, and a clip's frames predict its sounds. Otherwise only the sound tells.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -18,13 +18,13 @@ from omnivinci_jax.av_world.generate import question_rows, training_rows, write_
 from omnivinci_jax.av_world.timeline import draw_clips
 
 CLIPS = {"train": 1100, "val": 60, "held_out": 220}
-CAPTIONS = 4  # conversations of a clip that are captions; the others are questions
+CAPTIONS = 4  # the first conversations of a clip are captions, the others questions
 
 
 def write_ablation_data(out: Path, paired: bool, seed: int = 0, scale: float = 1.0, workers: int = 2) -> None:
-    """Writes the data set into `out`; a second call finishes what an interrupted one began, or does nothing.
+    """Writes the data set into `out`; a second call completes an interrupted one, or does nothing.
 
-    `scale` multiplies the numbers of clips; the files depend on it, on `paired` and on `seed` alone.
+    `scale` multiplies the numbers of clips; the files depend only on `scale`, `paired` and `seed`.
 
     Raises:
         DataError: `out` holds something else, or cannot be written.

@@ -1,12 +1,12 @@
-"""Can the questions be answered blind? Baselines that know the text, or the text and one true stream, never both.
+"""Audits questions for shortcuts: baselines that know only the text, or the text and the truth of one stream.
 
     omnivinci av_world audit data/av_world
 
-For each kind of question and each baseline the table gives two accuracies on the held-out split: that of the best of
-some hundred rules ("the longest sight", "the third option") and that of a linear scorer of the options over the same
-features. The rule is chosen and the scorer is fitted on the full clips of the train split. Half of the `when` questions
-are about sights and half about sounds, so one stream answers more than half of them; the wrong stream still tells the
-clip's duration.
+For each kind of question and each baseline the table gives two accuracies on the held-out split: of the best of some
+hundred rules ("the longest sight", "the third option") and of a linear scorer over the same features of the options.
+The rule is chosen and the scorer fitted on the full clips of the train split. Half of the `when` questions are about
+sights and half about sounds, so one stream answers more than half of them; the other stream still reveals the clip's
+duration.
 """
 
 import json
@@ -39,12 +39,12 @@ class Result:
 
     @property
     def standard_error(self) -> float:
-        """Of an accuracy at chance."""
+        """Standard error of an accuracy at chance level."""
         return float(np.sqrt(0.25 * 0.75 / self.questions))
 
 
 def audit(train: list[Clip], test: list[Clip]) -> list[Result]:
-    """Every kind of question under every baseline, one question of each kind a clip."""
+    """Audits every kind of question under every baseline, with one question of each kind per clip."""
     asked_train, asked_test = (
         [(clip, question) for clip in clips for question in one_of_each(clip)] for clips in (train, test)
     )
@@ -61,7 +61,7 @@ def audit(train: list[Clip], test: list[Clip]) -> list[Result]:
 
 
 def audit_folder(folder: Path) -> list[Result]:
-    """Audits the data set in `folder`; raises UserError where there is none."""
+    """Audits the data set in `folder`; raises UserError if there is none."""
     path = folder / "av_world.json"
     if not path.exists():
         raise UserError(f"{path}: no such file; write the data set first: omnivinci av_world --out {folder}")
@@ -71,7 +71,7 @@ def audit_folder(folder: Path) -> list[Result]:
 
 
 def markdown(results: list[Result]) -> str:
-    """The results as a table: best rule and linear scorer of each baseline, in percent."""
+    """The results as a Markdown table: best rule and linear scorer of each baseline, in percent."""
     lines = [
         "| kind | questions | standard error | " + " | ".join(f"{sense} only: rule, scorer" for sense in SENSES) + " |",
         "|---|---|---|---|---|---|",
@@ -84,7 +84,7 @@ def markdown(results: list[Result]) -> str:
 
 
 def option_features(clip: Clip, question: Question, sense: Sense) -> Float[np.ndarray, "4 features"]:
-    """What the baseline knows of each option; highest or lowest in a column is a rule."""
+    """Features of each option that the baseline knows; taking the highest or lowest of a column is a rule."""
     known = [np.eye(4)]
     if question.kind == "when":
         seconds = _seconds(question)
@@ -107,8 +107,8 @@ def _stream_features(stream: tuple[Event, ...], duration: float, question: Quest
         seconds = _seconds(question)
         distances = abs(seconds[:, None] + 0.5 - starts)
         in_order = np.sort(distances, axis=1)
-        own = distances[:, names.index(question.asked)] if question.asked in names else np.zeros(4)
-        return np.column_stack([in_order, own, seconds > duration, duration - seconds])
+        to_asked = distances[:, names.index(question.asked)] if question.asked in names else np.zeros(4)
+        return np.column_stack([in_order, to_asked, seconds > duration, duration - seconds])
     before = starts - np.concatenate([[0], ends[:-1]])
     after = np.concatenate([starts[1:], [duration]]) - ends
     facts = np.column_stack([np.ones(4), starts, ends - starts, before, after, starts / duration])
@@ -132,7 +132,7 @@ def _accuracies(
     train: tuple[Float[np.ndarray, "n 4 features"], Int[np.ndarray, " n"]],
     test: tuple[Float[np.ndarray, "m 4 features"], Int[np.ndarray, " m"]],
 ) -> tuple[float, float]:
-    """Of the best rule and of the linear scorer."""
+    """Accuracies of the best rule and of the linear scorer."""
     (features, answers), (test_features, test_answers) = train, test
     extremes, test_extremes = (
         np.concatenate([values.argmax(axis=1), values.argmin(axis=1)], axis=1) for values in (features, test_features)
@@ -141,14 +141,14 @@ def _accuracies(
     rule = (test_extremes[:, best] == test_answers).mean()
 
     scale = features.std(axis=(0, 1)) + 1e-9
-    features, numbers = features / scale, np.arange(len(answers))
+    features, rows = features / scale, np.arange(len(answers))
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         scores = features @ weights
         error = softmax(scores, axis=1)
-        error[numbers, answers] -= 1
+        error[rows, answers] -= 1
         gradient = np.einsum("no,nof->f", error, features) / len(answers)
-        value = -log_softmax(scores, axis=1)[numbers, answers].mean()
+        value = -log_softmax(scores, axis=1)[rows, answers].mean()
         return value + 0.005 * weights @ weights, gradient + 0.01 * weights
 
     weights = minimize(loss, np.zeros(features.shape[2]), jac=True, method="L-BFGS-B").x

@@ -1,11 +1,11 @@
-"""A data set for the paper's stages at the tiny size: a file for each modality, and held-out questions of all.
+"""A data set for the paper's stages at the tiny size: one file per modality, and held-out questions of all.
 
     omnivinci av_world curriculum --out runs/curriculum
 
-`text` (clips told in words, sums), `images`, `sounds` (of one event, tracks of clips, and speech where espeak-ng is
-installed), `videos` (without sound) and `omni` (videos with sound, and some of everything else, as in Section 3.2) have
-training rows in NAME.jsonl and questions, about text too, in NAME_val.jsonl; `held_out.jsonl` has questions of each
-modality, their `kind`. No file is in two of these.
+NAME is `text` (clip logs, sums), `images`, `sounds` (single sounds, sound tracks of clips, and speech if espeak-ng is
+installed), `videos` (without sound) or `omni` (videos with sound, and some of everything else, as in Section 3.2).
+NAME.jsonl has training rows, NAME_val.jsonl questions, including text ones; `held_out.jsonl` has questions of every
+modality, labelled by `kind`. No media file is in two splits.
 """
 
 from collections.abc import Callable
@@ -34,9 +34,9 @@ Row = dict[str, Any]
 
 
 class Modality(NamedTuple):
-    """How rows of a modality are made, and how many of them train; of those, `joint` also in joint training.
+    """How to make rows of a modality, how many are for training, and how many of these joint training also uses.
 
-    asked: whether questions of it measure a model.
+    asked: whether its questions are used for evaluation.
     """
 
     make: Callable[[Path, int, int], Row]
@@ -45,7 +45,7 @@ class Modality(NamedTuple):
     asked: bool = True
 
 
-VERSION = 2  # of what is made of the arguments: to be raised when that changes
+VERSION = 2  # raise it when the same arguments give other files
 VAL, HELD_OUT, JOINT_CLIPS, QUESTIONS = 40, 220, 1100, 5
 MODALITIES = {
     "image": Modality(image_row, 1600, 200),
@@ -66,9 +66,9 @@ FILES = {
 
 
 def write_curriculum(out: Path, seed: int = 0, scale: float = 1.0, workers: int = 2) -> None:
-    """Writes the data set into `out`; a second call finishes what an interrupted one began, or does nothing.
+    """Writes the data set into `out`; a second call completes an interrupted one, or does nothing.
 
-    `scale` multiplies all numbers of rows; the files depend on it, on `seed` and on espeak-ng.
+    `scale` multiplies all numbers of rows; the files depend on `scale`, `seed` and espeak-ng.
 
     Raises:
         DataError: `out` holds something else, or cannot be written.
@@ -88,7 +88,7 @@ def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) ->
         if kind == "speech" and not can_speak():
             continue
         count = scaled(modality.train)
-        numbers = range(count + val + held_out)  # the first train, the next choose, the last measure
+        numbers = range(count + val + held_out)  # in this order: train, val, held_out
         made = pool.map(partial(modality.make, out, seed), numbers, chunksize=8)
         rows = list(tqdm(made, desc=kind, total=len(numbers), unit="file"))
         train[kind] = rows[:count]
@@ -99,8 +99,8 @@ def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) ->
             held_out_questions += questions[val:]
     for name, kinds in FILES.items():
         write_rows(out / f"{name}.jsonl", (row for kind in kinds for row in train.get(kind, ())))
-        choosing = dict.fromkeys(("text", *kinds))
-        write_rows(out / f"{name}_val.jsonl", (row for kind in choosing for row in val_questions.get(kind, ())))
+        val_kinds = dict.fromkeys(("text", *kinds))
+        write_rows(out / f"{name}_val.jsonl", (row for kind in val_kinds for row in val_questions.get(kind, ())))
 
     counts = {"train": scaled(JOINT_CLIPS), "val": -(-val // QUESTIONS), "held_out": -(-held_out // QUESTIONS)}
     clips = {split: draw_clips(seed, split, count) for split, count in counts.items()}
@@ -117,10 +117,10 @@ def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) ->
 
 
 def _question(row: Row, kind: str, number: int) -> Row:
-    """One question of a row, by itself: all but its last turn, which may be a caption, are asked in turn."""
+    """One question of a row as its own conversation; cycles over all turns but the last, which may be a caption."""
     first, *_ = row["messages"][0]["content"]
     turns = len(row["messages"]) // 2
-    place = 2 * (number % max(1, turns - 1))
-    user, answer = row["messages"][place : place + 2]
+    start = 2 * (number % max(1, turns - 1))
+    user, answer = row["messages"][start : start + 2]
     content = [first, user["content"][-1]]
     return row | {"messages": [{"role": "user", "content": content}, answer], "kind": kind}

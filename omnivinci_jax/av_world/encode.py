@@ -1,4 +1,4 @@
-"""Arrays into media files with PyAV: quickly, one thread each, and byte for byte the same every time."""
+"""Encodes arrays as media files with PyAV: fast, single-threaded, and byte for byte reproducible."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from omnivinci_jax.paths import atomic_file
 
 @dataclass(frozen=True)
 class Codecs:
-    """What a kind of file is made of."""
+    """Codecs of a file format."""
 
     video: str | None
     audio: str
@@ -46,7 +46,7 @@ def write_media(
     waveform: Float[np.ndarray, "channels samples"] | None,
     sample_rate: int,
 ) -> None:
-    """Writes pictures, sound (1 or 2 channels, within ±1) or both in the format that the path's ending names.
+    """Writes frames, sound (1 or 2 channels, within ±1) or both; the path's suffix names the format.
 
     The file appears only once it is complete.
     """

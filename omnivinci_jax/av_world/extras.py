@@ -1,7 +1,7 @@
-"""Rows of other kinds than clips with sound: images, sounds, silent clips, sums, sound tracks, speech, clips in words.
+"""Rows other than clips with sound: images, sounds, silent clips, sums, sound tracks, speech, clip logs.
 
-A few of the first four are among the training rows, so that batches mix modalities; a curriculum (curriculum.py) has
-many of all, and speech where espeak-ng is there to speak it.
+The training rows include a few of the first four, so that batches mix modalities; a curriculum (curriculum.py) has many
+of each, and speech if espeak-ng is installed.
 """
 
 import shutil
@@ -48,8 +48,8 @@ VOICES = ("en", *(f"en+m{number}" for number in range(1, 8)), *(f"en+f{number}" 
 
 
 def write_extra(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """Writes the media file of extra row `number`, unless it exists, and gives the row."""
-    return KINDS_OF_ROW[number % len(KINDS_OF_ROW)](out, seed, number)
+    """Writes the media file of extra row `number`, unless it exists, and returns the row."""
+    return ROW_MAKERS[number % len(ROW_MAKERS)](out, seed, number)
 
 
 def conversation_row(name: str, media: tuple[str, str] | None, turns: list[Turn]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def conversation_row(name: str, media: tuple[str, str] | None, turns: list[Turn]
 
 
 def image_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A shape, asked for its colour."""
+    """A shape; asks for its colour."""
     rng = generator(seed, "train", number, "image")
     width, height = rng.integers(41, 180, size=2)
     path = out / "images" / f"{number:06d}.png"
@@ -82,9 +82,9 @@ def image_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def sound_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A sound, asked for its name."""
+    """A sound; asks for its name."""
     rng = generator(seed, "train", number, "sound")
-    ending, rate = SOUND_FILES[number // len(KINDS_OF_ROW) % len(SOUND_FILES)]
+    ending, rate = SOUND_FILES[number // len(ROW_MAKERS) % len(SOUND_FILES)]
     path = out / "sounds" / f"{number:06d}.{ending}"
     name = str(rng.choice(SOUNDS))
     sound = np.pad(render_sound(rng, name, rng.uniform(0.5, 1.0), rate), rng.integers(rate // 10, rate, size=2))
@@ -97,7 +97,7 @@ def sound_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def silent_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A clip without sound, asked what was seen and when, with a caption."""
+    """A clip without sound; asks what was seen and when, and for a caption."""
     clip = draw_clip(seed, "silent", number)
     path = out / "clips" / clip.name
     if not path.exists():
@@ -107,7 +107,7 @@ def silent_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def soundtrack_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """The sound of a clip, asked what was heard and when, with a caption."""
+    """The sound of a clip; asks what was heard and when, and for a caption."""
     clip = draw_clip(seed, "soundtrack", number)
     path = out / "sounds" / Path(clip.name).with_suffix(".flac")
     if not path.exists():
@@ -117,14 +117,14 @@ def soundtrack_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def _stream_turns(clip: Clip, kind: Kind, stream: tuple[Event, ...]) -> list[Turn]:
-    """Questions about one stream of a clip, and last its caption."""
+    """Questions about one stream of a clip, then its caption."""
     questions, names = all_questions(clip, clip.rng("questions")), {event.name for event in stream}
     asked = [*questions[kind][:2], *(question for question in questions["when"] if question.asked in names)]
     return [*((question.text, question.answer) for question in asked), caption_turns(clip)[kind]]
 
 
 def speech_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A number said by espeak-ng in some voice, asked for."""
+    """A number spoken by espeak-ng in a random voice; asks for the number."""
     rng = generator(seed, "train", number, "speech")
     path = out / "speech" / f"{number:06d}.wav"
     name = str(rng.choice(NUMBERS))
@@ -153,23 +153,23 @@ def text_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def log_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A clip told in words, asked what clips are asked, without media."""
+    """A clip as a text log, without media, with the questions that clips get."""
     clip = draw_clip(seed, "log", number)
     *_, turns = training_conversations(clip, repeats=1 + number % 2)
-    return _told(f"log-{number:06d}", clip, turns)
+    return _with_log(f"log-{number:06d}", clip, turns)
 
 
 def log_caption_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A training clip told in words, with captions or open questions."""
+    """A training clip as a text log, with captions or open questions."""
     clip = draw_clip(seed, "train", number)
     conversations = training_conversations(clip, repeats=0)
-    return _told(f"log_caption-{number:06d}", clip, conversations[number % len(conversations)])
+    return _with_log(f"log_caption-{number:06d}", clip, conversations[number % len(conversations)])
 
 
-def _told(name: str, clip: Clip, turns: list[Turn]) -> dict[str, Any]:
+def _with_log(name: str, clip: Clip, turns: list[Turn]) -> dict[str, Any]:
     row = conversation_row(name, None, turns)
     row["messages"][0]["content"].insert(0, {"type": "text", "text": f"{clip_log(clip)}\n"})
     return row
 
 
-KINDS_OF_ROW: tuple[Callable[[Path, int, int], dict[str, Any]], ...] = (image_row, sound_row, silent_row, text_row)
+ROW_MAKERS: tuple[Callable[[Path, int, int], dict[str, Any]], ...] = (image_row, sound_row, silent_row, text_row)

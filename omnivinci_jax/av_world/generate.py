@@ -2,7 +2,7 @@
 
     omnivinci av_world --out data/av_world
 
-`train.jsonl` holds conversations of several turns, `val.jsonl` and `held_out.jsonl` one question a line with its kind
+`train.jsonl` has conversations of several turns, `val.jsonl` and `held_out.jsonl` one question per line with its kind
 and options. Media paths are relative to these files. No clip is in two splits.
 """
 
@@ -27,7 +27,7 @@ from omnivinci_jax.paths import atomic_file, remove_unfinished
 
 Asking = Literal["all", "rank"]
 
-VERSION = 1  # of what the generator makes of its arguments: to be raised when that changes
+VERSION = 1  # raise it when the same arguments give other files
 EXTRA_ROWS_PER_CLIP = 0.15  # training rows of other kinds, about 5 % of all
 
 
@@ -40,19 +40,19 @@ def generate(
     workers: int = 2,
     asking: Asking = "all",
 ) -> None:
-    """Writes the data set into `out`; a second call finishes what an interrupted one began, or does nothing.
+    """Writes the data set into `out`; a second call completes an interrupted one, or does nothing.
 
-    The files depend on the arguments alone, not on `workers`. `asking` is `all` for questions of five kinds, and `rank`
-    for those of two more, about full clips.
+    The files depend only on the arguments other than `workers`. `asking` is `all` for the five kinds of questions, or
+    `rank` for the two rank kinds, about full clips.
 
     Raises:
-        ConfigError: a number that is too small.
-        DataError: `out` holds something else, a data set of other arguments for example, or cannot be written.
+        ConfigError: a number is too small.
+        DataError: `out` holds something else, such as a data set with other arguments, or cannot be written.
     """
     counts = {"train": train_clips, "val": val_clips, "held_out": held_out_clips}
     if min(seed, *counts.values(), workers - 1) < 0:
         raise ConfigError(
-            f"seed {seed}, clips {counts}, workers {workers}: none may be negative, and workers at least 1"
+            f"seed {seed}, clips {counts}, workers {workers}: none may be negative, and workers must be at least 1"
         )
     arguments = {"version": VERSION, "seed": seed, "clips": counts} | ({} if asking == "all" else {"asking": asking})
     folders = ("clips", "images", "sounds")
@@ -87,7 +87,7 @@ def write_clip(out: Path, clip: Clip) -> None:
 
 
 def training_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
-    """A row for each conversation about the clip."""
+    """One row per conversation about the clip."""
     media = "video", f"clips/{clip.name}"
     if asking == "all":
         conversations = training_conversations(clip)
@@ -101,7 +101,7 @@ def training_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
 
 
 def question_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
-    """A row with one question of each kind."""
+    """One row per kind of question."""
     media = "video", f"clips/{clip.name}"
     questions: Sequence[Question] = (
         one_of_each(clip) if asking == "all" else rank_questions(clip, clip.rng("questions"))[0]
@@ -121,7 +121,7 @@ def write_once(
     workers: int,
     write: Callable[[ProcessPoolExecutor], None],
 ) -> None:
-    """Writes a data set into `out` and its `folders` by `write`, unless it is whole; NAME.json notes its arguments.
+    """Calls `write` to fill `out` and its `folders`, unless the data set is complete; NAME.json records its arguments.
 
     Raises:
         DataError: `out` holds something else, or cannot be written.
@@ -145,12 +145,12 @@ def _is_finished(note: Path, arguments: dict[str, Any]) -> bool:
     out = note.parent
     if not note.exists():
         if out.exists() and any(out.iterdir()):
-            raise DataError(f"{out}: not empty and not an av_world data set; name a new or an empty folder")
+            raise DataError(f"{out}: not empty and not an av_world data set; give a new or an empty folder")
         return False
     found = json.loads(note.read_text())
     finished = found.pop("finished")
     if found != arguments:
-        raise DataError(f"{note}: made with {found}, not with {arguments}; name another folder or delete this one")
+        raise DataError(f"{note}: made with {found}, not with {arguments}; give another folder or delete this one")
     return finished
 
 

@@ -1,11 +1,11 @@
-"""Questions, captions and conversations about a clip, and every sentence that they can hold.
+"""Questions, captions and conversations about a clip, and the vocabulary they use.
 
-Five kinds of multiple choice. `seen`, `heard` and `when` need one stream; `while` and `order` need both, in time, and
-are balanced (see `timeline`). `order` asks for the next event of the other stream, since a literal "did red or the beep
-come first" cannot be balanced: the sight would have to be early under one answer and late under the other, so its time
-alone would tell. A clip is asked one form of it, the one that its streams were drawn for.
+There are five kinds of multiple-choice questions. `seen`, `heard` and `when` need one stream; `while` and `order` need
+both, in time, and are balanced (see `timeline`). `order` asks for the next event of the other stream, since a literal
+"did red or the beep come first" cannot be balanced: the sight would be early under one answer and late under the other,
+so its time alone would reveal the answer. A clip has one form of `order`, the one that its streams were drawn for.
 
-Two more kinds, of rank, are in no data set beside the others: they are there to fine-tune a model on.
+The two rank kinds are for fine-tuning and never in one data set with the others.
 """
 
 import itertools
@@ -22,7 +22,7 @@ Kind = Literal["seen", "heard", "while", "order", "when", "rank_seen", "rank_hea
 KINDS: tuple[Kind, ...] = ("seen", "heard", "while", "order", "when")
 JOINT_KINDS: tuple[Kind, ...] = ("while", "order")
 
-# The thing asked for stands at the end, at the same distance from the answer in every form.
+# The asked event is at the end, at the same distance from the answer in every form.
 SEEN = "Which colour, {options}, was seen?"
 HEARD = "Which sound, {options}, was heard?"
 WHILE = "Which colour, {options}, was on screen while the {asked} sounded?"
@@ -62,7 +62,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question as it is put."""
+        """The question with its options."""
         return self.template.format(asked=self.asked, options=f"{', '.join(self.options[:3])} or {self.options[3]}")
 
 
@@ -82,7 +82,7 @@ def name_question(
 
 
 def all_questions(clip: Clip, rng: np.random.Generator) -> dict[Kind, Sequence[Question]]:
-    """Every question that the clip can be asked, by kind, in random order.
+    """All possible questions about the clip, by kind, in random order.
 
     The first of each joint kind is the balanced one: the rank of its answer was drawn before the clip.
     """
@@ -93,8 +93,9 @@ def all_questions(clip: Clip, rng: np.random.Generator) -> dict[Kind, Sequence[Q
         kind: Kind, template: str, holds: np.ndarray, names: list[str], asked: list[str], rank: int
     ) -> list[Question]:
         pairs = sorted(rng.permutation(np.argwhere(holds)), key=lambda pair: pair[0] != rank)
-        every = COLOURS if names is colours else SOUNDS
-        absent = _shuffled(rng, [name for name in every if name not in names])[: 4 - len(names)]  # none in a full clip
+        all_names = COLOURS if names is colours else SOUNDS
+        # Absent names fill up the options; a full clip needs none.
+        absent = _shuffled(rng, [name for name in all_names if name not in names])[: 4 - len(names)]
         return [
             multiple_choice(rng, kind, template, asked[j], names[i], [n for n in (*names, *absent) if n != names[i]])
             for i, j in pairs
@@ -126,7 +127,7 @@ def all_questions(clip: Clip, rng: np.random.Generator) -> dict[Kind, Sequence[Q
 
 
 def one_of_each(clip: Clip) -> list[Question]:
-    """One question of every kind, for evaluation; each is to be asked by itself."""
+    """One question of every kind, for evaluation, each in its own conversation."""
     return [questions[0] for questions in all_questions(clip, clip.rng("questions")).values()]
 
 
@@ -134,10 +135,10 @@ Turn = tuple[str, str]
 
 
 def caption_turns(clip: Clip) -> dict[str, Turn]:
-    """Dense captions, of one stream and of both (the paper's omni captions, Section 3.2), by what they tell.
+    """Dense captions of one stream and of both (the paper's omni captions, Section 3.2), by kind.
 
-    Events in order of time: `seen` and `heard` with the second that each begins in, `while` and `order` with the fact
-    that questions of these kinds ask for.
+    They list events in time order: `seen` and `heard` with the second in which each begins, `while` and `order` with
+    the fact that questions of these kinds ask for.
     """
     facts = _facts(clip)
     streams: tuple[tuple[Kind, str, tuple[Event, ...]], ...] = (
@@ -153,7 +154,7 @@ def caption_turns(clip: Clip) -> dict[str, Turn]:
 
 
 def clip_log(clip: Clip) -> str:
-    """The clip in words: every second by its number, and after it what is seen and heard in each of its halves."""
+    """The clip as a text log: each second's number, then what is seen and heard in each of its halves."""
     words = []
     for half in range(math.ceil(2 * clip.duration)):
         start, end = half / 2, (half + 1) / 2
@@ -163,7 +164,7 @@ def clip_log(clip: Clip) -> str:
 
 
 def lookup_turns(clip: Clip, rng: np.random.Generator) -> dict[Kind, Turn]:
-    """Open questions about several named events at once, in random order, with the fact of each, by kind."""
+    """Open questions, by kind, about several named events in random order, with the fact of each."""
     each_next = EACH_NEXT_COLOUR if clip.lead == "colour" else EACH_NEXT_SOUND
     requests: dict[Kind, str] = {"when": EACH_WHEN, "while": EACH_WHILE, "order": each_next}
     facts, turns = _facts(clip), {}
@@ -174,8 +175,7 @@ def lookup_turns(clip: Clip, rng: np.random.Generator) -> dict[Kind, Turn]:
 
 
 def _facts(clip: Clip) -> dict[Kind, list[tuple[str, str]]]:
-    """(event, fact) by kind: the second in which it begins; the colour at the middle of a sound; the next of the other
-    stream after it begins."""
+    """(event, fact) by kind: the second in which it begins; the colour at a sound's middle; the other stream's next."""
 
     def first(stream: tuple[Event, ...], holds: Callable[[Event], bool]) -> str:
         return next((event.name for event in stream if holds(event)), NOTHING)
@@ -194,10 +194,11 @@ def _each(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def training_conversations(clip: Clip, repeats: int = 4) -> list[list[Turn]]:
-    """Conversations about the clip: captions and lookups, and `repeats` times six questions.
+    """Conversations about the clip: captions and lookups, and `repeats` conversations of six questions.
 
-    No answer can be read off an earlier turn, or little would be learnt from the clip. So questions do not follow
-    captions; captions that meet tell different things; what was seen or heard is asked before a question names it.
+    No earlier turn reveals an answer, or the model would learn little from the clip. So questions never follow
+    captions, captions in one conversation state different facts, and `seen` and `heard` precede questions that name
+    their events.
     """
     rng = clip.rng("questions")
     captions, lookups = caption_turns(clip), lookup_turns(clip, rng)
@@ -212,7 +213,7 @@ def training_conversations(clip: Clip, repeats: int = 4) -> list[list[Turn]]:
         kinds: list[Kind] = list(_shuffled(rng, ["while", "order", "when", "while", "order", "when"]))
         if repeat % 2:
             kinds = [*_shuffled(rng, ["seen", "heard"]), *kinds[:4]]
-        # One question is not asked twice, and the order of its options is new in each conversation.
+        # No question repeats, and each conversation shuffles the options again.
         asked = dict.fromkeys(next(supply[kind]) for kind in kinds if kind in supply)
         shuffled = [replace(question, options=_shuffled(rng, question.options)) for question in asked]
         conversations.append([(question.text, question.answer) for question in shuffled])
@@ -220,7 +221,7 @@ def training_conversations(clip: Clip, repeats: int = 4) -> list[list[Turn]]:
 
 
 def rank_questions(clip: Clip, rng: np.random.Generator) -> list[tuple[Question, Question]]:
-    """Four pairs of questions about a full clip, for the sight and for the sound of a rank, each rank in one pair."""
+    """Four (sight, sound) pairs of questions about a full clip; each rank of each stream is asked once."""
 
     def about(kind: Kind, template: str, stream: tuple[Event, ...]) -> list[Question]:
         names = [event.name for event in stream]
@@ -234,7 +235,7 @@ def rank_questions(clip: Clip, rng: np.random.Generator) -> list[tuple[Question,
 
 
 def vocabulary_text() -> list[str]:
-    """Every sentence form with every word that it can hold: the text to train a tokenizer on."""
+    """Every template with every word that it can contain, to train a tokenizer on."""
     sentences = [SUBTRACT.format(start=start, end=end) for start in NUMBERS for end in NUMBERS]
     for template, asked, names in (
         (SEEN, ("",), COLOURS),

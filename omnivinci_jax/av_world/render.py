@@ -1,4 +1,4 @@
-"""Pictures and sounds of a clip as arrays: large bright shapes on a dark ground, one at a time; eight plain sounds."""
+"""Renders a clip's frames and sound: large bright shapes on a dark ground, one at a time; eight simple sounds."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def render_frames(clip: Clip) -> UInt8[np.ndarray, "frames height width 3"]:
-    """The pictures at FRAME_RATE."""
+    """The frames of the clip at FRAME_RATE."""
     rng = clip.rng("render")
     width, height = clip.size
     times = np.arange(round(clip.duration * FRAME_RATE)) / FRAME_RATE

@@ -1,15 +1,15 @@
-"""What happens when: four colours seen and four sounds heard in a clip, and which ranks its joint questions ask for.
+"""Timelines: four colours seen and four sounds heard in a clip, and the ranks that its joint questions ask for.
 
-A joint question must not be answerable from one stream. Its wrong options are things that the clip shows too, and names
-are dealt to events at random, so the only handle left is the rank of the answer in time: given the whole stream that it
-belongs to, the answer must be the 1st, 2nd, 3rd or 4th event with probability 1/4 each. Two facts make that hard: a
-long sight holds a sound more often than a short one, and nothing comes before an event at the very start. Fitting one
-stream to the other cannot give both streams uniform ranks. So picture streams and sound streams are drawn blind, each
-with the rank that its answer will have, and a perfect bipartite matching pairs every picture stream with a sound stream
-under which both ranks hold: no stream is dropped or changed for its rank, so rank and stream stay independent.
+A joint question must not be answerable from one stream. Its wrong options also occur in the clip, and events get random
+names, so the only possible shortcut is the rank of the answer in time: given its whole stream, the answer must be the
+1st, 2nd, 3rd or 4th event with probability 1/4 each. Two facts make that hard: a long sight contains a sound more often
+than a short one, and nothing comes before an event at the very start. Fitting one stream to the other cannot give both
+streams uniform ranks. So sight streams and sound streams are drawn independently, each with the rank of its answer, and
+a perfect bipartite matching pairs every sight stream with a sound stream for which both ranks hold. No stream is
+dropped or changed for its rank, so rank and stream stay independent.
 
-Streams are drawn on a clip of BASE seconds, where distances are as small as they may get. A random uneven stretch,
-which knows nothing of the events and moves both streams alike, then makes clips of up to LONGEST seconds.
+Streams are drawn on a clip of BASE seconds, with the smallest allowed distances. A random uneven stretch, independent
+of the events and the same for both streams, then makes clips of up to LONGEST seconds.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan", "white", "orange
 SOUNDS = ("hum", "tone", "beep", "whistle", "hiss", "buzz", "siren", "clicks")
 SPLITS = ("train", "val", "held_out", "silent", "soundtrack", "log")
 BASE, LONGEST = 6.5, 12.0  # s
-APART = 0.5  # s between onsets whose order is asked: one frame at 2 frames a second
-MARGIN = 0.1  # s by which a sound lies inside the sight that it is asked with
+APART = 0.5  # minimum seconds between onsets whose order is asked: one frame at 2 frames per second
+MARGIN = 0.1  # minimum seconds by which a sight extends beyond the sound of a `while` question
 GROUP = 512  # clips that are matched together: enough for a perfect matching to exist
-SIZES = ((96, 96),) * 6 + ((128, 96), (96, 128), (112, 84), (80, 112))  # width, height; even, as yuv420p wants
+SIZES = ((96, 96),) * 6 + ((128, 96), (96, 128), (112, 84), (80, 112))  # width, height; even, as yuv420p requires
 
-Lead = Literal["colour", "sound"]  # what the answer of the clip's `order` question is
+Lead = Literal["colour", "sound"]  # the stream that has the answer of the clip's `order` question
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Event:
 
     @property
     def has_clear_second(self) -> bool:
-        """Whether the event begins far enough from a full second to be asked for it."""
+        """Whether the event begins far enough from a full second to ask for its second."""
         return 0.2 <= self.start % 1 <= 0.8
 
 
@@ -57,7 +57,7 @@ class Event:
 class Clip:
     """The ground truth of a clip.
 
-    Ranks count from 0 in time. `when` maps the name of an event to the four seconds that its question offers.
+    Ranks count from 0 in time. `when` maps an event's name to the four options of its `when` question, in seconds.
     """
 
     seed: int
@@ -75,7 +75,7 @@ class Clip:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing was left out of it."""
+        """Whether the clip has all its events."""
         return len(self.sights) == 4
 
     @property
@@ -84,21 +84,21 @@ class Clip:
         return f"{self.split}_{self.number:06d}.{self.container}"
 
     def rng(self, purpose: Literal["render", "questions", "thin"]) -> np.random.Generator:
-        """A generator that depends on the clip and the purpose alone."""
+        """A random generator that depends only on the clip and the purpose."""
         return generator(self.seed, self.split, self.number, purpose)
 
 
 def generator(seed: int, split: str, number: int, purpose: str) -> np.random.Generator:
-    """The random numbers for one purpose of one numbered thing in a split."""
+    """The random generator for one purpose of one numbered item of a split."""
     return np.random.default_rng([seed, SPLITS.index(split), number, *purpose.encode()])
 
 
 def draw_clips(seed: int, split: str, count: int, paired: bool = False) -> list[Clip]:
-    """The first `count` clips of a split; clip i is the same whatever the count.
+    """The first `count` clips of a split; clip i does not depend on the count.
 
-    Half of the training clips lose events: what is alone in a clip shows a learner what to look for in a full one.
-    paired: every colour has its sound, and a full clip with one has the other at some time, so that streams can be
-        told to belong together. Questions about times are as before.
+    Half of the training clips lose events: a few events alone teach a model what to look for in a full clip.
+    paired: every colour has its sound, and a full clip has both or neither, so that matching streams can be recognised.
+        Questions about time are unaffected.
     """
     return [draw_clip(seed, split, number, paired) for number in range(count)]
 
@@ -122,7 +122,7 @@ def _thinned(clip: Clip) -> Clip:
 def inside(
     sights: Float[np.ndarray, "*#n sights 2"], sounds: Float[np.ndarray, "*#n sounds 2"]
 ) -> Bool[np.ndarray, "*#n sights sounds"]:
-    """Whether sight i was on screen all the while sound j sounded, with a margin."""
+    """Whether sight i was on screen during all of sound j, with a margin."""
     sights, sounds = sights[..., :, None, :], sounds[..., None, :, :]
     return (sights[..., 0] + MARGIN <= sounds[..., 0]) & (sounds[..., 1] <= sights[..., 1] - MARGIN)
 
@@ -130,20 +130,20 @@ def inside(
 def next_after(
     lead: Float[np.ndarray, "*#n onsets"], anchors: Float[np.ndarray, "*#n anchors"]
 ) -> Bool[np.ndarray, "*#n onsets anchors"]:
-    """Whether onset i of the leading stream is the first after anchor j, and none is within APART of that."""
+    """Whether onset i of the leading stream is the first after anchor j, with no onset within APART of the anchor."""
     previous = np.concatenate([np.full_like(lead[..., :1], -np.inf), lead[..., :-1]], axis=-1)
     lead, previous, anchors = lead[..., :, None], previous[..., :, None], anchors[..., None, :]
     return (previous + APART <= anchors) & (anchors <= lead - APART)
 
 
 def spans(events: tuple[Event, ...]) -> Float[np.ndarray, "n 2"]:
-    """Starts and ends as an array."""
+    """Starts and ends of events, in seconds."""
     return np.array([(event.start, event.end) for event in events])
 
 
-# The least seconds of a stream's nine parts: gap, event, gap, event, … gap. A stream that holds the answers to `order`
-# begins late enough for something to come before it, and leaves room for an onset APART from two of its own. The first
-# sight before a leading sound stream is long enough to reach its first sound.
+# Minimum seconds of a stream's nine parts: gap, event, gap, event, … gap. The leading stream (with the answers to
+# `order`) begins late enough for an event to come before it, and leaves room for an onset APART from two of its own.
+# The first sight before a leading sound stream is long enough to reach its first sound.
 LEAST_PARTS = {
     ("sights", "colour"): (0.75, 1.0, 0.3, 1.0, 0.3, 1.0, 0.3, 1.0, 0.1),
     ("sounds", "colour"): (0.1, 0.5, 0.15, 0.5, 0.15, 0.5, 0.15, 0.5, 0.1),
@@ -169,7 +169,7 @@ Pairs = tuple[
 
 
 def _pair_for_colours(rng: np.random.Generator, count: int) -> Pairs:
-    """Both answers are sights: only their streams bear ranks, and they choose among many spare sound streams."""
+    """Both answers are sights: only sight streams have ranks, and choose among eight times as many sound streams."""
     sights = _draw_streams(rng, count, "sights", "colour")
     sounds = _draw_streams(rng, 8 * count, "sounds", "colour")
     ranks = rng.integers(4, size=(2, count))
@@ -181,7 +181,7 @@ def _pair_for_colours(rng: np.random.Generator, count: int) -> Pairs:
 
 
 def _pair_for_sounds(rng: np.random.Generator, count: int) -> Pairs:
-    """The answer to `while` is a sight, the one to `order` a sound: both streams bear a rank."""
+    """The answer to `while` is a sight, the one to `order` a sound: both streams have a rank."""
     drawn = 3 * count // 2
     sights, sounds = (_draw_streams(rng, drawn, kind, "sound") for kind in ("sights", "sounds"))
     ranks = rng.integers(4, size=(2, drawn))
@@ -189,7 +189,7 @@ def _pair_for_sounds(rng: np.random.Generator, count: int) -> Pairs:
     follows = np.any(next_after(sounds[None, ..., 0], sights[:, None, :, 0]), axis=-1)
     numbers = np.arange(drawn)
     asked_hold, asked_follow = holds[numbers, :, ranks[0]], follows[:, numbers, ranks[1]]
-    # A stream with few partners under some rank goes, whatever its own rank is: its going says nothing about that.
+    # Drops streams with few partners under any rank; this does not depend on their own rank, so ranks stay uniform.
     kept_sights = np.flatnonzero((holds & asked_follow[..., None]).sum(axis=1).min(axis=-1) >= 4)[:count]
     kept_sounds = np.flatnonzero((follows & asked_hold[..., None]).sum(axis=0).min(axis=-1) >= 4)[:count]
     possible = (asked_hold & asked_follow)[np.ix_(kept_sights, kept_sounds)]
@@ -201,12 +201,12 @@ def _pair_for_sounds(rng: np.random.Generator, count: int) -> Pairs:
 
 
 def _match(possible: Bool[np.ndarray, "rows columns"]) -> Int[np.ndarray, " rows"] | None:
-    """A different column for every row; None where there is none, which one group in two or three meets."""
+    """A different column for every row; None if there is no perfect matching (one group in two or three)."""
     partner = maximum_bipartite_matching(csr_matrix(possible), perm_type="column")
     return None if (partner < 0).any() else partner
 
 
-@lru_cache(maxsize=4)  # one clip costs as much as its group
+@lru_cache(maxsize=4)  # drawing one clip costs as much as drawing its whole group
 def _draw_group(seed: int, split: str, group: int, paired: bool) -> tuple[Clip, ...]:
     rng = generator(seed, split, group, "timeline")
     half = GROUP // 2
@@ -241,7 +241,7 @@ def _draw_group(seed: int, split: str, group: int, paired: bool) -> tuple[Clip, 
 def _stretch(
     rng: np.random.Generator, sights: Float[np.ndarray, "4 2"], sounds: Float[np.ndarray, "4 2"], paired: bool
 ) -> tuple[float, tuple[Event, ...], tuple[Event, ...]]:
-    """Duration and named events. No distance shrinks; each stream has an onset whose second can be asked."""
+    """Duration and named events. Distances only grow; each stream has an onset with a clear second."""
     while True:
         duration = rng.uniform(BASE, LONGEST)
         knots = np.linspace(0, BASE, 8)
@@ -261,10 +261,10 @@ def _name(names: tuple[str, ...], chosen: Int[np.ndarray, " 4"], stream: Float[n
 
 
 def _when_options(rng: np.random.Generator, streams: Sequence[tuple[Event, ...]]) -> list[dict[str, tuple[int, ...]]]:
-    """For each clip, four seconds to choose from for every event that can be asked, the right one among them.
+    """For each clip, the four options, in seconds, of every event with a clear second.
 
-    The seconds of the whole group are sorted and read off at four equal distances, from every starting point in turn:
-    each of four such seconds is the answer to one question that offers those four. They are mostly two or more apart.
+    The seconds of the whole group are sorted and sampled at four equal distances, from each starting point in turn:
+    each of four such seconds is the answer to one question with these options. They are mostly two or more apart.
     """
     askable = [(clip, event) for clip, stream in enumerate(streams) for event in stream if event.has_clear_second]
     askable = sorted((askable[i] for i in rng.permutation(len(askable))), key=lambda pair: pair[1].second)

@@ -1,4 +1,4 @@
-"""Trains the tiny model's tokenizer, offline, on the data set's own text and English letters.
+"""Trains the tiny model's tokenizer, offline, on the data set's text.
 
 omnivinci av_world tokenizer --out configs/tiny_tokenizer
 """
@@ -14,7 +14,7 @@ from omnivinci_jax.sequence.chat import DEFAULT_SYSTEM, PLACEHOLDERS
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *PLACEHOLDERS.values())
 
-# Qwen2's own pre-tokenisation: contractions, words, single digits, punctuation, newlines, spaces.
+# Qwen2's pre-tokenisation: contractions, words, single digits, punctuation, newlines, spaces.
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -76,5 +76,5 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def write_tiny_tokenizer(folder: Path) -> None:
     """Trains and saves the tokenizer of the tiny model (configs/tiny_tokenizer)."""
-    template_words = ("system", "user", "assistant", DEFAULT_SYSTEM)  # whole tokens, as in Qwen2's own vocabulary
+    template_words = ("system", "user", "assistant", DEFAULT_SYSTEM)  # become whole tokens, as in Qwen2's vocabulary
     save_tokenizer(train_tokenizer([*template_words, *vocabulary_text()], 512), folder)

@@ -1,4 +1,4 @@
-"""`omnivinci check`: every problem of a JSONL file and its media, each with its line."""
+"""`omnivinci check`: lists every problem of a JSONL file and its media, with its line."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from omnivinci_jax.sequence.chat import Media
 
 
 def check_file(path: Path) -> tuple[int, list[str]]:
-    """(conversations in the file, problems); media are decoded whole, each file once."""
+    """(number of conversations, problems); decodes every media file fully, once."""
     data, problems, known = Jsonl(path), [], {}
     entries = data.entries()
     for entry in tqdm(entries, desc=f"check {path.name}", unit=" samples", leave=False, mininterval=0.5):
@@ -21,7 +21,7 @@ def check_file(path: Path) -> tuple[int, list[str]]:
             problems.append(str(error))
             continue
         if all(message.role != "assistant" for message in conversation.messages):
-            problems.append(f"{conversation.where}: no assistant message, so there is nothing to learn")
+            problems.append(f"{conversation.where}: no assistant message, so there is nothing to train on")
         for item in conversation.media:
             if item not in known:
                 known[item] = _problem(item)

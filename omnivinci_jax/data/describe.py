@@ -1,4 +1,4 @@
-"""`omnivinci index`: what the data of a configuration take of a batch, and what of them cannot be used."""
+"""`omnivinci index`: sizes and packing of a configuration's data, and the samples that cannot be used."""
 
 import numpy as np
 
@@ -14,9 +14,9 @@ _NAMES = ("slots", "tiles", "windows", "clips")
 
 
 def describe_data(config: TrainConfig) -> str:
-    """Indexes all training sources, val and held_out; a Markdown table of sizes and packing, then every problem."""
+    """Indexes all sources, val and held_out; returns a Markdown table of sizes and packing, then all problems."""
     processor, lines, problems = make_processor(config), [], []
-    header = ["data", "share", "samples", *(f"{name} (mean, most)" for name in _NAMES), "groups"]
+    header = ["data", "share", "samples", *(f"{name} (mean, max)" for name in _NAMES), "groups"]
     header += ["slots used", "tiles used"]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     sources = training_sources(config.data)
@@ -44,6 +44,6 @@ def _row(name: str, share: str, index: Index, capacity: Capacity) -> str:
         return f"| {name} | {share} | 0 |" + " |" * 7
     groups = len(pack(index.sizes, capacity))
     used = index.sizes.sum(axis=0) / groups / np.array([capacity.rows * capacity.slots, *capacity[2:]])
-    spread = [f"{column.mean():.0f}, {column.max()}" for column in index.sizes.T]
-    cells = [name, share, str(len(index)), *spread, str(groups), f"{used[0]:.0%}", f"{used[1]:.0%}"]
+    mean_and_max = [f"{column.mean():.0f}, {column.max()}" for column in index.sizes.T]
+    cells = [name, share, str(len(index)), *mean_and_max, str(groups), f"{used[0]:.0%}", f"{used[1]:.0%}"]
     return "| " + " | ".join(cells) + " |"

@@ -1,6 +1,6 @@
-"""The index of a data file: where each conversation stands and what it takes of a group, known without decoding.
+"""The index of a data file: the location and packed size of each conversation, found without decoding media.
 
-From it packs are planned, so that what a step reads is a pure function of (seed, step).
+Packs are planned from it, so what a step reads is a pure function of (seed, step).
 """
 
 import hashlib
@@ -25,31 +25,31 @@ from omnivinci_jax.sequence.packing import RowSize, fits, row_size
 from omnivinci_jax.sequence.row import VideoSize
 
 TooLong = Literal["skip", "thin"]
-# (size, most frames, "") of a sample that can be used, else (None, 0, problem).
+# (size, max frames, "") of a usable sample, else (None, 0, problem).
 Measured = tuple[RowSize | None, int, str]
-# Samples of a file below which starting processes takes longer than measuring.
-_WORTH_A_POOL = 1000
+# With fewer samples, starting processes takes longer than measuring.
+_MIN_POOL_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Index:
-    """Samples of one file that can be used, and the problems of those that cannot.
+    """The usable samples of one file, and the problems of the others.
 
-    places: where each sample's record is; lines: the number of its line in the JSONL file, from 1.
-    sizes: what it takes of a group (slots, tiles, windows, clips).
-    max_frames: most frames of its videos, 0 for the model's own; fewer where a long sample was thinned.
-    problems: one line each for the samples left out.
+    locations: of each sample's record (see `Entry`); lines: its line in the JSONL file, from 1.
+    sizes: slots, tiles, windows and clips that it uses of a group.
+    max_frames: limit on frames per video where a long sample was thinned; 0 for the model's limit.
+    problems: one line per skipped sample.
     """
 
     records: Records
-    places: Int64[np.ndarray, " samples"]
+    locations: Int64[np.ndarray, " samples"]
     lines: Int64[np.ndarray, " samples"]
     sizes: Int64[np.ndarray, "samples 4"]
     max_frames: Int32[np.ndarray, " samples"]
     problems: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     @property
     def problem_share(self) -> float:
@@ -58,7 +58,7 @@ class Index:
 
     @property
     def path(self) -> AnyPath:
-        """The file."""
+        """Path of the file."""
         return self.records.path
 
     def where(self, sample: int) -> str:
@@ -66,7 +66,7 @@ class Index:
         return f"{self.path}:{self.lines[sample]}"
 
     def source_of(self, sample: int) -> int:
-        """Number of the source of a sample in its mixture; alone, a file is its only one."""
+        """Index of a sample's source in its mixture: 0, since a single file has one source."""
         return 0
 
     def record(self, sample: int) -> dict:
@@ -78,12 +78,12 @@ class Index:
         return self.records.conversation(self._entry(sample))
 
     def _entry(self, sample: int) -> Entry:
-        place = int(self.places[sample])
-        return Entry(place, int(self.lines[sample]), self.records.read(place))
+        location = int(self.locations[sample])
+        return Entry(location, int(self.lines[sample]), self.records.read(location))
 
 
 class IndexPool:
-    """Processes that measure samples for indices. The first large file starts them; all files share them."""
+    """Processes that measure samples for an index. The first large file starts them; all files share them."""
 
     def __init__(self, workers: int):
         self._workers = workers
@@ -97,8 +97,8 @@ class IndexPool:
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, work: Callable[[Entry], Measured], entries: list[Entry]) -> Iterator[Measured]:
-        """Yields `work(entry)` of each entry, in order."""
-        if self._workers < 2 or len(entries) < _WORTH_A_POOL:
+        """Yields `work(entry)` for each entry, in order."""
+        if self._workers < 2 or len(entries) < _MIN_POOL_SAMPLES:
             return map(work, entries)
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
@@ -115,10 +115,10 @@ def build_index(
 ) -> Index:
     """Reads every conversation and the headers of its media.
 
-    A sample whose media cannot be read, or that is longer than a row, is a problem of the index.
+    Samples whose media cannot be read, or that do not fit into a group, are listed in `problems`.
 
     Raises:
-        DataError: a line that is no conversation (the first one).
+        DataError: the first line that is not a valid conversation.
     """
     entries = records.entries()
     work = partial(_measure, records=records, processor=processor, capacity=capacity, too_long=too_long)
@@ -126,15 +126,15 @@ def build_index(
     name = f"index {records.path.name}"
     results = list(tqdm(results, total=len(entries), desc=name, unit=" samples", disable=quiet, mininterval=0.5))
     kept = [
-        (place, line, *size, frames)
-        for (place, line, _), (size, frames, _) in zip(entries, results, strict=True)
+        (location, line, *size, frames)
+        for (location, line, _), (size, frames, _) in zip(entries, results, strict=True)
         if size
     ]
     table = np.array(kept, np.int64).reshape(-1, 7)
     problems = tuple(problem for _, _, problem in results if problem)
     return Index(
         records,
-        places=table[:, 0],
+        locations=table[:, 0],
         lines=table[:, 1],
         sizes=table[:, 2:6],
         max_frames=table[:, 6].astype(np.int32),
@@ -151,17 +151,17 @@ def open_index(
     pool: IndexPool,
     max_skipped: float = 1.0,
 ) -> Index:
-    """The index saved in `folder`, or a new one where the file, the settings or the tokenizer changed.
+    """The index saved in `folder`, or a new one if the file, the settings or the tokenizer changed.
 
-    One with a larger share of problems than `max_skipped` is not saved: they are there to be mended.
+    An index with a larger share of problems than `max_skipped` is not saved, since the user must fix them first.
     """
     identity = (records.identity(), processor.tokenizer.digest, processor.config, processor.drop)
     key = hashlib.sha256(repr((identity, capacity, too_long)).encode()).hexdigest()[:16]
     saved = folder / f"{records.path.stem}-{key}.npz"
     if saved.exists():
         with saved.open("rb") as file, np.load(file) as arrays:
-            columns = {name: arrays[name] for name in ("places", "lines", "sizes", "max_frames")}
-            return Index(records, **columns, problems=tuple(arrays["problems"].tolist()))
+            columns = (arrays[name] for name in ("places", "lines", "sizes", "max_frames"))
+            return Index(records, *columns, problems=tuple(arrays["problems"].tolist()))
     index = build_index(records, processor, capacity, too_long, pool)
     if index.problem_share > max_skipped:
         return index
@@ -169,7 +169,7 @@ def open_index(
     with atomic_file(saved) as part, open(part, "wb") as file:
         np.savez(
             file,
-            places=index.places,
+            places=index.locations,
             lines=index.lines,
             sizes=index.sizes,
             max_frames=index.max_frames,
@@ -182,24 +182,24 @@ def _measure(entry: Entry, records: Records, processor: Processor, capacity: Cap
     conversation = records.conversation(entry)
     try:
         conversation = processor.select(conversation)
-        most = 0
+        max_frames = 0
         while True:
-            sizes = processor.measure(conversation, most or None)
+            sizes = processor.measure(conversation, max_frames or None)
             size = row_size(processor.lay_out(conversation, sizes), len(conversation.media))
             if fits(size, capacity):
-                return size, most, ""
+                return size, max_frames, ""
             frames = max((len(size.frame_times) for size in sizes if isinstance(size, VideoSize)), default=0)
             if too_long == "skip" or frames <= 1:
                 return None, 0, f"{conversation.where}: {_excess(size, capacity)}"
-            most = frames // 2
+            max_frames = frames // 2
     except MediaError as error:
         return None, 0, f"{conversation.where}: {error}"
 
 
 def _excess(size: RowSize, capacity: Capacity) -> str:
     over = [
-        f"{taken} {name} where data.capacity.{name} is {room}"
-        for name, taken, room in zip(size._fields, size, capacity[1:], strict=True)
-        if taken > room
+        f"{used} {name} where data.capacity.{name} is {room}"
+        for name, used, room in zip(size._fields, size, capacity[1:], strict=True)
+        if used > room
     ]
     return f"the sample does not fit: {', '.join(over)}; raise it, or set data.too_long=thin to take fewer frames"

@@ -1,4 +1,4 @@
-"""`omnivinci inspect`: a picture of what the model sees of a file: tiles, log-mel, temporal groups and times."""
+"""`omnivinci inspect`: draws the model's view of a file: tiles, log-mel, temporal groups and times."""
 
 import math
 from pathlib import Path
@@ -18,46 +18,46 @@ from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, VideoSize, lay_out_media
 
-_MOST_TILES = 48
+_MAX_TILES = 48
 _SLOT_NAMES = ("newline", "sound", "picture")
 
 
 def draw_file(path: Path, config: OmniVinciConfig, out: Path) -> dict:
-    """Draws an image, a sound or a video as `config` presents it to the model; returns its numbers.
+    """Draws an image, a sound or a video as `config` presents it to the model; returns a summary.
 
     Raises:
-        UserError: a file that is none of the three, or an `out` that cannot be written.
+        UserError: the file is none of the three, or `out` cannot be written.
     """
     conversation = Conversation((Message("user", (Media(media_kind(path), str(path)),)),))
     (size,), tiles, windows = MediaReader(config).load(conversation)
     row = lay_out_media(conversation.media[0], size, config)
     _draw(path, config, size, tiles, windows, row, out)
     kinds = np.minimum(row.slot_kind, VISION)
-    numbers = {"kind": type(size).__name__.removesuffix("Size").lower(), "tiles": len(tiles), "windows": len(windows)}
+    summary = {"kind": type(size).__name__.removesuffix("Size").lower(), "tiles": len(tiles), "windows": len(windows)}
     if isinstance(size, VideoSize):
-        numbers["seconds"] = round(size.seconds, 3)
-        numbers["frame_times"] = [round(time, 3) for time in size.frame_times]
-        numbers["sound_seconds"] = round(size.sound.seconds, 3) if size.sound else 0
+        summary["seconds"] = round(size.seconds, 3)
+        summary["frame_times"] = [round(time, 3) for time in size.frame_times]
+        summary["sound_seconds"] = round(size.sound.seconds, 3) if size.sound else 0
     elif isinstance(size, ImageSize):
-        numbers["grid"] = [size.rows, size.columns]
+        summary["grid"] = [size.rows, size.columns]
     else:
-        numbers["seconds"] = round(size.seconds, 3)
+        summary["seconds"] = round(size.seconds, 3)
     tokens = {"vision_tokens": VISION, "audio_tokens": AUDIO, "newlines": TEXT}
-    return numbers | {name: int((kinds == kind).sum()) for name, kind in tokens.items()}
+    return summary | {name: int((kinds == kind).sum()) for name, kind in tokens.items()}
 
 
 def _draw(
     path: Path, config: OmniVinciConfig, size: MediaSize, tiles: np.ndarray, windows: np.ndarray, row: Row, out: Path
 ) -> None:
-    heights = [height for height, there in ((3.0, len(tiles)), (2.2, len(windows)), (0.9, True)) if there]
+    heights = [height for height, present in ((3.0, len(tiles)), (2.2, len(windows)), (0.9, True)) if present]
     figure = plt.figure(figsize=(12, sum(heights) + 1), layout="constrained")
     figure.suptitle(f"{path.name}: {len(row)} slots, {len(tiles)} tiles, {len(windows)} sound windows")
-    parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+    panels = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if len(tiles):
-        _draw_tiles(next(parts), size, tiles)
+        _draw_tiles(next(panels), size, tiles)
     if len(windows):
-        _draw_mel(next(parts), config, size, windows)
-    _draw_slots(next(parts), row)
+        _draw_mel(next(panels), config, size, windows)
+    _draw_slots(next(panels), row)
     try:
         figure.savefig(out, dpi=110)
     except OSError as error:
@@ -67,7 +67,7 @@ def _draw(
 
 
 def _draw_tiles(figure, size: MediaSize, tiles: np.ndarray) -> None:
-    shown = np.linspace(0, len(tiles) - 1, min(len(tiles), _MOST_TILES)).round().astype(int)
+    shown = np.linspace(0, len(tiles) - 1, min(len(tiles), _MAX_TILES)).round().astype(int)
     columns = min(len(shown), 16)
     axes = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).reshape(-1)
     for axis in axes:

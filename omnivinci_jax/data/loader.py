@@ -1,6 +1,6 @@
 """Batches from indexed files: planned packs, read by Grain's worker processes.
 
-What group number n holds is a pure function of (mixture, capacity, seed, n), so a place in the data is an integer.
+Group n is a pure function of (mixture, capacity, seed, n), so a position in the data is one integer.
 """
 
 import bisect
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import grain
-import jax  # for its trees alone; Grain imports it in every worker anyway
+import jax  # only for jax.tree; Grain imports it in every worker anyway
 import numpy as np
 from grain.multiprocessing import SharedMemoryArray
 
@@ -28,12 +28,12 @@ from omnivinci_jax.settings import DataConfig
 
 _ENDLESS = 2**40  # steps
 
-# For each group its rows, for each row the numbers of its samples.
+# For each group its rows, for each row the indices of its samples.
 Planned = list[list[list[int]]]
 
 
 def plan_all(index: Index, settings: DataConfig) -> Planned:
-    """Every sample of a file once, with empty groups at the end up to whole batches."""
+    """Every sample of a file once; empty groups at the end complete the last batch."""
     groups = []
     for start in range(0, len(index), PACKED_TOGETHER):
         part = pack(index.sizes[start : start + PACKED_TOGETHER], settings.capacity)
@@ -42,44 +42,45 @@ def plan_all(index: Index, settings: DataConfig) -> Planned:
 
 
 class Plan:
-    """Which samples each group holds, endlessly: block after block of a mixture, each packed and shuffled.
+    """The samples of every group of an endless run: the mixture block by block, each block packed and shuffled.
 
-    How many groups come before a block, only packing all of them tells. `begin` saves that: a block, and the number of
-    its first group, as `block_of` of an earlier plan named them. What comes before it is not to be asked for.
+    The index of a block's first group depends on packing all blocks before it. `start` skips them: a block and the
+    index of its first group, as returned by `block_of` of an earlier plan. Earlier groups are then not available.
     """
 
-    def __init__(self, mixture: Mixture, capacity: Capacity, seed: int, begin: tuple[int, int] = (0, 0)):
+    def __init__(self, mixture: Mixture, capacity: Capacity, seed: int, start: tuple[int, int] = (0, 0)):
         self._sizes, self._capacity, self._seed = mixture.sizes, capacity, seed
         self._blocks = Blocks(mixture, seed)
-        self._begin, first = begin
-        self._firsts = [first]  # groups that blocks begin with, of those from `begin` on and of the next
+        self._start_block, first = start
+        self._first_groups = [first]  # of each block from the start block on, and of the next one
         self._packed: dict[int, Planned] = {}
 
-    def __getitem__(self, number: int) -> list[list[int]]:
-        """Rows of group `number`, each a list of sample numbers."""
-        block, first = self.block_of(number)
-        return self._groups(block)[number - first]
+    def __getitem__(self, group: int) -> list[list[int]]:
+        """Rows of a group, each a list of sample indices."""
+        block, first = self.block_of(group)
+        return self._groups(block)[group - first]
 
-    def block_of(self, number: int) -> tuple[int, int]:
-        """The block that holds group `number`, and its first group."""
-        while number >= self._firsts[-1]:
-            self._firsts.append(self._firsts[-1] + len(self._groups(self._begin + len(self._firsts) - 1)))
-        place = bisect.bisect(self._firsts, number) - 1
-        return self._begin + place, self._firsts[place]
+    def block_of(self, group: int) -> tuple[int, int]:
+        """The block that contains a group, and the index of the block's first group."""
+        while group >= self._first_groups[-1]:
+            block = self._start_block + len(self._first_groups) - 1
+            self._first_groups.append(self._first_groups[-1] + len(self._groups(block)))
+        offset = bisect.bisect(self._first_groups, group) - 1
+        return self._start_block + offset, self._first_groups[offset]
 
-    def _groups(self, number: int) -> Planned:
-        if number not in self._packed:
-            if len(self._packed) > 2:  # reading goes forward, and looks back a step or two
+    def _groups(self, block: int) -> Planned:
+        if block not in self._packed:
+            if len(self._packed) > 2:  # reads move forward, and look back a step or two
                 del self._packed[min(self._packed)]
-            block = self._blocks[number]
-            groups = pack(self._sizes[block], self._capacity)
-            order = np.random.default_rng((self._seed, number)).permutation(len(groups))
-            self._packed[number] = [[block[row].tolist() for row in groups[group]] for group in order]
-        return self._packed[number]
+            samples = self._blocks[block]
+            groups = pack(self._sizes[samples], self._capacity)
+            order = np.random.default_rng((self._seed, block)).permutation(len(groups))
+            self._packed[block] = [[samples[row].tolist() for row in groups[group]] for group in order]
+        return self._packed[block]
 
 
 class Loaded(NamedTuple):
-    """A batch, and why each sample that could not be read could not, by its number."""
+    """A batch, and the error of each sample that could not be read, by sample index."""
 
     batch: Batch
     skipped: dict[int, str]
@@ -88,7 +89,7 @@ class Loaded(NamedTuple):
 class Groups(grain.sources.RandomAccessDataSource):
     """The groups that one process loads, step after step, decoded and assembled.
 
-    Segment n of a row is its n-th sample in the plan; one that cannot be read leaves masked padding.
+    Segment n of a row is its n-th sample in the plan; a sample that cannot be read becomes masked padding.
     """
 
     def __init__(
@@ -97,19 +98,19 @@ class Groups(grain.sources.RandomAccessDataSource):
         plan: Plan | Planned,
         processor: Processor,
         settings: DataConfig,
-        own: list[int],
+        local_groups: list[int],
         steps: int,
     ):
         self._index, self._plan, self._processor, self._settings = index, plan, processor, settings
-        self._own, self._steps = own, steps
+        self._local_groups, self._steps = local_groups, steps
 
     def __len__(self) -> int:
-        return self._steps * len(self._own)
+        return self._steps * len(self._local_groups)
 
-    def __getitem__(self, number: int) -> Loaded:
-        step, place = divmod(number, len(self._own))
+    def __getitem__(self, index: int) -> Loaded:
+        step, offset = divmod(index, len(self._local_groups))
         packed, skipped = [], {}
-        for row, samples in enumerate(self._plan[step * self._settings.groups + self._own[place]]):
+        for row, samples in enumerate(self._plan[step * self._settings.groups + self._local_groups[offset]]):
             for segment, sample in enumerate(samples, start=1):
                 try:
                     packed.append(self._load(sample, row, segment))
@@ -117,14 +118,14 @@ class Groups(grain.sources.RandomAccessDataSource):
                     skipped[sample] = f"{self._index.where(sample)}: {error}"
         return Loaded(assemble(packed, self._processor.config, self._settings.capacity), skipped)
 
-    def _load(self, sample: int, place: int, segment: int) -> PackedRow:
+    def _load(self, sample: int, row_index: int, segment: int) -> PackedRow:
         conversation = self._processor.select(self._index.conversation(sample))
         sizes, tiles, windows = self._processor.load(conversation, int(self._index.max_frames[sample]) or None)
         row = self._processor.lay_out(conversation, sizes)
         if row_size(row, len(conversation.media)) != tuple(self._index.sizes[sample]):
             names = ", ".join(item.path for item in conversation.media)
-            raise MediaError(f"{names}: changed since it was indexed; delete the folder index in config.data.cache")
-        return PackedRow(place, segment, row, tiles, windows, int(self._index.source_of(sample)))
+            raise MediaError(f"{names}: changed since it was indexed; delete the folder 'index' in config.data.cache")
+        return PackedRow(row_index, segment, row, tiles, windows, int(self._index.source_of(sample)))
 
 
 def read_batches(
@@ -132,18 +133,18 @@ def read_batches(
     plan: Plan | Planned,
     processor: Processor,
     settings: DataConfig,
-    own: list[int],
+    local_groups: list[int],
     *,
     start: int,
     stop: int | None,
 ) -> Iterator[Loaded]:
-    """Batches of the steps `start` to `stop` (None for no end): of their groups those that this process loads (`own`).
+    """Yields the batches of steps `start` to `stop` (None: endless), with the groups that this process loads.
 
     Raises:
-        Preempted: a worker ended, killed for its memory for instance.
+        Preempted: a worker was killed, for example because memory ran out.
     """
-    source = Groups(index, plan, processor, settings, own, _ENDLESS if stop is None else stop)
-    dataset = grain.MapDataset.source(source)[start * len(own) :].batch(len(own), batch_fn=_stack)
+    source = Groups(index, plan, processor, settings, local_groups, _ENDLESS if stop is None else stop)
+    dataset = grain.MapDataset.source(source)[start * len(local_groups) :].batch(len(local_groups), batch_fn=_stack)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     if settings.workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=settings.workers), _live_with_parent)
@@ -155,20 +156,20 @@ def read_batches(
         if "Worker process was terminated" not in str(error):
             raise
         raise Preempted(
-            "a loader worker was killed, for its memory perhaps (lower config.data.workers); the same command goes on "
-            "from the last save"
+            "a loader worker was killed, perhaps out of memory (lower config.data.workers); run the same command again "
+            "to resume from the last checkpoint"
         ) from None
     finally:
         batches.close()
         unlinking = SharedMemoryArray._del_thread_pool
-        if unlinking and not sys.is_finalizing():  # its one thread unlinks what was read ahead, if it still runs
+        if unlinking and not sys.is_finalizing():  # wait for the thread that unlinks prefetched batches
             unlinking.apply_async(bool).wait(timeout=10)
 
 
 def _unlink(leaf: object) -> object:
-    """Unlinks the shared memory of an array that a worker sent; the array keeps it mapped. Other leaves stay.
+    """Unlinks the shared memory of a worker's array, which keeps it mapped; returns other leaves unchanged.
 
-    Grain unlinks when the array is deleted. JAX may hold the last arrays until the process ends, too late for that.
+    Grain unlinks when the array is deleted, but JAX may keep the last arrays until the process exits: too late.
     """
     if isinstance(leaf, SharedMemoryArray) and leaf.shm:
         leaf.shm.unlink()
@@ -177,9 +178,10 @@ def _unlink(leaf: object) -> object:
 
 
 def _live_with_parent(worker: int, workers: int) -> None:
-    """Lets a worker live as long as the training process, which alone answers SIGTERM and may need it for a step more.
+    """Ties a worker's life to the training process.
 
-    Ends it when that process is gone: one that was killed cannot tell its workers.
+    The worker ignores SIGTERM: only the training process handles it, and may need the worker for one more step. The
+    worker exits when the training process is gone, since a killed process cannot stop its workers.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -194,4 +196,4 @@ def _live_with_parent(worker: int, workers: int) -> None:
 
 def _stack(loaded: Sequence[Loaded]) -> Loaded:
     batch = jax.tree.map(lambda *arrays: np.stack(arrays), *(group.batch for group in loaded))
-    return Loaded(batch, {sample: why for group in loaded for sample, why in group.skipped.items()})
+    return Loaded(batch, {sample: error for group in loaded for sample, error in group.skipped.items()})

@@ -1,7 +1,7 @@
-"""A mixture: several data sets read as one, each with its part of the samples, epoch after epoch (paper, Figure 5).
+"""A mixture: several sources read as one, each with its share of the samples, epoch after epoch (paper, Figure 5).
 
-Which samples a block holds is a pure function of (mixture, seed, block number); nothing is drawn by chance but each
-source's own order. So shares are exact, and no sample comes again before all others of its source have come.
+A block's samples are a pure function of (mixture, seed, block index); only the order within each source is random. So
+shares are exact, and no sample repeats before all others of its source have been read.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ from omnivinci_jax.errors import DataError
 from omnivinci_jax.sequence.chat import Conversation
 from omnivinci_jax.settings import Source
 
-# Samples that are packed together: enough to fill groups well, few enough to plan any epoch piece by piece.
-PACKED_TOGETHER, _LEAST = 2048, 512
+# Samples packed together: enough to fill groups well, few enough to plan an epoch in small parts.
+PACKED_TOGETHER, _MIN_BLOCK = 2048, 512
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The indices of some sources with weights; samples are numbered through them, source after source.
+    """Weighted sources with their indexes; sample indices run through them, source after source.
 
     Raises:
-        DataError: a source without a sample that can be used.
+        DataError: a source has no usable sample.
     """
 
     sources: tuple[Source, ...]
@@ -43,12 +43,12 @@ class Mixture:
 
     @cached_property
     def starts(self) -> Int64[np.ndarray, " starts"]:
-        """Number of the first sample of each source, and of all samples."""
+        """Index of each source's first sample, then the total number of samples."""
         return np.cumsum([0, *map(len, self.indices)])
 
     @cached_property
     def shares(self) -> Float64[np.ndarray, " sources"]:
-        """Part of each source in the samples."""
+        """Share of each source in the samples."""
         weights = np.array([source.weight for source in self.sources])
         return weights / weights.sum()
 
@@ -64,10 +64,10 @@ class Mixture:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that the order of samples depends on."""
+        """SHA-256 of everything that determines the order of samples."""
         names = [(source.name, source.weight) for source in self.sources]
-        places = [np.column_stack([index.places, index.sizes]) for index in self.indices]
-        return hashlib.sha256(repr(names).encode() + np.concatenate(places).tobytes()).hexdigest()
+        columns = [np.column_stack([index.locations, index.sizes]) for index in self.indices]
+        return hashlib.sha256(repr(names).encode() + np.concatenate(columns).tobytes()).hexdigest()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -75,40 +75,40 @@ class Mixture:
         return tuple(problem for index in self.indices for problem in index.problems)
 
     def source_of(self, samples: int | Int64[np.ndarray, " n"]) -> int | Int64[np.ndarray, " n"]:
-        """Numbers of the sources that samples are of."""
+        """Index of each sample's source."""
         sources = np.searchsorted(self.starts, samples, side="right") - 1
         return int(sources) if isinstance(samples, int) else sources
 
     def where(self, sample: int) -> str:
         """See `Index`."""
-        index, own = self._own(sample)
-        return index.where(own)
+        index, local = self._locate(sample)
+        return index.where(local)
 
     def conversation(self, sample: int) -> Conversation:
         """See `Index`."""
-        index, own = self._own(sample)
-        return index.conversation(own)
+        index, local = self._locate(sample)
+        return index.conversation(local)
 
-    def _own(self, sample: int) -> tuple[Index, int]:
-        number = self.source_of(sample)
-        return self.indices[number], sample - int(self.starts[number])
+    def _locate(self, sample: int) -> tuple[Index, int]:
+        source = self.source_of(sample)
+        return self.indices[source], sample - int(self.starts[source])
 
 
 class Blocks:
-    """The samples of a mixture as an endless row of blocks, each to be packed by itself."""
+    """The samples of a mixture as an endless sequence of blocks, each packed separately."""
 
     def __init__(self, mixture: Mixture, seed: int):
         self._mixture, self._seed = mixture, seed
         self._orders = {}
-        # The source that is through first fills whole blocks with each epoch, so that no block has one of its samples
-        # twice, unless such blocks would be too short.
+        # An epoch of the source that finishes first fills whole blocks, so that no block repeats one of its samples,
+        # unless such blocks would be too short.
         epoch = min(len(index) / share for index, share in zip(mixture.indices, mixture.shares, strict=True))
-        self._length = max(epoch / np.ceil(epoch / PACKED_TOGETHER), min(_LEAST, len(mixture)))
+        self._length = max(epoch / np.ceil(epoch / PACKED_TOGETHER), min(_MIN_BLOCK, len(mixture)))
 
-    def __getitem__(self, number: int) -> Int64[np.ndarray, " samples"]:
-        """Numbers of the samples of a block: of each source those that keep its share, rounded, in its own order."""
-        # The same rounding at both ends: what one block leaves, the next has.
-        ends = (self._mixture.shares * self._length * block for block in (number, number + 1))
+    def __getitem__(self, block: int) -> Int64[np.ndarray, " samples"]:
+        """Sample indices of a block: each source's share, rounded, in the source's order."""
+        # Both ends round alike, so consecutive blocks neither skip nor repeat a sample.
+        ends = (self._mixture.shares * self._length * end for end in (block, block + 1))
         first, last = (np.rint(end).astype(int).tolist() for end in ends)
         return np.concatenate([self._draw(source, first[source], last[source]) for source in range(len(first))])
 
@@ -116,22 +116,22 @@ class Blocks:
         """Samples `first` to `last` of a source's endless stream of epochs."""
         count, drawn = len(self._mixture.indices[source]), []
         while first < last:
-            epoch, place = divmod(first, count)
-            end = min(count, place + last - first)
-            drawn.append(self._order(source, epoch)[place:end])
-            first += end - place
+            epoch, start = divmod(first, count)
+            end = min(count, start + last - first)
+            drawn.append(self._order(source, epoch)[start:end])
+            first += end - start
         return np.concatenate([np.zeros(0, int), *drawn]) + self._mixture.starts[source]
 
     def _order(self, source: int, epoch: int) -> Int64[np.ndarray, " samples"]:
         known = self._orders.get(source)
         if known is None or known[0] != epoch:
-            # By name: what is added to a mixture leaves the order of the others as it is.
+            # Seeded by name: adding a source to a mixture does not change the order of the others.
             name = zlib.crc32(self._mixture.sources[source].name.encode())
             random = np.random.default_rng((self._seed, epoch, name))
             known = self._orders[source] = epoch, random.permutation(len(self._mixture.indices[source]))
         return known[1]
 
 
-def alone(index: Index) -> Mixture:
+def as_mixture(index: Index) -> Mixture:
     """A mixture of one file."""
     return Mixture((Source("train", str(index.path), "omni"),), (index,))

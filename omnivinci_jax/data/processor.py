@@ -1,4 +1,4 @@
-"""From a conversation to what the model reads: sizes of its media, its row, its tiles and its windows."""
+"""Turns a conversation into model inputs: sizes of its media, its row, its tiles and its windows."""
 
 import dataclasses
 import hashlib
@@ -27,9 +27,9 @@ _SIZES = {kind.__name__: kind for kind in (ImageSize, SoundSize, VideoSize)}
 class MediaReader:
     """Reads media files for one model: their sizes, tiles and windows.
 
-    drop: leaves the sounds or the pictures of every conversation out (for blind baselines and Table 2); a video without
-        its pictures is a sound, and media with nothing left disappear.
-    cache: a folder that keeps tiles and windows of files already read, by path, size, time of change and settings.
+    drop: the stream to drop from every conversation (for blind baselines and Table 2). Without its frames, a video
+        becomes a sound; media with no stream left are removed.
+    cache: folder that caches tiles and windows by path, size, modification time and settings of their files.
     """
 
     config: OmniVinciConfig
@@ -38,7 +38,7 @@ class MediaReader:
     cache: AnyPath | None = None
 
     def select(self, conversation: Conversation) -> Conversation:
-        """The conversation without the media that `drop` takes away."""
+        """The conversation without the media that `drop` removes."""
         if self.drop == "nothing":
             return conversation
         messages = []
@@ -51,8 +51,8 @@ class MediaReader:
         """Sizes of a conversation's media, read from the files' headers; raises MediaError.
 
         Args:
-            conversation: what `select` returned.
-            max_frames: most frames of each video, where fewer than the model's are wanted.
+            conversation: as returned by `select`.
+            max_frames: limit on the frames of each video, below the model's.
         """
         tiled, sizes = is_tiled(conversation), []
         for item in conversation.media:
@@ -63,7 +63,7 @@ class MediaReader:
     def load(
         self, conversation: Conversation, max_frames: int | None = None
     ) -> tuple[list[MediaSize], UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
-        """Sizes, tiles and windows of a conversation's media, in their order; raises MediaError."""
+        """Sizes, tiles and windows of a conversation's media, in order; raises MediaError."""
         tiled = is_tiled(conversation)
         side, audio_config = self.config.vision.image_size, self.config.audio
         sizes = []
@@ -138,7 +138,7 @@ class MediaReader:
         if size is None:
             return np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins), np.float32)
         waveform = decode.read_waveform(item.path, config.sampling_rate, config.max_sound_seconds)
-        # Decoders may return a few samples more or fewer than the header says; the plan goes by the header.
+        # Decoders may return a few samples more or fewer than the header says; packs are planned by the header.
         samples = round(size.seconds * config.sampling_rate)
         waveform = np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
         return audio.mel_windows(
@@ -173,7 +173,7 @@ class MediaReader:
         return size, tiles, windows
 
     def _media_settings(self) -> tuple:
-        """What of the configuration changes tiles, windows or sizes."""
+        """The configuration fields that affect tiles, windows or sizes."""
         config = self.config
         return (
             config.s2_scales,
@@ -201,7 +201,7 @@ class Processor(MediaReader):
 
 
 def file_state(path: str) -> tuple[str, int, int]:
-    """Path, size and time of change."""
+    """Path, size and modification time; raises MediaError if there is no such file."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -209,13 +209,13 @@ def file_state(path: str) -> tuple[str, int, int]:
     return path, stat.st_size, stat.st_mtime_ns
 
 
-@lru_cache(maxsize=64)  # conversations about one file mostly follow each other
+@lru_cache(maxsize=64)  # consecutive conversations are often about the same file
 def _probe_video(path: str, _size: int, _changed: int) -> decode.VideoInfo:
     return decode.probe_video(path)
 
 
 def is_tiled(conversation: Conversation) -> bool:
-    """Whether an image is cut by Dynamic-S2: one alone is, several are one tile each."""
+    """Whether images are cut by Dynamic-S2: a single image is; several images are one tile each."""
     return sum(item.kind == "image" for item in conversation.media) == 1
 
 

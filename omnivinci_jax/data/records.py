@@ -1,4 +1,4 @@
-"""Conversations as they are stored: lines of a JSONL file, or records of a folder of shards; both are read alike."""
+"""Stored conversations: lines of a JSONL file, or records of a folder of shards, behind one interface."""
 
 import json
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from omnivinci_jax.sequence.chat import Conversation, parse_conversation
 
 
 class Entry(NamedTuple):
-    """One stored conversation: where to find it again, its line in the JSONL file (from 1), and its bytes."""
+    """One stored conversation: its location for `Records.read`, its line in the JSONL file (from 1), and its bytes."""
 
-    place: int
+    location: int
     line: int
     data: bytes
 
@@ -24,7 +24,7 @@ class Records(Protocol):
 
     @property
     def path(self) -> AnyPath:
-        """The file or folder."""
+        """Path of the file or folder."""
         ...
 
     def identity(self) -> tuple:
@@ -32,25 +32,25 @@ class Records(Protocol):
         ...
 
     def entries(self) -> list[Entry]:
-        """All of them; raises DataError where there are none."""
+        """All conversations; raises DataError if there are none."""
         ...
 
-    def read(self, place: int) -> bytes:
-        """The bytes of one."""
+    def read(self, location: int) -> bytes:
+        """The bytes of one conversation."""
         ...
 
     def record(self, entry: Entry) -> dict:
-        """The JSON object as the user wrote it; raises DataError that starts with file:line."""
+        """The JSON object as the user wrote it; raises DataError, starting with file:line."""
         ...
 
     def conversation(self, entry: Entry) -> Conversation:
-        """The conversation; raises DataError that starts with file:line."""
+        """The conversation; raises DataError, starting with file:line."""
         ...
 
 
 @dataclass(frozen=True)
 class Jsonl:
-    """A JSONL file, one conversation a line; an entry's place is its offset in bytes."""
+    """A JSONL file, one conversation per line; an entry's location is its byte offset."""
 
     path: Path
 
@@ -58,13 +58,13 @@ class Jsonl:
         """See `Records`."""
         if not self.path.is_file():
             raise DataError(
-                f"{self.path}: no such file; data are a JSONL file, one conversation a line, or a folder of shards"
+                f"{self.path}: no such file; give a JSONL file, one conversation per line, or a folder of shards"
             )
         stat = self.path.stat()
         return str(self.path.resolve()), stat.st_size, stat.st_mtime_ns
 
     def entries(self) -> list[Entry]:
-        """See `Records`; blank lines are none."""
+        """See `Records`; skips blank lines."""
         self.identity()
         entries, offset = [], 0
         with open(self.path, "rb") as file:
@@ -76,10 +76,10 @@ class Jsonl:
             raise DataError(f"{self.path}: the file has no conversations")
         return entries
 
-    def read(self, place: int) -> bytes:
+    def read(self, location: int) -> bytes:
         """See `Records`."""
         with open(self.path, "rb") as file:
-            file.seek(place)
+            file.seek(location)
             return file.readline()
 
     def record(self, entry: Entry) -> dict:
@@ -90,6 +90,6 @@ class Jsonl:
             raise DataError(f"{self.path}:{entry.line}: not JSON: {error}") from None
 
     def conversation(self, entry: Entry, folder: Path | None = None) -> Conversation:
-        """See `Records`; media paths are relative to `folder`, which is the file's unless another is given."""
+        """See `Records`; media paths are relative to `folder`, by default the file's folder."""
         folder = self.path.parent if folder is None else folder
         return parse_conversation(self.record(entry), f"{self.path}:{entry.line}", folder)

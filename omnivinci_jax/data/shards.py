@@ -1,8 +1,7 @@
 """Conversations and their media in ArrayRecord shards, as `omnivinci shard` writes them (data/write_shards.py).
 
-A folder holds shards.json and, for each shard, two files: conversations (JSON, with the numbers of their media) and
-media (a line of JSON, then the bytes of a file). A shard needs no other: what several conversations of it show is there
-once.
+A folder holds shards.json and two files per shard: conversations (JSON, with the record indices of their media) and
+media (a line of JSON, then the bytes of a file). A shard is self-contained and stores each media file once.
 """
 
 import json
@@ -26,7 +25,7 @@ MANIFEST = "shards.json"
 
 
 def shard_bounds(conversations: int, shards: int) -> list[int]:
-    """Number of the first conversation of each shard, and of all."""
+    """Index of each shard's first conversation, then the total."""
     return [conversations * shard // shards for shard in range(shards + 1)]
 
 
@@ -36,26 +35,26 @@ def shard_name(kind: str, number: int, count: int) -> str:
 
 
 def media_key(item: Media) -> str:
-    """What a media file is found by in its shard: a sound is stored decoded, everything else as its file is."""
+    """Key of a media file in its shard: sounds are stored decoded, other files unchanged."""
     return f"{'sound' if item.kind == 'sound' else 'file'}:{item.path}"
 
 
 @dataclass(frozen=True)
 class Shards:
-    """A folder of shards as `Records`; an entry's place is the number of its conversation."""
+    """A folder of shards as `Records`; an entry's location is the index of its conversation."""
 
     path: AnyPath
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What shards.json says; raises DataError where shards are missing."""
+        """Contents of shards.json; raises DataError if shards are missing."""
         if not (self.path / MANIFEST).exists():
-            raise DataError(f"{self.path}: there is no {MANIFEST}; in a bucket, data are what `omnivinci shard` writes")
+            raise DataError(f"{self.path}: there is no {MANIFEST}; write data for a bucket with `omnivinci shard`")
         manifest = json.loads((self.path / MANIFEST).read_text())
         if len(manifest["bytes"]) < manifest["shards"]:
             raise DataError(
                 f"{self.path}: {manifest['shards'] - len(manifest['bytes'])} of {manifest['shards']} shards are "
-                "missing; start the same `omnivinci shard` again"
+                "missing; run the same `omnivinci shard` again"
             )
         return manifest
 
@@ -66,37 +65,37 @@ class Shards:
     def entries(self) -> list[Entry]:
         """See `Records`."""
         records = [record for shard in range(self.manifest["shards"]) for record in self._shard(shard).read_all()]
-        return [Entry(place, json.loads(data)["line"], data) for place, data in enumerate(records)]
+        return [Entry(location, json.loads(data)["line"], data) for location, data in enumerate(records)]
 
-    def read(self, place: int) -> bytes:
+    def read(self, location: int) -> bytes:
         """See `Records`."""
-        shard = self._shard_of(place)
-        return self._shard(shard).read([place - self._bounds[shard]])[0]
+        shard = self._shard_of(location)
+        return self._shard(shard).read([location - self._bounds[shard]])[0]
 
     def record(self, entry: Entry) -> dict:
         """See `Records`."""
         return json.loads(entry.data)["record"]
 
     def conversation(self, entry: Entry) -> Conversation:
-        """See `Records`; its media are in the shards."""
+        """See `Records`; its media refer to records of the shards."""
         stored = json.loads(entry.data)
         conversation = parse_conversation(stored["record"], f"{self.path}:{entry.line}", epath.Path())
-        shard = str(self.path / shard_name("media", self._shard_of(entry.place), self.manifest["shards"]))
+        shard = str(self.path / shard_name("media", self._shard_of(entry.location), self.manifest["shards"]))
 
-        def placed(item: str | Media) -> str | Media:
+        def in_shard(item: str | Media) -> str | Media:
             if isinstance(item, str):
                 return item
             return Media(item.kind, str(self.path / item.path), ShardRef(shard, stored["media"][media_key(item)]))
 
-        messages = (Message(message.role, tuple(map(placed, message.content))) for message in conversation.messages)
+        messages = (Message(message.role, tuple(map(in_shard, message.content))) for message in conversation.messages)
         return replace(conversation, messages=tuple(messages))
 
     @cached_property
     def _bounds(self) -> list[int]:
         return shard_bounds(self.manifest["conversations"], self.manifest["shards"])
 
-    def _shard_of(self, place: int) -> int:
-        return bisect_right(self._bounds, place) - 1
+    def _shard_of(self, location: int) -> int:
+        return bisect_right(self._bounds, location) - 1
 
     def _shard(self, number: int) -> ArrayRecordReader:
         return _reader(str(self.path / shard_name("conversations", number, self.manifest["shards"])))
@@ -104,21 +103,21 @@ class Shards:
 
 @contextmanager
 def on_disk(item: Media) -> Iterator[Media]:
-    """The item as a file of this machine: itself, or a copy of what a shard holds. MediaErrors name the item's path."""
+    """The item as a local file: itself, or a temporary copy of its shard record. MediaErrors name the item's path."""
     if item.stored is None:
         yield item
         return
-    file = _copied(item.stored)
+    file = _temporary_copy(item.stored)
     try:
         yield replace(item, path=file.name, stored=None)
     except MediaError as error:
         raise MediaError(str(error).replace(file.name, item.path)) from None
 
 
-# The last few, since several conversations about one file follow each other; each goes when the next ones come.
+# Keeps the last few files, since consecutive conversations are often about the same file.
 @lru_cache(maxsize=4)
-def _copied(stored: ShardRef) -> tempfile._TemporaryFileWrapper:
-    header, _, content = _reader(stored.shard).read([stored.number])[0].partition(b"\n")
+def _temporary_copy(stored: ShardRef) -> tempfile._TemporaryFileWrapper:
+    header, _, content = _reader(stored.shard).read([stored.record])[0].partition(b"\n")
     header = json.loads(header)
     if "problem" in header:
         raise MediaError(header["problem"])
@@ -128,7 +127,7 @@ def _copied(stored: ShardRef) -> tempfile._TemporaryFileWrapper:
     return file
 
 
-# As many as a worker can keep open without a thought for the limit on open files.
+# Few enough to stay well below the limit on open files.
 @lru_cache(maxsize=128)
 def _reader(path: str) -> ArrayRecordReader:
     reader = ArrayRecordReader(str(local_copy(path)), "readahead_buffer_size:0,max_parallelism:0")

@@ -1,4 +1,4 @@
-"""The registry of a configuration's training data: which sources there are, and what a path holds."""
+"""The training sources of a configuration, and the records behind a path."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from omnivinci_jax.settings import DataConfig, Source
 
 
 def open_records(path: AnyPath) -> Records:
-    """What a path holds: shards, or on a disk a JSONL file; that it is missing shows when it is read."""
+    """The records at a path: shards, or a local JSONL file. A missing file raises an error only when it is read."""
     return Shards(path) if is_remote(path) or (path / MANIFEST).exists() else Jsonl(Path(path))
 
 
 def source_records(source: Source, settings: DataConfig) -> Records:
-    """What a source holds, a share of it with spoken prompts."""
+    """The records of a source, with `speech_share` of the prompts spoken."""
     records = open_records(absolute(source.path))
     if not source.speech_share:
         return records
@@ -24,20 +24,20 @@ def source_records(source: Source, settings: DataConfig) -> Records:
 
 
 def training_sources(settings: DataConfig) -> tuple[Source, ...]:
-    """The sources with a weight; a single file is a mixture of one.
+    """The sources with a positive weight; `train` is a mixture of one file.
 
     Raises:
-        ConfigError: neither or both of `train` and `sources`, a negative weight, or none above 0.
+        ConfigError: neither or both of `train` and `sources` are set, a value is out of range, or all weights are 0.
     """
     if bool(settings.train) == bool(settings.sources):
         given = "both are" if settings.train else "neither is"
-        raise ConfigError(f"config.data.train is one file, config.data.sources a mixture of several: {given} given")
+        raise ConfigError(f"set config.data.train (one file) or config.data.sources (a mixture): {given} given")
     sources = settings.sources or (Source("train", settings.train, "omni"),)
     for source in sources:
         if not 0 <= source.speech_share <= 1:
-            raise ConfigError(f"config.data.sources.{source.name}.speech_share is {source.speech_share}: it is 0 to 1")
+            raise ConfigError(f"config.data.sources.{source.name}.speech_share is {source.speech_share}: give 0 to 1")
         if not 0 <= source.weight < float("inf"):
-            raise ConfigError(f"config.data.sources.{source.name}.weight is {source.weight}: it is 0 or more")
+            raise ConfigError(f"config.data.sources.{source.name}.weight is {source.weight}: give 0 or more")
     weighted = tuple(source for source in sources if source.weight)
     if not weighted:
         raise ConfigError("config.data.sources: the weights sum to 0; give at least one source a weight above 0")

@@ -1,4 +1,4 @@
-"""Speech-prompted samples: for a share of a source's samples, what the user writes is said (paper, Figure 14)."""
+"""Speech-prompted samples: a share of a source's samples has its user texts spoken (paper, Figure 14)."""
 
 import zlib
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ from omnivinci_jax.speech import Voice, make_voice, spoken_file
 
 @dataclass(frozen=True)
 class SpokenPrompts:
-    """Records of which a share have every text of the user as a sound in its place.
+    """Replaces every user text by a sound, in a share of the records.
 
-    Which they are depends on text and line alone; with a larger share, those of a smaller one are among them.
+    The choice depends only on text and line; a larger share includes the records of a smaller one.
     """
 
     records: Records
@@ -36,16 +36,16 @@ class SpokenPrompts:
         """See `Records`."""
         return self.records.entries()
 
-    def read(self, place: int) -> bytes:
+    def read(self, location: int) -> bytes:
         """See `Records`."""
-        return self.records.read(place)
+        return self.records.read(location)
 
     def record(self, entry: Entry) -> dict:
         """See `Records`."""
         return self.records.record(entry)
 
     def conversation(self, entry: Entry) -> Conversation:
-        """See `Records`; raises UserError where the voice fails."""
+        """See `Records`; raises UserError if the voice fails."""
         conversation = self.records.conversation(entry)
         texts = [item for message in conversation.messages for item in message.content if isinstance(item, str)]
         if zlib.crc32(f"{entry.line} {texts}".encode()) >= self.share * 2**32:

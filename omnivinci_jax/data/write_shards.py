@@ -1,7 +1,7 @@
-"""`omnivinci shard`: a JSONL file and its media as ArrayRecord shards, in parallel, restartable. It imports no jax.
+"""`omnivinci shard`: writes a JSONL file and its media as ArrayRecord shards, in parallel, restartable, without jax.
 
-A shard is a pure function of its lines and their files, written under another name and moved when whole: what a killed
-run has finished is kept, and the next one gives what an undisturbed one would have.
+A shard is a pure function of its lines and their files, and is written atomically: a second run keeps the shards that a
+killed one finished, and the result equals that of an uninterrupted run.
 """
 
 import hashlib
@@ -34,20 +34,20 @@ SAMPLING_RATE = 16_000
 
 
 def write_shards(data: Path, out: AnyPath, per_shard: int, workers: int, decoder: Decoder = "default") -> dict:
-    """Writes what is missing of the shards of a JSONL file, and returns what shards.json says then.
+    """Writes the missing shards of a JSONL file, and returns the contents of shards.json.
 
-    Sounds are stored decoded, in 16 kHz mono; videos and images as their files are. A file that cannot be read is noted
-    in its place: the index will name it.
+    Sounds are stored decoded, as 16 kHz mono; videos and images unchanged. If a file cannot be read, its record holds
+    the error, which the index reports.
 
     Args:
         data: JSONL file; media paths are relative to it.
         out: folder of the shards.
-        per_shard: conversations in each.
-        workers: processes.
-        decoder: what reads sound files: soundfile and PyAV, or tensorflow-io.
+        per_shard: conversations per shard.
+        workers: number of processes.
+        decoder: for sound files: soundfile and PyAV, or tensorflow-io.
 
     Raises:
-        DataError: a line that is no conversation, or a folder that holds other shards.
+        DataError: a line is not a valid conversation, or the folder holds other shards.
     """
     records = Jsonl(data)
     entries = records.entries()
@@ -60,7 +60,7 @@ def write_shards(data: Path, out: AnyPath, per_shard: int, workers: int, decoder
         "shards": count,
         "decoder": decoder,
     }
-    _begin(out, plan)
+    _claim_folder(out, plan)
     names = [[shard_name(kind, shard, count) for kind in ("media", "conversations")] for shard in range(count)]
     missing = [shard for shard in range(count) if not all((out / name).exists() for name in names[shard])]
     write = partial(_write_shard, records=records, out=out, decoder=decoder)
@@ -81,15 +81,15 @@ def write_shards(data: Path, out: AnyPath, per_shard: int, workers: int, decoder
     return manifest
 
 
-def _begin(out: AnyPath, plan: dict) -> None:
-    """Notes in the folder what it is to hold; raises DataError where it holds something else."""
+def _claim_folder(out: AnyPath, plan: dict) -> None:
+    """Writes the plan into the folder's manifest; raises DataError if the folder holds something else."""
     path = out / MANIFEST
     if path.exists():
         known = json.loads(path.read_text())
         for name, value in plan.items():
             if known[name] != value:
                 raise DataError(
-                    f"{out}: it holds shards of something else ({name} is {known[name]}, and would be {value}); "
+                    f"{out}: holds shards of other data or settings ({name} is {known[name]}, and would be {value}); "
                     "give another --out, or delete it"
                 )
         remove_unfinished(out)
@@ -107,19 +107,20 @@ def _write_manifest(out: AnyPath, manifest: dict) -> None:
 
 def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: AnyPath, decoder: Decoder) -> None:
     media, conversations = (out / name for name in names)
-    numbers, lines = {}, []
+    record_indices, lines = {}, []
     read_waveform = _decoder(decoder)
-    with _writer(media, "uncompressed") as write:  # they are compressed already
+    with _writer(media, "uncompressed") as write:  # media files are already compressed
         for entry in entries:
-            # Paths as the file has them, which they keep in the folder of shards.
+            # Paths relative to the JSONL file; the folder of shards keeps them.
             items = {media_key(item): item for item in records.conversation(entry, Path()).media}
             for key, item in items.items():
-                if key not in numbers:
-                    numbers[key] = len(numbers)
-                    write(_stored(item, records.path.parent, read_waveform))
-            line = {"line": entry.line, "record": records.record(entry), "media": {key: numbers[key] for key in items}}
+                if key not in record_indices:
+                    record_indices[key] = len(record_indices)
+                    write(_media_record(item, records.path.parent, read_waveform))
+            media_records = {key: record_indices[key] for key in items}
+            line = {"line": entry.line, "record": records.record(entry), "media": media_records}
             lines.append(json.dumps(line, ensure_ascii=False).encode())
-    # Last: where they are, the shard is whole.
+    # Written last: this file marks the shard as complete.
     with _writer(conversations, "zstd") as write:
         for line in lines:
             write(line)
@@ -127,26 +128,26 @@ def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: An
 
 @contextmanager
 def _writer(path: AnyPath, compression: str) -> Iterator[Callable[[bytes], object]]:
-    """What appends a record to a file that is there when all are written."""
+    """Yields a function that appends a record to a file, which appears once it is complete."""
     with atomic_file(path) as part, closing(ArrayRecordWriter(str(part), f"group_size:1,{compression}")) as writer:
         yield writer.write
 
 
-def _stored(item: Media, folder: Path, read_waveform: Callable[[Path], Float32[np.ndarray, " t"]]) -> bytes:
+def _media_record(item: Media, folder: Path, read_waveform: Callable[[Path], Float32[np.ndarray, " t"]]) -> bytes:
     path = folder / item.path
     try:
         if item.kind == "sound":
             file = io.BytesIO()
             wavfile.write(file, SAMPLING_RATE, read_waveform(path))
-            return _record({"suffix": ".wav"}, file.getvalue())
-        return _record({"suffix": path.suffix}, path.read_bytes())
+            return _encode_record({"suffix": ".wav"}, file.getvalue())
+        return _encode_record({"suffix": path.suffix}, path.read_bytes())
     except MediaError as error:
-        return _record({"problem": str(error)})
+        return _encode_record({"problem": str(error)})
     except OSError as error:
-        return _record({"problem": f"{path}: {error.strerror}; check the path"})
+        return _encode_record({"problem": f"{path}: {error.strerror}; check the path"})
 
 
-def _record(header: dict[str, str], content: bytes = b"") -> bytes:
+def _encode_record(header: dict[str, str], content: bytes = b"") -> bytes:
     return json.dumps(header).encode() + b"\n" + content
 
 

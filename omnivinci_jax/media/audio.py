@@ -1,4 +1,4 @@
-"""From a waveform to log-mel windows, Whisper's features with 128 mel bins (paper, Section 2.1 and Appendix C.1)."""
+"""Log-mel windows of a waveform: Whisper's features with 128 mel bins (paper, Section 2.1 and Appendix C.1)."""
 
 import math
 from functools import lru_cache
@@ -8,8 +8,8 @@ from jaxtyping import Float32, Float64
 
 # Whisper's mel scale ends at 8 kHz whatever the sampling rate.
 _MAX_HERTZ = 8_000.0
-# Spectra are made a block of frames at a time: small enough for a core's cache (twice as fast as in blocks of 2,048),
-# and an hour of sound, 360,000 frames, does not need all its spectra in memory.
+# Spectra are computed in blocks of frames that fit a core's cache (twice as fast as blocks of 2,048). It also keeps the
+# spectra of an hour of sound (360,000 frames) out of memory.
 _BLOCK_FRAMES = 256
 
 
@@ -22,15 +22,15 @@ def log_mel(
 ) -> Float32[np.ndarray, "frames mel"]:
     """Log-mel spectrogram as in Whisper: samples // hop_length frames, frame i centred on sample i · hop_length.
 
-    The waveform is mirrored at both ends, the window is Hann's, the spectrum is of power; log10 is clamped to 8 below
-    the maximum of the whole waveform, then (x + 4) / 4.
+    Reflection padding, Hann window, power spectrum; log10 is clamped to 8 below the maximum of the whole waveform,
+    then scaled to (x + 4) / 4.
 
     Args:
         waveform: at least hop_length samples.
         sampling_rate: in Hz.
-        n_fft: samples a window.
-        hop_length: samples from frame to frame.
-        num_mel_bins: rows of the filter bank.
+        n_fft: samples per FFT window.
+        hop_length: samples from one frame to the next.
+        num_mel_bins: number of mel filters.
     """
     padded = np.pad(waveform.astype(np.float32, copy=False), n_fft // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop_length][: waveform.size // hop_length]
@@ -56,24 +56,24 @@ def mel_windows(
     num_mel_bins: int = 128,
     sampling_rate: int = 16_000,
 ) -> Float32[np.ndarray, "windows window_frames mel"]:
-    """Log-mel windows of a waveform that is padded with zeros to a whole number of them, at least one.
+    """Log-mel windows of a waveform, padded with zeros to a whole number of windows, at least one.
 
-    The log-mel is that of the whole padded waveform, so all windows share one maximum.
+    The log-mel is computed over the whole padded waveform, so all windows share one maximum.
     """
-    count = _windows_of_samples(waveform.size, window_frames, hop_length)
+    count = _num_windows(waveform.size, window_frames, hop_length)
     padded = np.pad(waveform, (0, count * window_frames * hop_length - waveform.size))
     features = log_mel(padded, sampling_rate, n_fft, hop_length, num_mel_bins)
     return features.reshape(count, window_frames, num_mel_bins)
 
 
 def num_windows(seconds: float, *, window_frames: int, hop_length: int, sampling_rate: int = 16_000) -> int:
-    """How many windows `mel_windows` makes of round(seconds · sampling_rate) samples."""
-    return _windows_of_samples(round(seconds * sampling_rate), window_frames, hop_length)
+    """Number of windows that `mel_windows` returns for round(seconds · sampling_rate) samples."""
+    return _num_windows(round(seconds * sampling_rate), window_frames, hop_length)
 
 
 @lru_cache
 def mel_filters(sampling_rate: int, n_fft: int, num_mel_bins: int) -> Float64[np.ndarray, "bins mel"]:
-    """Slaney's triangular mel filters, each of area 1: from the n_fft // 2 + 1 bins of a spectrum to mel bins."""
+    """Slaney's triangular mel filters, each of area 1: map n_fft // 2 + 1 spectrum bins to mel bins."""
     corners = _mel_to_hertz(np.linspace(0.0, _hertz_to_mel(_MAX_HERTZ), num_mel_bins + 2))
     low, centre, high = corners[:-2], corners[1:-1], corners[2:]
     bins = np.linspace(0.0, sampling_rate / 2, n_fft // 2 + 1)[:, None]
@@ -81,11 +81,11 @@ def mel_filters(sampling_rate: int, n_fft: int, num_mel_bins: int) -> Float64[np
     return np.maximum(triangles, 0.0) * 2.0 / (high - low)
 
 
-def _windows_of_samples(samples: int, window_frames: int, hop_length: int) -> int:
+def _num_windows(samples: int, window_frames: int, hop_length: int) -> int:
     return max(1, math.ceil(samples / (window_frames * hop_length)))
 
 
-# Slaney's scale: 3 mel are 200 Hz up to 1 kHz (15 mel); above, 27 mel are a factor of 6.4.
+# Slaney's scale: linear up to 1 kHz (15 mel; 3 mel per 200 Hz), logarithmic above (27 mel per factor of 6.4).
 
 
 def _hertz_to_mel(hertz: float) -> float:

@@ -1,4 +1,4 @@
-"""What `decode.py` needs of FFmpeg: streams, presented packets, frames upright, sound in time."""
+"""PyAV helpers for `decode.py`: streams, presented packets, upright frames, aligned sound."""
 
 import os
 import struct
@@ -24,12 +24,12 @@ from omnivinci_jax.errors import MediaError
 PathLike = str | os.PathLike[str]
 Frame = TypeVar("Frame", VideoFrame, AudioFrame)
 
-# Timestamps of containers are rounded (Matroska: to 1 ms); only a larger step of a sound's clock is a true gap.
+# Containers round timestamps (Matroska: to 1 ms); only a larger jump between audio timestamps is a real gap.
 SOUND_GAP_SECONDS = 0.05
 
 
 def check_file(path: PathLike) -> None:
-    """Raise MediaError unless there is a file with something in it."""
+    """Raises MediaError unless the path is a non-empty file."""
     if not os.path.exists(path):
         raise MediaError(f"{path}: no such file")
     if os.path.isdir(path):
@@ -39,54 +39,54 @@ def check_file(path: PathLike) -> None:
 
 
 @contextmanager
-def opened(path: PathLike) -> Iterator[InputContainer]:
-    """An open container; FFmpeg's errors, also those in the body of the `with`, become MediaError."""
+def open_container(path: PathLike) -> Iterator[InputContainer]:
+    """Opens a container; FFmpeg errors, including those in the body of the `with`, become MediaError."""
     check_file(path)
     try:
-        # "file:" keeps FFmpeg from taking "talk: part 1.mp4" for a protocol; tags may be in any encoding.
+        # "file:" keeps FFmpeg from reading "talk: part 1.mp4" as a protocol; tags may be in any encoding.
         with av.open(f"file:{os.fspath(path)}", metadata_errors="ignore") as container:
             _check_complete(container, path)
             yield container
     except av.error.InvalidDataError as error:
-        raise MediaError(f"{path}: is not a media file that FFmpeg can read, or is cut off or damaged") from error
+        raise MediaError(f"{path}: is cut off, damaged, or not a media file that FFmpeg can read") from error
     except av.error.FFmpegError as error:
         raise MediaError(f"{path}: FFmpeg cannot read it ({error.strerror})") from error
 
 
 def _check_complete(container: InputContainer, path: PathLike) -> None:
-    # An mp4 with its index in front opens even when its end is missing: the index points past the end of the file.
+    # An mp4 with its index at the front opens even when its end is missing: the index points past the end of the file.
     size = os.path.getsize(path)
     for stream in container.streams:
         entries = stream.index_entries
         if len(entries) and entries[-1].pos + entries[-1].size > size:
             missing = min(entry.timestamp for entry in entries if entry.pos + entry.size > size)
-            raise MediaError(f"{path}: is cut off at {missing * float(clock(stream)):.1f} s")
+            raise MediaError(f"{path}: is cut off at {missing * float(time_base(stream)):.1f} s")
 
 
-def clock(stream: Stream) -> Fraction:
-    """The seconds that one unit of a stream's time stamps lasts."""
+def time_base(stream: Stream) -> Fraction:
+    """Seconds per unit of a stream's timestamps."""
     assert stream.time_base is not None  # every demuxer sets it
     return stream.time_base
 
 
 def first_video(container: InputContainer) -> VideoStream | None:
-    """The first stream of moving pictures; the cover of an album is not one."""
+    """The first video stream that is not album art."""
     return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
 def video_stream(container: InputContainer, path: PathLike) -> VideoStream:
-    """The stream of moving pictures; MediaError where there is none, or no decoder for it."""
+    """The first video stream; raises MediaError if there is none, or no decoder for it."""
     video = first_video(container)
     if video is None:
         raise MediaError(f"{path}: has no video stream")
     _check_codec(video, path)
-    # A loader reads files in parallel already; more threads a file were slower on small frames and on 720p.
+    # The loader already reads files in parallel; more threads per file were slower, on small frames and on 720p.
     video.codec_context.thread_count = 1
     return video
 
 
 def sound_stream(container: InputContainer, path: PathLike) -> AudioStream:
-    """The first sound stream; MediaError where there is none, or no decoder for it."""
+    """The first sound stream; raises MediaError if there is none, or no decoder for it."""
     if not container.streams.audio:
         raise MediaError(f"{path}: has no sound stream")
     _check_codec(container.streams.audio[0], path)
@@ -95,18 +95,16 @@ def sound_stream(container: InputContainer, path: PathLike) -> AudioStream:
 
 def _check_codec(stream: Stream, path: PathLike) -> None:
     if stream.codec_context is None:
-        raise MediaError(
-            f"{path}: the codec of its {stream.type} stream is not supported; encode it anew as mp4 or webm"
-        )
+        raise MediaError(f"{path}: the codec of its {stream.type} stream is not supported; re-encode it as mp4 or webm")
 
 
 def clip_start(*streams: Stream | None) -> float:
-    """The zero of the clip on the container's clock, in seconds: the earliest start (FFmpeg's leave out priming)."""
-    return min((s.start_time * float(clock(s)) for s in streams if s and s.start_time is not None), default=0.0)
+    """Start of the clip in container time, in seconds: the earliest stream start (FFmpeg excludes encoder priming)."""
+    return min((s.start_time * float(time_base(s)) for s in streams if s and s.start_time is not None), default=0.0)
 
 
 def packets(container: InputContainer, streams: list[Stream], path: PathLike) -> Iterator[Packet]:
-    """The packets of some streams in the order of decoding; at the end an empty one each, which flushes its decoder."""
+    """Packets of the given streams in decoding order, then one empty packet per stream, which flushes its decoder."""
     for stream in container.streams:
         stream.discard = Discard.default if stream in streams else Discard.all
     for packet in container.demux(streams):
@@ -114,27 +112,27 @@ def packets(container: InputContainer, streams: list[Stream], path: PathLike) ->
             raise MediaError(f"{path}: is damaged or cut off at {_second(packet)}")
         if packet.size and packet.pts is None:
             raise MediaError(
-                f"{path}: has frames without a time; `ffmpeg -fflags +genpts -i IN -c copy OUT.mp4` adds them"
+                f"{path}: has frames without timestamps; `ffmpeg -fflags +genpts -i IN -c copy OUT.mp4` adds them"
             )
         yield packet
 
 
 def is_presented(packet: Packet) -> bool:
-    """Whether a packet is seen or heard, and not only decoded (before an edit list begins) or a flush."""
+    """Whether a packet is shown or played: neither a flush nor outside the edit list (decoded, never shown)."""
     return packet.size > 0 and not packet.is_discard
 
 
-def time_stamp(packet: Packet | VideoFrame) -> int:
-    """When a packet or frame is presented, in units of its stream's clock."""
-    assert packet.pts is not None  # `packets` refuses files without time stamps
+def timestamp(packet: Packet | VideoFrame) -> int:
+    """Presentation time of a packet or frame, in units of its stream's time base."""
+    assert packet.pts is not None  # `packets` rejects files without timestamps
     return packet.pts
 
 
-def decoded(some_packets: Iterable[Packet], path: PathLike, kind: type[Frame]) -> Iterator[Frame]:
-    """Decodes packets of one stream to frames of `kind`, in the order of presentation.
+def decode_packets(some_packets: Iterable[Packet], path: PathLike, kind: type[Frame]) -> Iterator[Frame]:
+    """Decodes packets of one stream to frames of `kind`, in presentation order.
 
     Raises:
-        MediaError: a packet cannot be decoded; says at which second.
+        MediaError: a packet cannot be decoded; the message says at which second.
     """
     for packet in some_packets:
         try:
@@ -151,42 +149,42 @@ def _second(packet: Packet) -> str:
 
 
 class SoundEnd:
-    """Follows the packets of a sound stream to the second (on the container's clock) where its last sample ends."""
+    """Tracks the packets of a sound stream; `seconds` is where its last sample ends, in container time."""
 
     def __init__(self):
         self.seconds = 0.0
         self._frame_seconds = 0.0
 
     def add(self, packet: Packet) -> None:
-        """Take the next packet into account."""
+        """Accounts for the next packet."""
         if not is_presented(packet):
             return
-        base = packet.time_base  # its parts are multiplied, since its own arithmetic is ten times slower
+        base = packet.time_base  # we multiply its parts: Fraction arithmetic is ten times slower
         seconds = (packet.duration or 0) * base.numerator / base.denominator or self._frame_seconds
         self._frame_seconds = max(self._frame_seconds, seconds)
         if packet.has_sidedata("skip_samples"):
-            # Padding at the end of the last frame. Some containers shorten the packet's duration by it, some do not.
+            # Padding at the end of the last frame. Only some containers subtract it from the packet's duration.
             padding = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))[1]
             seconds = min(seconds, self._frame_seconds - padding / packet.stream.sample_rate)
-        self.seconds = max(self.seconds, time_stamp(packet) * base.numerator / base.denominator + seconds)
+        self.seconds = max(self.seconds, timestamp(packet) * base.numerator / base.denominator + seconds)
 
     def follow(self, some_packets: Iterable[Packet]) -> Iterator[Packet]:
-        """The same packets, each taken into account as it passes."""
+        """Yields the same packets after adding each."""
         for packet in some_packets:
             self.add(packet)
             yield packet
 
 
-def sound_in_time(
+def align_sound(
     frames: Iterable[AudioFrame], zero: float, sampling_rate: int, path: PathLike
 ) -> Iterator[Float32[np.ndarray, " t"]]:
-    """Mono blocks that follow each other without gaps from second `zero`: silence before a late start and in holes."""
+    """Contiguous mono blocks from second `zero`; silence fills a late start and gaps."""
     written = 0
     for frame in frames:
         if frame.sample_rate != sampling_rate:
-            raise MediaError(f"{path}: its sampling rate changes at {frame.time:.1f} s; encode it anew at one rate")
+            raise MediaError(f"{path}: its sampling rate changes at {frame.time:.1f} s; re-encode it at one rate")
         block = _mono(frame)
-        assert frame.time is not None  # the decoder derives it from the packet's
+        assert frame.time is not None  # the decoder derives it from the packet
         gap = round((frame.time - zero) * sampling_rate) - written
         if not written or abs(gap) > SOUND_GAP_SECONDS * sampling_rate:
             block = np.concatenate([np.zeros(max(gap, 0), np.float32), block[max(-gap, 0) :]])
@@ -206,25 +204,25 @@ def _mono(frame: AudioFrame) -> Float32[np.ndarray, " t"]:
 
 
 def display_matrix(frame: VideoFrame) -> Int[np.ndarray, "3 3"] | None:
-    """Where a player puts a picture: x' = m00·x + m10·y, y' = m01·x + m11·y (y points down); None is as stored."""
+    """How a player displays a frame: x' = m00·x + m10·y, y' = m01·x + m11·y (y points down); None: as stored."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV has no name for other data beside it, and lets none be read; the turn it knows
+    except ValueError:  # PyAV fails if it has no name for some other side data; it still knows the rotation
         cosine, sine = np.cos(np.deg2rad(frame.rotation)), np.sin(np.deg2rad(frame.rotation))
         return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]).round().astype(int)
     return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
 
 
-def swaps_sides(matrix: Int[np.ndarray, "3 3"] | None) -> bool:
-    """Whether width and height change places when the picture is shown."""
+def is_quarter_turn(matrix: Int[np.ndarray, "3 3"] | None) -> bool:
+    """Whether the display matrix swaps width and height."""
     return matrix is not None and bool(abs(matrix[0, 0]) < abs(matrix[0, 1]))
 
 
 def upright(picture: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, "3 3"] | None) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Apply the quarter turns and mirrorings of a display matrix."""
+    """Applies the quarter turns and flips of a display matrix."""
     if matrix is None:
         return picture
-    if swaps_sides(matrix):
+    if is_quarter_turn(matrix):
         picture, flip_x, flip_y = picture.swapaxes(0, 1), matrix[1, 0] < 0, matrix[0, 1] < 0
     else:
         flip_x, flip_y = matrix[0, 0] < 0, matrix[1, 1] < 0

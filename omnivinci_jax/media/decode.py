@@ -1,8 +1,8 @@
-"""From files to numbers: pictures with their true times, a 16 kHz waveform, still images (paper, Appendix C.1).
+"""Decodes media files: video frames with their true times, 16 kHz waveforms, images (paper, Appendix C.1).
 
-Video and sound of a clip share one zero, the start of whichever begins first, so that they stay in step. What is not
-presented is not there: packets outside an edit list, an encoder's priming and padding. Whatever cannot be read is a
-`MediaError` of one line that starts with the path.
+Video and sound of a clip share one zero, the start of whichever begins first, so they stay aligned. Data that is not
+presented is left out: packets outside an edit list, encoder priming and padding. A file that cannot be read raises a
+one-line `MediaError` that starts with its path.
 """
 
 import math
@@ -25,24 +25,24 @@ from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import container as ffmpeg
 from omnivinci_jax.media.container import PathLike
 
-# libsndfile reads these in large blocks; everything else, with or without pictures, goes through FFmpeg.
+# libsndfile reads these in large blocks; everything else goes through FFmpeg.
 _SOUNDFILE_SUFFIXES = {".wav", ".flac", ".ogg"}
-# Only these containers have an index that leads to exactly the keyframe that was asked for.
+# Only these containers have an index that seeks to exactly the requested keyframe.
 _SEEKABLE_FORMATS = ("mov,mp4", "matroska")
-# With fewer frames to skip, decoding on costs less than a seek, after which the decoder's pipeline must fill again.
+# With fewer frames to skip, decoding them costs less than a seek, which empties the decoder's pipeline.
 _SEEK_FRAMES = 8
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds; all times are seconds from the start of the clip.
+    """Times and size of a video; all times are seconds from the start of the clip.
 
     Attributes:
-        frame_times: when each frame comes on the screen, sorted.
-        width: pixels across, as displayed (rotation applied; pixels are taken as square).
-        height: pixels down, as displayed.
+        frame_times: when each frame appears, sorted.
+        width: in pixels, as displayed (rotation applied; pixels are assumed square).
+        height: in pixels, as displayed.
         duration: the end of the last frame.
-        audio_seconds: the end of the sound; 0.0 where there is no sound stream, or an empty one.
+        audio_seconds: the end of the sound; 0.0 if there is no sound stream, or an empty one.
     """
 
     frame_times: Float64[np.ndarray, " frames"]
@@ -53,35 +53,35 @@ class VideoInfo:
 
 
 def probe_video(path: PathLike) -> VideoInfo:
-    """Times and sizes of a video, from its packets; of the pictures only the first is decoded, for its orientation.
+    """Times and size of a video, read from its packets; only the first frame is decoded, for its orientation.
 
     Raises:
         MediaError: the file is missing, empty, damaged, cut off, or has no video that can be decoded.
     """
-    with ffmpeg.opened(path) as container:
+    with ffmpeg.open_container(path) as container:
         video = ffmpeg.video_stream(container, path)
         sound = ffmpeg.sound_stream(container, path) if container.streams.audio else None
         width, height = video.width, video.height  # before decoding: the decoder changes them with the stream
-        usual_duration = 1 / (video.average_rate * ffmpeg.clock(video)) if video.average_rate else 0
+        usual_duration = 1 / (video.average_rate * ffmpeg.time_base(video)) if video.average_rate else 0
         first, frames, sound_end = None, [], ffmpeg.SoundEnd()
         for packet in ffmpeg.packets(container, [video, sound] if sound else [video], path):
             if packet.stream_index != video.index:
                 sound_end.add(packet)
                 continue
             if first is None:
-                first = next(ffmpeg.decoded([packet], path, VideoFrame), None)
+                first = next(ffmpeg.decode_packets([packet], path, VideoFrame), None)
             if ffmpeg.is_presented(packet):
-                frames.append((ffmpeg.time_stamp(packet), packet.duration or usual_duration))
+                frames.append((ffmpeg.timestamp(packet), packet.duration or usual_duration))
         if first is None:
-            raise MediaError(f"{path}: the video stream holds no picture that can be decoded")
+            raise MediaError(f"{path}: no frame of the video stream can be decoded")
         zero = ffmpeg.clip_start(video, sound)
-        if ffmpeg.swaps_sides(ffmpeg.display_matrix(first)):
+        if ffmpeg.is_quarter_turn(ffmpeg.display_matrix(first)):
             width, height = height, width
         return VideoInfo(
-            frame_times=np.unique([stamp for stamp, _ in frames]) * float(ffmpeg.clock(video)) - zero,
+            frame_times=np.unique([stamp for stamp, _ in frames]) * float(ffmpeg.time_base(video)) - zero,
             width=width,
             height=height,
-            duration=float(sum(max(frames)) * ffmpeg.clock(video)) - zero,
+            duration=float(sum(max(frames)) * ffmpeg.time_base(video)) - zero,
             audio_seconds=max(0.0, sound_end.seconds - zero),
         )
 
@@ -92,10 +92,10 @@ def probe_audio(path: PathLike) -> float:
     Raises:
         MediaError: the file is missing, empty, damaged, cut off, or has no sound that can be decoded.
     """
-    if _is_for_soundfile(path):
-        with _opened_sound(path) as sound_file:
+    if _soundfile_reads(path):
+        with _open_sound(path) as sound_file:
             return sound_file.frames / sound_file.samplerate
-    with ffmpeg.opened(path) as container:
+    with ffmpeg.open_container(path) as container:
         sound, sound_end = ffmpeg.sound_stream(container, path), ffmpeg.SoundEnd()
         for packet in ffmpeg.packets(container, [sound], path):
             sound_end.add(packet)
@@ -105,12 +105,12 @@ def probe_audio(path: PathLike) -> float:
 def sample_frames(
     frame_times: Float[np.ndarray, " frames"], duration: float, fps: float, max_frames: int
 ) -> Int[np.ndarray, " n"]:
-    """Which frames to look at: one at the centre of each of n = clip(⌊duration·fps⌋, 1, max_frames) equal bins.
+    """Indices of the frames shown at the centres of n = clip(⌊duration·fps⌋, 1, max_frames) equal bins.
 
-    It is the frame on the screen then (before the first frame: the first). Where one frame fills several bins it is
-    taken once, so there may be fewer than n. The true times are `frame_times[indices]`.
+    A centre before the first frame takes the first frame. A frame that fills several bins is returned once, so there
+    may be fewer than n. The true times are `frame_times[indices]`.
     """
-    # A container's clock makes 19.9999 frames of 10 s at 2 fps as easily as 20.
+    # Rounded timestamps can turn the 20 frames of 10 s at 2 fps into 19.9999.
     count = int(np.clip(np.floor(duration * fps + 1e-3), 1, max_frames))
     centres = (np.arange(count) + 0.5) * duration / count
     on_screen = np.searchsorted(frame_times, centres + 1e-6, side="right") - 1
@@ -118,10 +118,10 @@ def sample_frames(
 
 
 def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The frames with these rising numbers (in order of presentation, as in `probe_video`), in RGB and upright.
+    """Yields the frames at these increasing indices (in presentation order, as in `probe_video`), RGB and upright.
 
-    Decodes no further than needed, and from the nearest keyframe where frames are far apart. Frames of another size
-    than the first (a stream may change) are scaled to it.
+    Decodes no further than needed, and seeks to the nearest keyframe where frames are far apart. Frames whose size
+    differs from the first one (a stream may change) are scaled to it.
 
     Raises:
         MediaError: there is no such frame, or it cannot be decoded.
@@ -131,30 +131,30 @@ def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[U
         if not 0 <= index < len(stamps):
             raise MediaError(f"{path}: there is no frame {index}, it has {len(stamps)} frames")
 
-    reformatter = VideoReformatter()  # one for all: setting up a conversion costs more than converting a small frame
-    with ffmpeg.opened(path) as container:
+    reformatter = VideoReformatter()  # shared: setting up a conversion costs more than converting a small frame
+    with ffmpeg.open_container(path) as container:
         video = ffmpeg.video_stream(container, path)
         width, height = video.width, video.height  # before decoding: the decoder changes them with the stream
         seekable = container.format.name.startswith(_SEEKABLE_FORMATS)
-        frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path, VideoFrame)
+        frames = ffmpeg.decode_packets(ffmpeg.packets(container, [video], path), path, VideoFrame)
         if container.format.name == "avi":
-            frames = _stamped(frames, stamps)
+            frames = _restore_avi_times(frames, stamps)
         last = -1
         for index in indices.tolist():
             before = bisect_right(keyframes, stamps[index])
             keyframe = keyframes[before - 1] if before else stamps[0]
             if seekable and bisect_left(stamps, keyframe) - last > _SEEK_FRAMES:
                 container.seek(keyframe, stream=video)
-                frames = ffmpeg.decoded(ffmpeg.packets(container, [video], path), path, VideoFrame)
-            # Damage since the keyframe is in every picture that follows, though only the first may be marked.
+                frames = ffmpeg.decode_packets(ffmpeg.packets(container, [video], path), path, VideoFrame)
+            # Damage spreads to all frames up to the next keyframe, but FFmpeg may mark only the first as corrupt.
             wanted_or_damaged = (
                 frame
                 for frame in frames
-                if frame.pts == stamps[index] or (frame.is_corrupt and ffmpeg.time_stamp(frame) >= keyframe)
+                if frame.pts == stamps[index] or (frame.is_corrupt and ffmpeg.timestamp(frame) >= keyframe)
             )
             frame = next(wanted_or_damaged, None)
             if frame is None or frame.is_corrupt:
-                second = stamps[index] * float(ffmpeg.clock(video))
+                second = stamps[index] * float(ffmpeg.time_base(video))
                 raise MediaError(f"{path}: is damaged: frame {index}, at {second:.2f} s, cannot be decoded")
             picture = reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
             yield ffmpeg.upright(picture, ffmpeg.display_matrix(frame))
@@ -162,32 +162,32 @@ def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[U
 
 
 def read_waveform(
-    path: PathLike, sampling_rate: int = 16_000, longest: float = math.inf
+    path: PathLike, sampling_rate: int = 16_000, max_seconds: float = math.inf
 ) -> Float32[np.ndarray, " samples"]:
     """The sound of a file from the start of the clip: the mean of its channels, resampled (soxr HQ) to `sampling_rate`.
 
-    Has round(`probe_audio(path)` · sampling_rate) samples; a sound that starts after the pictures starts with silence.
-    Of a sound of more than `longest` seconds no more is decoded, and returned.
+    Returns round(`probe_audio(path)` · sampling_rate) samples; sound that starts after the video begins with silence.
+    Decodes and returns at most `max_seconds`.
 
     Raises:
         MediaError: no sound stream, an empty one, or one that cannot be decoded to its end.
     """
-    if _is_for_soundfile(path):
-        with _opened_sound(path) as sound_file:
+    if _soundfile_reads(path):
+        with _open_sound(path) as sound_file:
             seconds, rate = sound_file.frames / sound_file.samplerate, sound_file.samplerate
             channels = sound_file.blocks(2**16, dtype="float32", always_2d=True)
             mono = (block.mean(axis=1) for block in channels)
-            blocks = list(_first(resampled(mono, rate, sampling_rate), longest * sampling_rate))
+            blocks = list(_take_samples(resample(mono, rate, sampling_rate), max_seconds * sampling_rate))
     else:
-        with ffmpeg.opened(path) as container:
+        with ffmpeg.open_container(path) as container:
             sound, sound_end = ffmpeg.sound_stream(container, path), ffmpeg.SoundEnd()
             zero, rate = ffmpeg.clip_start(ffmpeg.first_video(container), sound), sound.sample_rate
-            frames = ffmpeg.decoded(sound_end.follow(ffmpeg.packets(container, [sound], path)), path, AudioFrame)
-            mono = ffmpeg.sound_in_time(frames, zero, rate, path)
-            blocks = list(_first(resampled(mono, rate, sampling_rate), longest * sampling_rate))
+            frames = ffmpeg.decode_packets(sound_end.follow(ffmpeg.packets(container, [sound], path)), path, AudioFrame)
+            mono = ffmpeg.align_sound(frames, zero, rate, path)
+            blocks = list(_take_samples(resample(mono, rate, sampling_rate), max_seconds * sampling_rate))
             seconds = max(0.0, sound_end.seconds - zero)
-    if sum(block.size for block in blocks) >= longest * sampling_rate:
-        seconds = longest
+    if sum(block.size for block in blocks) >= max_seconds * sampling_rate:
+        seconds = max_seconds
     waveform = np.zeros(round(seconds * sampling_rate), np.float32)
     if not waveform.size:
         raise MediaError(f"{path}: the sound holds no samples")
@@ -207,28 +207,28 @@ def probe_image(path: PathLike) -> tuple[int, int]:
     Raises:
         MediaError: the file is missing, or not an image.
     """
-    with _opened_image(path) as image:
-        if image.format == "TIFF":  # Pillow has turned the size of some already
-            ImageOps.exif_transpose(image, in_place=True)  # decodes those that are to be turned alone
+    with _open_image(path) as image:
+        if image.format == "TIFF":  # Pillow has already swapped the size of some
+            ImageOps.exif_transpose(image, in_place=True)  # decodes only rotated images
             return image.size
-        # Orientations 5 to 8 are the four with a quarter turn.
+        # Orientations 5 to 8 include a quarter turn.
         turned = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
         width, height = image.size
         return (height, width) if turned else (width, height)
 
 
 def read_image(path: PathLike) -> UInt8[np.ndarray, "h w 3"]:
-    """An image in RGB, upright: transparent parts on white, 16-bit grey scaled to 8 bits, of several frames the first.
+    """The first frame of an image, RGB and upright: transparency on white, 16-bit grey scaled to 8 bits.
 
     Raises:
-        MediaError: the file is missing, damaged, larger than Pillow's decompression bomb limit, or made of floats.
+        MediaError: the file is missing, damaged, above Pillow's decompression bomb limit, or has float pixels.
     """
-    with _opened_image(path) as stored:
+    with _open_image(path) as stored:
         image = ImageOps.exif_transpose(stored)
         if image.mode == "F":
-            raise MediaError(f"{path}: its pixels are floats of unknown range; save it with 8 bits a channel")
+            raise MediaError(f"{path}: its pixels are floats of unknown range; save it with 8 bits per channel")
         if image.mode.startswith("I"):
-            # 16-bit grey is "I;16" or "I" to Pillow, which clips it where it converts it to 8 bits.
+            # Pillow calls 16-bit grey "I;16" or "I", and clips it when it converts it to 8 bits.
             grey = (np.clip(np.asarray(image, np.int64), 0, 65_535) + 128) // 257
             image = Image.fromarray(grey.astype(np.uint8))
         if image.has_transparency_data:
@@ -238,7 +238,7 @@ def read_image(path: PathLike) -> UInt8[np.ndarray, "h w 3"]:
 
 
 @contextmanager
-def _opened_image(path: PathLike) -> Iterator[Image.Image]:
+def _open_image(path: PathLike) -> Iterator[Image.Image]:
     ffmpeg.check_file(path)
     try:
         with Image.open(path) as image:
@@ -247,38 +247,38 @@ def _opened_image(path: PathLike) -> Iterator[Image.Image]:
         raise
     except Image.UnidentifiedImageError as error:
         raise MediaError(f"{path}: is not an image that Pillow can read") from error
-    except Exception as error:  # on damaged data Pillow's readers raise nearly every kind of exception
+    except Exception as error:  # on damaged data Pillow raises nearly every kind of exception
         raise MediaError(f"{path}: the image cannot be decoded ({' '.join(str(error).split())})") from error
 
 
 def _presentation_order(path: PathLike) -> tuple[list[int], list[int]]:
-    """The sorted time stamps of all frames and of the keyframes, on the clock of the video stream."""
-    with ffmpeg.opened(path) as container:
+    """Sorted timestamps of all frames and of the keyframes, in the video stream's time base."""
+    with ffmpeg.open_container(path) as container:
         video = ffmpeg.video_stream(container, path)
         frames = filter(ffmpeg.is_presented, ffmpeg.packets(container, [video], path))
-        is_keyframe = {ffmpeg.time_stamp(packet): packet.is_keyframe for packet in frames}
+        is_keyframe = {ffmpeg.timestamp(packet): packet.is_keyframe for packet in frames}
     stamps = sorted(is_keyframe)
     return stamps, [stamp for stamp in stamps if is_keyframe[stamp]]
 
 
-def _stamped(frames: Iterable[VideoFrame], stamps: list[int]) -> Iterator[VideoFrame]:
-    """AVI stores no times: FFmpeg's guesses are right as a set only, so frames get them in their order."""
+def _restore_avi_times(frames: Iterable[VideoFrame], stamps: list[int]) -> Iterator[VideoFrame]:
+    """AVI stores no times. FFmpeg's guesses are right only as a set, so we assign them to the frames in order."""
     for frame, frame.pts in zip(frames, stamps, strict=False):
         yield frame
 
 
-def _is_for_soundfile(path: PathLike) -> bool:
+def _soundfile_reads(path: PathLike) -> bool:
     if Path(path).suffix.lower() not in _SOUNDFILE_SUFFIXES:
         return False
     try:
-        with _opened_sound(path):
+        with _open_sound(path):
             return True
-    except MediaError:  # a file may have the name of another kind: what is wrong with it, FFmpeg tells
+    except MediaError:  # the suffix may be wrong: let FFmpeg read the file or report the error
         return False
 
 
 @contextmanager
-def _opened_sound(path: PathLike) -> Iterator[soundfile.SoundFile]:
+def _open_sound(path: PathLike) -> Iterator[soundfile.SoundFile]:
     ffmpeg.check_file(path)
     try:
         with soundfile.SoundFile(path) as sound_file:
@@ -287,8 +287,8 @@ def _opened_sound(path: PathLike) -> Iterator[soundfile.SoundFile]:
         raise MediaError(f"{path}: the sound cannot be decoded ({error.error_string.rstrip('.')})") from error
 
 
-def _first(blocks: Iterable[Float32[np.ndarray, " t"]], samples: float) -> Iterator[Float32[np.ndarray, " t"]]:
-    """Blocks up to the one that makes so many samples."""
+def _take_samples(blocks: Iterable[Float32[np.ndarray, " t"]], samples: float) -> Iterator[Float32[np.ndarray, " t"]]:
+    """Yields blocks until they hold `samples` samples."""
     for block in blocks:
         yield block
         samples -= block.size
@@ -296,10 +296,10 @@ def _first(blocks: Iterable[Float32[np.ndarray, " t"]], samples: float) -> Itera
             return
 
 
-def resampled(
+def resample(
     blocks: Iterable[Float32[np.ndarray, " t"]], native_rate: int, sampling_rate: int
 ) -> Iterator[Float32[np.ndarray, " t"]]:
-    """A sound in blocks at another rate (soxr HQ); how it is cut into blocks does not matter."""
+    """Resamples a waveform in blocks (soxr HQ); the result does not depend on the block sizes."""
     if native_rate == sampling_rate:
         yield from blocks
         return

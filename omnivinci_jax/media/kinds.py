@@ -1,4 +1,4 @@
-"""What a media file is, by its content."""
+"""The kind of a media file, by its content."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,18 +10,18 @@ from omnivinci_jax.media import container as ffmpeg
 
 
 def media_kind(path: str | Path) -> Literal["image", "video", "sound"]:
-    """Whether a file is a picture, a video (with sound or without) or a sound; raises MediaError for anything else."""
+    """Whether a file is an image, a video (with or without sound) or a sound; raises MediaError for anything else."""
     ffmpeg.check_file(path)
     try:
         with Image.open(path) as image:
-            # A camera's JPEG may hold a preview too, and a TIFF pages: these are no frames.
+            # Previews in a camera's JPEG and pages of a TIFF are not frames.
             if getattr(image, "n_frames", 1) == 1 or image.format not in ("GIF", "PNG"):
                 return "image"
-    except Exception:  # whatever Pillow's readers raise: then it is no picture
+    except Exception:  # Pillow raises many kinds; in any case it is not an image
         pass
-    with ffmpeg.opened(path) as container:
+    with ffmpeg.open_container(path) as container:
         if ffmpeg.first_video(container):
             return "video"
         if container.streams.audio:
             return "sound"
-    raise MediaError(f"{path}: holds neither pictures nor sound")
+    raise MediaError(f"{path}: has neither video nor sound")

@@ -1,4 +1,4 @@
-"""Sounds by tensorflow-io, in an environment of its own: `omnivinci shard --decoder tfio`, requirements/tfio.txt."""
+"""Decodes sound with tensorflow-io, in its own environment: `omnivinci shard --decoder tfio`, requirements/tfio.txt."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from jaxtyping import Float32
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import container, decode
 
-# Of these it knows the format; sounds of anything else (of videos, mostly) are decoded as always.
+# Formats that tensorflow-io reads; everything else (mostly videos) goes through the default decoder.
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 
 
 def read_waveform(path: container.PathLike, sampling_rate: int = 16_000) -> Float32[np.ndarray, " samples"]:
-    """`decode.read_waveform`, with tensorflow-io in place of soundfile and PyAV for wav, flac, ogg and mp3."""
+    """`decode.read_waveform`, with tensorflow-io instead of soundfile and PyAV for wav, flac, ogg and mp3."""
     if Path(path).suffix.lower() not in SUFFIXES:
         return decode.read_waveform(path, sampling_rate)
     container.check_file(path)
@@ -27,7 +27,7 @@ def read_waveform(path: container.PathLike, sampling_rate: int = 16_000) -> Floa
         reason = " ".join(str(error).split())[:200]
         raise MediaError(f"{path}: tensorflow-io cannot decode it ({reason}); try --decoder default") from None
     mono = _as_floats(samples, path).mean(axis=1)
-    waveform = np.concatenate(list(decode.resampled([mono], rate, sampling_rate)))
+    waveform = np.concatenate(list(decode.resample([mono], rate, sampling_rate)))
     length = round(len(mono) / rate * sampling_rate)
     return np.pad(waveform[:length], (0, max(0, length - len(waveform))))
 
@@ -37,7 +37,7 @@ def _as_floats(samples: np.ndarray, path: container.PathLike) -> Float32[np.ndar
         return (samples.astype(np.float32) - 128) / 128
     if samples.dtype.kind == "i":
         return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    # What wav files hold as integers of 32 bits it takes for floats.
+    # tensorflow-io reads 32-bit integer samples as floats.
     if soundfile.info(str(path)).subtype == "PCM_32":
-        raise MediaError(f"{path}: tensorflow-io misreads integers of 32 bits; try --decoder default")
+        raise MediaError(f"{path}: tensorflow-io misreads 32-bit integers; try --decoder default")
     return samples

@@ -1,4 +1,4 @@
-"""From packed rows and their media to one group's arrays (a Batch without its leading axis)."""
+"""Assembles packed rows and their media into one group's arrays (a Batch without its leading axis)."""
 
 import math
 from typing import NamedTuple
@@ -13,12 +13,14 @@ from omnivinci_jax.sequence.row import Row
 
 
 class PackedRow(NamedTuple):
-    """A laid-out conversation, the row of the group that it stands in, its number there (from 1), and its media.
+    """A laid-out conversation with its media and its position in a group.
 
-    source: number of the data set that it comes from.
+    row_index: row of the group.
+    segment: id within that row, from 1.
+    source: index of the source that it comes from.
     """
 
-    place: int
+    row_index: int
     segment: int
     row: Row
     tiles: UInt8[np.ndarray, "n P P 3"]
@@ -27,12 +29,12 @@ class PackedRow(NamedTuple):
 
 
 def pool_capacity(config: OmniVinciConfig, capacity: Capacity) -> tuple[int, ...]:
-    """Frame groups that each vision pool holds: what `tiles` tiles in at most `clips` clips can need."""
+    """Frame groups of each vision pool: the most that `tiles` tiles in at most `clips` clips can need."""
     return tuple(math.ceil(capacity.tiles / pool[0]) + capacity.clips * (pool[0] > 1) for pool in config.vision_pools)
 
 
 def empty_group(config: OmniVinciConfig, capacity: Capacity) -> Batch:
-    """A group of padding, of the shapes that every group of this capacity has."""
+    """A group of padding, with the shapes of every group of this capacity."""
     rows, tiles, windows = (capacity.rows, capacity.slots), capacity.tiles, capacity.windows
     groups = pool_capacity(config, capacity)
     vision = sum(count * config.pool_tokens(pool) for pool, count in enumerate(groups))
@@ -64,53 +66,53 @@ def empty_group(config: OmniVinciConfig, capacity: Capacity) -> Batch:
 
 
 def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacity) -> Batch:
-    """Fills one group. What has the same place follows each other in that row."""
+    """Fills one group; conversations with the same `row_index` follow each other in that row."""
     group = empty_group(config, capacity)
     pool_bases = np.cumsum([0] + [n * config.pool_tokens(p) for p, n in enumerate(pool_capacity(config, capacity))])
     used_slots = np.zeros(capacity.rows, int)
     tiles = outputs = windows = clips = 0
     used_groups = [0] * len(config.vision_pools)
     for item in packed:
-        row, place = item.row, item.place
-        slots = slice(used_slots[place], used_slots[place] + len(row))
-        used_slots[place] = slots.stop
+        row, row_index = item.row, item.row_index
+        slots = slice(used_slots[row_index], used_slots[row_index] + len(row))
+        used_slots[row_index] = slots.stop
 
-        # Where this row's tokens of each pool start among the group's.
+        # Where this row's tokens start in each of the group's pools.
         vision_starts = [
             base + used * config.pool_tokens(pool)
             for pool, (base, used) in enumerate(zip(pool_bases[:-1], used_groups, strict=True))
         ]
         starts = np.array([0, windows * config.window_tokens, *vision_starts], np.int32)
-        group.tokens[place, slots] = row.tokens
-        group.slot_kind[place, slots] = np.minimum(row.slot_kind, VISION)
-        group.slot_index[place, slots] = row.slot_index + starts[row.slot_kind]
-        group.positions[place, slots] = np.arange(len(row))
-        group.segment_ids[place, slots] = item.segment
-        group.sources[place, slots] = item.source
+        group.tokens[row_index, slots] = row.tokens
+        group.slot_kind[row_index, slots] = np.minimum(row.slot_kind, VISION)
+        group.slot_index[row_index, slots] = row.slot_index + starts[row.slot_kind]
+        group.positions[row_index, slots] = np.arange(len(row))
+        group.segment_ids[row_index, slots] = item.segment
+        group.sources[row_index, slots] = item.source
         predicted = slice(slots.start, slots.stop - 1)
-        group.targets[place, predicted] = np.where(row.trained, row.tokens, 0)[1:]
-        group.loss_weights[place, predicted] = row.trained[1:]
+        group.targets[row_index, predicted] = np.where(row.trained, row.tokens, 0)[1:]
+        group.loss_weights[row_index, predicted] = row.trained[1:]
 
         group.tiles[tiles : tiles + row.num_tiles] = item.tiles
         ends = slice(outputs, outputs + len(row.s2_sources))
         group.s2_sources[ends] = row.s2_sources + tiles
         group.s2_block[ends] = row.s2_block
         for pool, members in enumerate(row.frame_groups):
-            held = slice(used_groups[pool], used_groups[pool] + len(members))
-            group.frame_groups[pool][held] = np.where(members < 0, -1, members + outputs)
-            used_groups[pool] = held.stop
-            held = slice(vision_starts[pool], vision_starts[pool] + len(row.vision_times[pool]))
-            group.vision_times[held] = row.vision_times[pool]
-            group.vision_clip[held] = np.where(row.vision_clip[pool] > 0, row.vision_clip[pool] + clips, 0)
+            span = slice(used_groups[pool], used_groups[pool] + len(members))
+            group.frame_groups[pool][span] = np.where(members < 0, -1, members + outputs)
+            used_groups[pool] = span.stop
+            span = slice(vision_starts[pool], vision_starts[pool] + len(row.vision_times[pool]))
+            group.vision_times[span] = row.vision_times[pool]
+            group.vision_clip[span] = np.where(row.vision_clip[pool] > 0, row.vision_clip[pool] + clips, 0)
             if row.vision_angles is not None and group.vision_angles is not None:
-                group.vision_angles[held] = row.vision_angles[pool]
+                group.vision_angles[span] = row.vision_angles[pool]
 
         group.windows[windows : windows + row.num_windows] = item.windows
-        held = slice(starts[1], starts[1] + len(row.audio_times))
-        group.audio_times[held] = row.audio_times
-        group.audio_clip[held] = np.where(row.audio_clip > 0, row.audio_clip + clips, 0)
+        span = slice(starts[1], starts[1] + len(row.audio_times))
+        group.audio_times[span] = row.audio_times
+        group.audio_clip[span] = np.where(row.audio_clip > 0, row.audio_clip + clips, 0)
         if row.audio_angles is not None and group.audio_angles is not None:
-            group.audio_angles[held] = row.audio_angles
+            group.audio_angles[span] = row.audio_angles
         group.clip_source[clips : clips + len(row.clip_source)] = row.clip_source
 
         tiles += row.num_tiles
@@ -121,12 +123,12 @@ def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacit
 
 
 def check_capacity(capacity: Capacity, config: OmniVinciConfig) -> None:
-    """Raises ConfigError where a group's capacity cannot hold a row that the model can read."""
+    """Raises ConfigError if no group can have this capacity, or if its rows are longer than the model can read."""
     for name, value in capacity._asdict().items():
         if value < 1:
             raise ConfigError(f"data.capacity.{name} is {value}: a group needs at least 1")
     if capacity.slots > config.text.max_position_embeddings:
         raise ConfigError(
-            f"data.capacity.slots is {capacity.slots}: the decoder reads at most "
+            f"data.capacity.slots is {capacity.slots}: the decoder supports at most "
             f"{config.text.max_position_embeddings} positions"
         )

@@ -1,8 +1,8 @@
 """Rotation angles of the axial time schemes of released configurations (period_fix "True" and "False").
 
-An axial scheme rotates a token by its place, along two axes, times its time. The angles reach thousands of turns, where
-float32 is off by some thousandths, and a model has learned those: so they are made here as the released code makes
-them, in float32 step by step, and travel reduced to one turn.
+An axial scheme rotates a token by its position along two axes times its time. The angles reach thousands of turns,
+where float32 is off by thousandths, and released models were trained with these errors. So we compute the angles on the
+host exactly as the released code does, in float32 step by step, and reduce them to one turn.
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Int
 from omnivinci_jax.config import TimeEmbeddingConfig
 
 _TWO, _PI = np.float32(2), np.float32(np.pi)
-THETA = {"video": 50_000.0, "sound": 10_000.0}  # the released base of `lang` without a horizon
+THETA = {"video": 50_000.0, "sound": 10_000.0}  # base of `lang` without max_time, as released
 
 
 def axial_angles(
@@ -27,16 +27,16 @@ def axial_angles(
 ) -> Float32[np.ndarray, "n C"]:
     """Angles in [0, 2π) of the first C = 2·trope_dim channels of n tokens of one clip.
 
-    The first half of the channels turns with the frame's index, the second with the token's index in its frame; each
-    angle stands twice, for the two channels of a plane. Times 2πt/T_max (`axial`; t where there is no horizon) or -2πt
-    (`axial_reversed`).
+    The first half of the channels rotates by the frame's index, the second by the token's index in its frame, both
+    times 2πt/T_max (`axial`; t without max_time) or -2πt (`axial_reversed`). Each angle appears twice, for the two
+    channels of a plane.
 
     Args:
-        frame, token: indices of each token, after pooling; a sound has one frame that holds all its tokens.
+        frame, token: indices of each token, after pooling; a sound is one frame with all its tokens.
         num_frames, num_tokens: lengths of the two axes.
-        times: seconds.
-        config: of the modality; its `theta` and `pair_angles` play no part.
-        modality: video `pixel` positions are not scaled by a horizon, and `THETA` differs.
+        times: in seconds.
+        config: of the modality; `theta` and `pair_angles` are ignored.
+        modality: `THETA` depends on it, and max_time does not scale video `pixel` positions.
     """
     frequencies = _frequencies(config, modality)
     axes = [
@@ -72,7 +72,7 @@ def _frequencies(config: TimeEmbeddingConfig, modality: str) -> Float32[np.ndarr
 
 
 def _linspace(start: float, stop: float, length: int) -> Float32[np.ndarray, " length"]:
-    """torch.linspace in float32, bit for bit: a float32 step, from both ends to the middle, rounded once an element."""
+    """torch.linspace in float32, bit for bit: float32 step, from both ends to the middle, rounded once per element."""
     step = np.float64(np.float32((stop - start) / max(length - 1, 1)))
     index = np.arange(length)
     up, down = start + step * index, stop - step * (length - 1 - index)

@@ -1,10 +1,10 @@
 """The one structure that goes from host to device: G groups of R rows of T slots, each group with its pool of media.
 
-A NamedTuple is a pytree without jax, so loader workers build it in numpy and the jitted step takes it as it is.
-Everything discrete (temporal grouping, Dynamic-S2 grids, packing) is already decided here; shapes are static.
+A NamedTuple is a pytree that needs no jax: loader workers build it in numpy and the jitted step takes it unchanged.
+Everything discrete (temporal grouping, Dynamic-S2 grids, packing) is decided on the host; shapes are static.
 
-Letters: G groups, R rows, T slots, N tiles (and output tiles), W windows, K clips, P tile side, F mel frames a window,
-M mel bins, V vision tokens and A audio tokens that a pool can hold, S source tiles of an output tile.
+Dimensions: G groups, R rows, T slots, N tiles (and output tiles), W windows, K clips, P tile side, F mel frames per
+window, M mel bins, V vision and A audio tokens that a group's pools hold, S source tiles per output tile.
 """
 
 from typing import Any, NamedTuple
@@ -15,28 +15,28 @@ TEXT, AUDIO, VISION = 0, 1, 2  # slot kinds
 
 
 class Batch(NamedTuple):
-    """One global batch; see the module's docstring for the letters.
+    """One global batch; the module docstring lists the dimensions.
 
     tokens: text ids, 0 at media slots.
     slot_kind: TEXT, AUDIO or VISION.
-    slot_index: which token of the group's pool of that kind; 0 at text.
+    slot_index: index of the slot's token in the group's pool of that kind; 0 at text.
     positions: RoPE position, restarting with each conversation.
-    segment_ids: conversation number within the row, from 1; 0 is padding.
+    segment_ids: id of the conversation within the row, from 1; 0 is padding.
     targets: the next token; loss_weights: 0 where not trained.
-    sources: number of the data set that a slot's conversation comes from, for metrics.
-    tiles: pixels as they are in the file's colours; normalised on the device.
-    s2_sources: for each output tile the tiles its scales are cut from: for each scale but the largest its n x n tiles
-        row by row, then the one tile of the largest scale (S = 1 + 4 + 1 at full size).
+    sources: index of the source that a slot's conversation comes from, for metrics.
+    tiles: RGB pixels; normalised on the device.
+    s2_sources: for each output tile, the tiles that its scales are cut from: the n x n tiles of each scale but the
+        largest, row by row, then one tile of the largest scale (S = 1 + 4 + 1 at full size).
     s2_block: (row, rows, column, columns) of the output tile in its image's grid; rows = 0 for a video frame or a
-        single tile, which is its own features repeated over the scales.
-    frame_groups: for each vision pool, the output tiles averaged together in time, -1 where there is none.
+        single tile, whose own features are repeated over the scales.
+    frame_groups: for each vision pool, the output tiles that are averaged in time; -1 is padding.
     windows: log-mel.
-    vision_times, audio_times: seconds from the start of the clip; 0 leaves a token as it is.
-    vision_clip, audio_clip: which video with sound a token belongs to, from 1; 0 = none.
-    clip_source: a number for the source file of each clip, so that two conversations about one video are not each
-        other's negatives; 0 where there is no clip.
-    vision_angles, audio_angles: rotation angles of the axial time schemes, which are too large for float32 and so are
-        reduced on the host; None under every other scheme.
+    vision_times, audio_times: seconds from the start of the clip; 0 leaves a token unrotated.
+    vision_clip, audio_clip: id of the video with sound that a token belongs to, from 1; 0 = none.
+    clip_source: hash of each clip's source file, so that two conversations about one video are not each other's
+        negatives; 0 where there is no clip.
+    vision_angles, audio_angles: rotation angles of the axial time schemes, reduced on the host because they are too
+        large for float32; None under every other scheme.
     """
 
     tokens: Int32[Any, "G R T"]
@@ -65,7 +65,7 @@ SLOT_FIELDS = ("tokens", "slot_kind", "slot_index", "positions", "segment_ids", 
 
 
 class Capacity(NamedTuple):
-    """How much one group holds: rows of slots, tiles, windows and clips (media items); the unit that packs fill."""
+    """What one group holds: rows, slots per row, tiles, windows and clips (media items)."""
 
     rows: int
     slots: int

@@ -1,11 +1,11 @@
-"""Temporal Embedding Grouping (Section 2.1, Equations 2 and 3): numbers in, order out."""
+"""Temporal Embedding Grouping (Section 2.1, Equations 2 and 3)."""
 
 import math
 
 import numpy as np
 from jaxtyping import Float64
 
-# Sound tracks outlast their pictures by a codec's padding; that much of a group opens no group of its own.
+# Codec padding makes sound tracks outlast their video; this fraction of a group does not open another group.
 _SLACK = 0.05
 
 
@@ -19,11 +19,11 @@ def temporal_groups(
     window_seconds: float,
     group_seconds: float | None,
 ) -> list[tuple[range, range]]:
-    """Cuts a clip's vision tokens and audio tokens into groups of T_G seconds: for each, its vision, then its audio.
+    """Cuts a clip's tokens into groups of T_G seconds; returns each group's (vision, audio) token ranges.
 
-    The cuts are the released code's: a stream of n tokens over `total` frames is cut at ceil(end * n / total), where
-    `end` is the last frame of the group + 1 (vision) or its last mel frame (audio); a group starts where the last one
-    ended, so tokens past the clip's end (the padding of the last window) are in no group.
+    The cuts match the released code: a stream of n tokens over `total` frames is cut at ceil(end * n / total), where
+    `end` is the last frame of the group + 1 (vision) or its last mel frame (audio). A group starts where the previous
+    one ended, so tokens past the clip's end (the padding of the last window) are in no group.
 
     `total` counts the frames before temporal pooling, so a cut can fall inside a pooled frame, whose tokens then belong
     to two groups: with pools of 2 frames and 4 tokens, a group of 3 frames ends at token 6, inside the second pooled
@@ -32,19 +32,19 @@ def temporal_groups(
 
     Args:
         frame_times: presentation times of the sampled frames, in seconds.
-        seconds: end of the clip, the later one of pictures and sound.
+        seconds: end of the clip, the later of video and sound.
         num_vision_tokens: vision tokens of the clip, over all its pools.
-        num_audio_tokens: audio tokens of the clip, those of padded sound included.
-        mel_frames: mel frames that those audio tokens stand for, padding included.
-        window_seconds: how many seconds those mel frames last.
+        num_audio_tokens: audio tokens of the clip, padding included.
+        mel_frames: mel frames of those audio tokens, padding included.
+        window_seconds: duration of those mel frames, in seconds.
         group_seconds: T_G; None makes one group (token concatenation, the baseline of Table 1).
     """
     if group_seconds is None:
         group_seconds = math.inf
     count = max(1, math.ceil(seconds / group_seconds - _SLACK))
     groups, vision_start, audio_start = [], 0, 0
-    for number in range(count):
-        group_end = math.inf if number == count - 1 else (number + 1) * group_seconds
+    for index in range(count):
+        group_end = math.inf if index == count - 1 else (index + 1) * group_seconds
         frames_before = int(np.searchsorted(frame_times, group_end, side="left"))
         vision_end = math.ceil(frames_before * num_vision_tokens / max(len(frame_times), 1))
         mel_end = min(round(min(group_end, seconds) * mel_frames / window_seconds), mel_frames)

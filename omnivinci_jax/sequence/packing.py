@@ -1,4 +1,4 @@
-"""Packing: which conversations share a group, and in which of its rows each stands."""
+"""Packing: assigns conversations to groups and to rows within a group."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from omnivinci_jax.sequence.row import Row
 
 
 class RowSize(NamedTuple):
-    """What one conversation takes of a group's Capacity."""
+    """How much of a group's Capacity one conversation uses."""
 
     slots: int
     tiles: int
@@ -19,47 +19,47 @@ class RowSize(NamedTuple):
 
 
 def row_size(row: Row, num_media: int) -> RowSize:
-    """Size of a laid-out row; every media item counts as a clip, which bounds the frame groups as well."""
+    """Size of a laid-out row; every media item counts as a clip, which also bounds the frame groups."""
     return RowSize(len(row), row.num_tiles, row.num_windows, num_media)
 
 
 def fits(size: RowSize, capacity: Capacity) -> bool:
     """Whether a conversation fits into an empty group."""
-    return all(taken <= room for taken, room in zip(size, capacity[1:], strict=True))
+    return all(used <= room for used, room in zip(size, capacity[1:], strict=True))
 
 
 def pack(sizes: Int64[np.ndarray, "samples 4"], capacity: Capacity) -> list[list[list[int]]]:
-    """Packs samples into groups: for each group its rows, for each row the positions of its samples in `sizes`.
+    """Packs samples into groups: for each group its rows, for each row the indices of its samples in `sizes`.
 
-    Every sample is in exactly one row, rows hold at most `capacity.slots` slots and groups at most `capacity`'s tiles,
-    windows and clips. Each sample must fit alone.
+    Every sample is in exactly one row; rows hold at most `capacity.slots` slots and groups at most `capacity`'s tiles,
+    windows and clips. Each sample must fit into an empty group.
 
-    One row is filled after the other, each pick from all samples that are left: first the one that leaves the least
-    of everything (the norm of what remains of slots, tiles, windows and clips, so that none runs out long before the
-    others); near the end of the row, the one or two that leave the fewest slots.
+    Fills the rows one by one, greedily from all remaining samples: first the sample that leaves the smallest norm of
+    free slots, tiles, windows and clips, so that none of them runs out early; near the end of the row, the one or two
+    samples that leave the fewest slots.
     """
-    # By length, so that the longest that fits beside another is found by bisection.
-    left = np.argsort(sizes[:, 0], kind="stable")
+    # Sorted by length, so that bisection finds the longest sample that fits beside another.
+    remaining = np.argsort(sizes[:, 0], kind="stable")
     groups = []
-    while len(left):
+    while len(remaining):
         pool, rows = np.array(capacity[2:]), []
         for _ in range(capacity.rows):
             row, room = [], np.array([capacity.slots, *pool])
-            while len(fitting := np.flatnonzero((sizes[left] <= room).all(axis=1))):
-                places = fitting[_next(sizes[left[fitting]], room, capacity)]
-                row += left[places].tolist()
-                room -= sizes[left[places]].sum(axis=0)
-                left = np.delete(left, places)
+            while len(fitting := np.flatnonzero((sizes[remaining] <= room).all(axis=1))):
+                chosen = fitting[_pick(sizes[remaining[fitting]], room, capacity)]
+                row += remaining[chosen].tolist()
+                room -= sizes[remaining[chosen]].sum(axis=0)
+                remaining = np.delete(remaining, chosen)
             pool = room[1:]
             rows.append(row)
         groups.append(rows)
     return groups
 
 
-def _next(
+def _pick(
     sizes: Int64[np.ndarray, "fitting 4"], room: Int64[np.ndarray, " 4"], capacity: Capacity
 ) -> Int64[np.ndarray, " picks"]:
-    """One or two of the samples that fit, by length, into the `room` that a row and its group have left."""
+    """Picks one or two of the fitting samples (sorted by length) for the `room` that a row and its group have left."""
     slots = sizes[:, 0]
     if room[0] > 2 * slots[-1]:
         remains = (room - sizes) / np.maximum(capacity[1:], 1)

@@ -1,7 +1,7 @@
-"""One conversation as a row: text and media tokens in temporal order, with what the device needs to make the latter.
+"""One conversation as a row: text and media slots in temporal order, with the metadata that media tokens need.
 
 A row is a pure function of a conversation, the sizes of its media and the model's configuration; no file is decoded.
-All numbers in it count from the row's own first tile, window, frame group and clip; `assemble` moves them into a group.
+All its indices start at the row's own first tile, window, frame group and clip; `assemble` offsets them for a group.
 """
 
 import zlib
@@ -21,7 +21,7 @@ from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Grid of an image's largest scale; 0 x 0 where the image is one tile."""
+    """Grid of an image's largest scale; 0 x 0 if the image is one tile."""
 
     rows: int = 0
     columns: int = 0
@@ -37,7 +37,7 @@ class SoundSize:
 
 @dataclass(frozen=True)
 class VideoSize:
-    """Sampled frames of a video with their presentation times, its length in seconds, and its sound if it has one."""
+    """Sampled frames of a video with their presentation times, its length in seconds, and its sound if any."""
 
     frame_indices: tuple[int, ...]
     frame_times: tuple[float, ...]
@@ -50,10 +50,10 @@ MediaSize = ImageSize | SoundSize | VideoSize
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation laid out; L slots.
+    """One conversation laid out in L slots.
 
-    `slot_kind` is TEXT, AUDIO or VISION + pool, and `slot_index` counts tokens within that pool.
-    `vision_times`, `vision_clip` and `vision_angles` hold one array a pool; angles are there under axial schemes alone.
+    `slot_kind` is TEXT, AUDIO or VISION + pool; `slot_index` is the token's index in that pool.
+    `vision_times`, `vision_clip` and `vision_angles` have one array per pool; angles exist only for axial schemes.
     """
 
     tokens: Int32[np.ndarray, " L"]
@@ -85,27 +85,27 @@ def lay_out(
     *,
     generate: bool = False,
 ) -> Row:
-    """Lays a conversation out; `sizes` follow `conversation.media`. `generate` opens the assistant's next turn."""
+    """Lays out a conversation; `sizes` match `conversation.media`. `generate` opens the assistant's next turn."""
     ids, trained = tokenizer.encode_conversation(conversation, generate=generate)
     builder = _MediaBuilder(config, tokenizer.newline_id)
     streams = [builder.add(item, size) for item, size in zip(conversation.media, sizes, strict=True)]
-    (places,) = np.nonzero(np.isin(ids, list(tokenizer.media_ids.values())))
+    (placeholders,) = np.nonzero(np.isin(ids, list(tokenizer.media_ids.values())))
     pieces, start = [], 0
-    for place, stream in zip(places, streams, strict=True):
-        pieces += [_text(ids[start:place], trained[start:place]), stream]
-        start = place + 1
+    for index, stream in zip(placeholders, streams, strict=True):
+        pieces += [_text(ids[start:index], trained[start:index]), stream]
+        start = index + 1
     pieces.append(_text(ids[start:], trained[start:]))
     return Row(**_join(pieces)._asdict(), **builder.arrays())
 
 
 def lay_out_media(item: Media, size: MediaSize, config: OmniVinciConfig) -> Row:
-    """The stretch of a row that one media item takes, alone; newlines have the id 0."""
+    """A row of one media item without text; newlines have the id 0."""
     builder = _MediaBuilder(config, newline_id=0)
     return Row(**builder.add(item, size)._asdict(), **builder.arrays())
 
 
 class _Slots(NamedTuple):
-    """A stretch of slots: token ids, whether trained, slot kinds, slot indices."""
+    """A span of slots: token ids, whether trained, slot kinds, slot indices."""
 
     tokens: np.ndarray
     trained: np.ndarray
@@ -122,17 +122,17 @@ def _media(kind: int, indices: np.ndarray) -> _Slots:
     return _Slots(zeros, zeros.astype(bool), np.full(len(indices), kind, np.int8), indices.astype(np.int32))
 
 
-def _join(stretches: list[_Slots]) -> _Slots:
-    return _Slots(*(np.concatenate(column) for column in zip(*stretches, strict=True)))
+def _join(spans: list[_Slots]) -> _Slots:
+    return _Slots(*(np.concatenate(column) for column in zip(*spans, strict=True)))
 
 
-def _cut(slots: _Slots, where: range) -> _Slots:
-    return _Slots(*(column[where.start : where.stop] for column in slots))
+def _cut(slots: _Slots, span: range) -> _Slots:
+    return _Slots(*(column[span.start : span.stop] for column in slots))
 
 
 @dataclass
 class _PoolTokens:
-    """What one pool (a vision pool, or the audio tokens) has gathered so far; `time` is the scheme of its modality."""
+    """Collects the tokens of one pool (a vision pool, or the audio tokens); `time` is the modality's time embedding."""
 
     time: TimeEmbeddingConfig
     modality: Literal["video", "sound"]
@@ -142,7 +142,7 @@ class _PoolTokens:
     count: int = 0
 
     def add(self, times: Float64[np.ndarray, "frames tokens"], clip: int) -> np.ndarray:
-        """Appends the tokens of a clip's frames (a sound is one frame) and returns their numbers."""
+        """Appends the tokens of a clip's frames (a sound is one frame) and returns their indices."""
         if self.time.axial:
             frame, token = (axis.reshape(-1) for axis in np.indices(times.shape))
             frames, tokens = times.shape
@@ -162,7 +162,7 @@ class _PoolTokens:
 
 
 class _MediaBuilder:
-    """Gathers the media of one conversation and returns, for each item, its stretch of slots."""
+    """Collects the media of one conversation and returns each item's slots."""
 
     def __init__(self, config: OmniVinciConfig, newline_id: int):
         self.config = config
@@ -205,7 +205,7 @@ class _MediaBuilder:
         )
 
     def _add_image(self, size: ImageSize) -> _Slots:
-        """Tokens of an image: its tiles merged back into one map, read row by row, then a newline."""
+        """Slots of an image: its tiles merged back into one map, read row by row, then a newline."""
         side, first_output = self.config.tile_grid, len(self.s2_block)
         if size.rows:
             self._add_grid(size.rows, size.columns)
@@ -214,12 +214,12 @@ class _MediaBuilder:
         rows, columns = max(size.rows, 1), max(size.columns, 1)
         outputs = range(first_output, first_output + rows * columns)
         self.frame_groups[0] += [[output] for output in outputs]
-        numbers = self.vision[0].add(np.zeros((rows * columns, side * side)), clip=0)
-        merged = numbers.reshape(rows, columns, side, side).transpose(0, 2, 1, 3)
+        indices = self.vision[0].add(np.zeros((rows * columns, side * side)), clip=0)
+        merged = indices.reshape(rows, columns, side, side).transpose(0, 2, 1, 3)
         return _join([_media(VISION, merged.reshape(-1)), self.newline])
 
     def _add_grid(self, rows: int, columns: int) -> None:
-        """Tiles of every scale of a Dynamic-S2 image, in the order of `dynamic_s2_tiles`; one output tile a cell."""
+        """Adds the tiles of all scales of a Dynamic-S2 image, ordered as in `dynamic_s2_tiles`; one output per cell."""
         sources, base = [], self.num_tiles
         for side in self.config.s2_sides:
             sources += range(base, base + side * side)
@@ -231,7 +231,7 @@ class _MediaBuilder:
         self.num_tiles = base + rows * columns
 
     def _add_single_tiles(self, count: int) -> list[int]:
-        """Tiles that stand for themselves at every scale; returns the numbers of their output tiles."""
+        """Adds tiles that serve as their own source at every scale; returns the indices of their output tiles."""
         scales = sum(side * side for side in self.config.s2_sides) + 1
         first_output = len(self.s2_block)
         self.s2_sources += [[tile] * scales for tile in range(self.num_tiles, self.num_tiles + count)]
@@ -240,7 +240,7 @@ class _MediaBuilder:
         return list(range(first_output, first_output + count))
 
     def _add_sound(self, size: SoundSize) -> np.ndarray:
-        """Numbers of a sound's tokens, padding included; token k of n is at (k + 1/2) * length / n seconds."""
+        """Indices of a sound's tokens, padding included; token k of n is at (k + 1/2) * length / n seconds."""
         config = self.config
         count = size.windows * config.window_tokens
         length = size.windows * config.window_samples / config.sampling_rate
@@ -251,7 +251,7 @@ class _MediaBuilder:
     def _add_video(self, item: Media, size: VideoSize) -> _Slots:
         if not size.sound:
             return self._add_frames(size, clip=0)
-        # A number that is the same for the same file in every process; never 0, which means "no clip".
+        # A hash that is the same in every process; never 0, which means "no clip".
         self.clip_source.append(zlib.crc32(item.path.encode()) % (2**31 - 1) + 1)
         clip = len(self.clip_source)
         vision, audio = self._add_frames(size, clip), _media(AUDIO, self._add_sound(size.sound))
@@ -264,24 +264,24 @@ class _MediaBuilder:
             window_seconds=size.sound.windows * self.config.window_samples / self.config.sampling_rate,
             group_seconds=self.config.temporal_group_seconds,
         )
-        # Padding past the last group is in no slot, and OmniAlignNet does not see it either.
+        # Padding past the last group has no slots, and OmniAlignNet ignores it.
         self.audio.clip[-1][: groups[-1][1].stop] = clip
-        stretches = []
+        spans = []
         for vision_part, audio_part in groups:
-            stretches += [_cut(vision, vision_part), self.newline, _cut(audio, audio_part), self.newline]
-        return _join(stretches)
+            spans += [_cut(vision, vision_part), self.newline, _cut(audio, audio_part), self.newline]
+        return _join(spans)
 
     def _add_frames(self, size: VideoSize, clip: int) -> _Slots:
-        """Vision tokens of a video: for each pool its frame groups in time; a newline after each of several pools."""
+        """Slots of a video's frames: each pool's frame groups in time, with a newline after each of several pools."""
         outputs, times = self._add_single_tiles(len(size.frame_times)), np.array(size.frame_times)
-        stretches = []
-        for pool in self.config.pool_sizes:
-            number, length = self.config.vision_pools.index(pool), pool[0]
+        spans = []
+        for pool_size in self.config.pool_sizes:
+            pool, length = self.config.vision_pools.index(pool_size), pool_size[0]
             groups = [outputs[i : i + length] for i in range(0, len(outputs), length)]
-            self.frame_groups[number] += [group + [-1] * (length - len(group)) for group in groups]
-            # Frames that are missing from the last group count with the mean time of those that are there.
+            self.frame_groups[pool] += [group + [-1] * (length - len(group)) for group in groups]
+            # An incomplete last group has the mean time of the frames it has.
             group_times = [times[i : i + length].mean() for i in range(0, len(times), length)]
-            tokens = self.config.pool_tokens(number)
-            numbers = self.vision[number].add(np.repeat(np.array(group_times)[:, None], tokens, axis=1), clip)
-            stretches += [_media(VISION + number, numbers), self.newline]
-        return _join(stretches if len(self.config.pool_sizes) > 1 else stretches[:1])
+            tokens = self.config.pool_tokens(pool)
+            indices = self.vision[pool].add(np.repeat(np.array(group_times)[:, None], tokens, axis=1), clip)
+            spans += [_media(VISION + pool, indices), self.newline]
+        return _join(spans if len(self.config.pool_sizes) > 1 else spans[:1])

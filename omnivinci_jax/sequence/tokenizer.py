@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int32
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.sequence.chat import PLACEHOLDERS, Conversation, render
 
-# What of a checkpoint's folder is the tokenizer's, or says how to talk with the model.
+# Files of a model directory that belong to the tokenizer, the chat template or generation.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,10 +26,10 @@ FILES = (
 
 
 class Tokenizer:
-    """Text to ids and back. Reads `tokenizer.json` alone, so loader workers start without transformers."""
+    """Text to ids and back. Reads only `tokenizer.json`, so loader workers need no transformers."""
 
     def __init__(self, folder: epath.PathLike):
-        """Raises UserError where `folder` has no usable tokenizer.json, or one without the tokens that are needed."""
+        """Raises UserError if `folder` has no valid tokenizer.json, or one without the required tokens."""
         self.path = epath.Path(folder) / "tokenizer.json"
         if not self.path.is_file():
             raise UserError(f"{self.path}: there is no tokenizer; copy the model's tokenizer files there")
@@ -42,7 +42,7 @@ class Tokenizer:
         (self.newline_id,) = self.encode("\n")
 
     def __reduce__(self):
-        return _read_once, (self.path.parent,)
+        return _cached_tokenizer, (self.path.parent,)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -55,17 +55,17 @@ class Tokenizer:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens written in it are recognised."""
+        """Ids of a text; special tokens in the text become their ids."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of some ids, without special tokens."""
+        """Text of ids, without special tokens."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def encode_conversation(
         self, conversation: Conversation, *, generate: bool = False
     ) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
-        """Ids of a conversation, one placeholder id a media item, and which of them are trained."""
+        """Ids of a conversation, with one placeholder id per media item, and which ids are trained."""
         text, spans = render(conversation, generate=generate)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         starts, ends = np.array(encoding.offsets).T
@@ -82,6 +82,6 @@ class Tokenizer:
 
 
 @lru_cache(maxsize=2)
-def _read_once(folder: epath.Path) -> Tokenizer:
-    """A tokenizer that another process sent: pools send it with every piece of work, and it is long to read."""
+def _cached_tokenizer(folder: epath.Path) -> Tokenizer:
+    """Unpickles a tokenizer: process pools send it with every work item, and it is slow to read."""
     return Tokenizer(folder)

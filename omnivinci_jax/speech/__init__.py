@@ -1,4 +1,4 @@
-"""Text to speech: `make_voice` gives a back end, `speak` and `read_aloud` say a text that is still being written."""
+"""Text to speech: `make_voice` returns a back end; `speak` and `read_aloud` speak a text while it is generated."""
 
 from omnivinci_jax.speech.aloud import read_aloud
 from omnivinci_jax.speech.backends import make_voice

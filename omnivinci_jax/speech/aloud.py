@@ -1,4 +1,4 @@
-"""An answer read aloud while it is being written."""
+"""Reads an answer aloud while it is generated."""
 
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,23 +12,23 @@ from omnivinci_jax.speech.voice import Sound, Voice, speak
 
 
 def read_aloud(voice: Voice, pieces: Iterable[str], path: Path) -> Generator[str]:
-    """Passes the pieces of a text on; a thread says each sentence into a WAV file as soon as it is whole.
+    """Yields the pieces of a text; a thread speaks each complete sentence into a WAV file.
 
-    The file is there when the iterator is exhausted or closed; a text without a word makes none.
+    The file appears when the iterator is exhausted or closed; a text without words writes no file.
 
     Raises:
-        UserError: what the voice cannot say, when the text has ended.
+        UserError: the voice failed; raised when the text has ended.
     """
-    heard = SimpleQueue()
+    queue = SimpleQueue()
     with ThreadPoolExecutor(1) as thread:
-        written = thread.submit(_write, speak(voice, iter(heard.get, None)), path)
+        writer = thread.submit(_write, speak(voice, iter(queue.get, None)), path)
         try:
             for piece in pieces:
-                heard.put(piece)
+                queue.put(piece)
                 yield piece
         finally:
-            heard.put(None)
-            written.result()
+            queue.put(None)
+            writer.result()
 
 
 def _write(sounds: Iterator[Sound], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The back ends that a configuration can name."""
+"""The speech back ends that a configuration can name."""
 
 from omnivinci_jax.settings import VoiceConfig
 from omnivinci_jax.speech.espeak import Espeak
@@ -9,5 +9,5 @@ BACKENDS = {"espeak-ng": Espeak, "server": Server}
 
 
 def make_voice(config: VoiceConfig) -> Voice:
-    """The voice of a configuration; raises UserError where its back end is not there."""
+    """The voice of a configuration; raises UserError if its back end is not available."""
     return BACKENDS[config.backend](config)

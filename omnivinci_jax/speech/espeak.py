@@ -1,4 +1,4 @@
-"""espeak-ng, the program of Debian's package of that name: plain, but quick, local and the same every time."""
+"""espeak-ng, the program of the Debian package of that name: robotic, but fast, local and deterministic."""
 
 import shutil
 import subprocess
@@ -12,14 +12,14 @@ class Espeak:
     """espeak-ng as a `Voice`; voices are languages (en, de, en-us) and variants (en+f3)."""
 
     def __init__(self, config: VoiceConfig):
-        """Raises UserError where the program is not installed."""
+        """Raises UserError if the program is not installed."""
         if shutil.which("espeak-ng") is None:
             raise UserError("espeak-ng is not installed: apt-get install espeak-ng, or choose another speech back end")
         self.config = config
 
     def say(self, text: str) -> Sound:
         """See `Voice`."""
-        # By standard input, in UTF-8: a text may begin with a dash.
+        # On standard input, in UTF-8, since a text may begin with a dash.
         command = ["espeak-ng", "--stdout", "-b", "1", "-v", self.config.voice or "en"]
         done = subprocess.run(command, input=text.encode(), capture_output=True)
         if done.returncode:

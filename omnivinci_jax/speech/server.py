@@ -1,4 +1,4 @@
-"""Any server with OpenAI's form of /v1/audio/speech."""
+"""Any server with OpenAI's /v1/audio/speech API."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from omnivinci_jax.errors import UserError
 from omnivinci_jax.settings import VoiceConfig
 from omnivinci_jax.speech.voice import Sound, read_sound
 
-_SECONDS = 120
+_TIMEOUT_SECONDS = 120
 
 
 class Server:
-    """A server as a `Voice`; it is given the key in OPENAI_API_KEY, where there is one."""
+    """A server as a `Voice`; sends the key in OPENAI_API_KEY, if set."""
 
     def __init__(self, config: VoiceConfig):
-        """Raises UserError for what is no address."""
+        """Raises UserError if the URL is not an HTTP address."""
         if not config.url.startswith(("http://", "https://")):
             raise UserError(f"the url of the speech server is {config.url!r}: give http://HOST:PORT")
         self.config = config
@@ -30,8 +30,8 @@ class Server:
             headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-                return read_sound(answer.read(), url)
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+                return read_sound(response.read(), url)
         except urllib.error.HTTPError as error:
             raise UserError(f"{url}: {error.code} {error.reason}: {error.read(200).decode(errors='replace')}") from None
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Speech that is kept: what a voice has said once is a file, found by voice and text."""
+"""A cache of speech: one WAV file per voice and text."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from omnivinci_jax.speech.voice import Voice
 
 
 def spoken_file(voice: Voice, text: str, folder: AnyPath) -> Path:
-    """A WAV file of a text in `folder`, said now if it is not there; where that is a bucket, a copy on this machine."""
+    """The WAV file of a text in `folder`, synthesised if missing; a local copy if `folder` is in a bucket."""
     key = hashlib.sha256(repr((voice.config, text)).encode()).hexdigest()[:32]
     path = folder / key[:2] / f"{key}.wav"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Voices: what says a sentence, and how a text that is still being written is said sentence by sentence."""
+"""Voices, and speech of a streamed text sentence by sentence."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.settings import VoiceConfig
 
-# The end of a sentence: a mark and a space, a mark of a script that writes none, or the end of a line.
+# The end of a sentence: a mark and a space, a mark of a script without spaces, or the end of a line.
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
 
@@ -25,17 +25,17 @@ class Sound(NamedTuple):
 
 @runtime_checkable
 class Voice(Protocol):
-    """A text-to-speech back end; `config` is what it says is remembered by."""
+    """A text-to-speech back end; `config` is part of the cache key of its speech."""
 
     config: VoiceConfig
 
     def say(self, text: str) -> Sound:
-        """A text, mostly a sentence, as sound; raises UserError."""
+        """Speaks a text, usually one sentence; raises UserError."""
         ...
 
 
 def sentences(pieces: Iterable[str]) -> Iterator[str]:
-    """The sentences of a text that comes in pieces, each as soon as the next one begins."""
+    """Yields the sentences of a text given in pieces, each as soon as the next one begins."""
     rest = ""
     for piece in pieces:
         *whole, rest = _END.split(rest + piece)
@@ -45,15 +45,15 @@ def sentences(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def speak(voice: Voice, pieces: Iterable[str]) -> Iterator[Sound]:
-    """Says a text that comes in pieces, sentence by sentence; all sounds have one rate."""
+    """Speaks a text given in pieces, sentence by sentence; all sounds have one rate."""
     for sentence in sentences(pieces):
         yield voice.say(sentence.strip())
 
 
-def read_sound(content: bytes, of: str) -> Sound:
-    """The sound in the bytes of a WAV file that `of` has made; raises UserError."""
+def read_sound(content: bytes, source: str) -> Sound:
+    """Decodes the bytes of a WAV file; raises UserError that names `source`."""
     try:
         waveform, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:
-        raise UserError(f"{of}: its answer is no sound: {content[:80]!r}") from None
+        raise UserError(f"{source}: its answer is not a sound file: {content[:80]!r}") from None
     return Sound(waveform.mean(axis=1), rate)

@@ -1,4 +1,4 @@
-"""The embedded data set: true answers, no shortcuts, and files that come out the same every time."""
+"""The embedded data set: true answers, no shortcuts, and reproducible files."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def clips() -> list[Clip]:
 
 
 @pytest.fixture(scope="module")
-def many() -> tuple[list[Clip], list[Clip]]:
+def many_clips() -> tuple[list[Clip], list[Clip]]:
     return draw_clips(3, "val", 2048), draw_clips(3, "held_out", 2048)
 
 
@@ -61,7 +61,7 @@ def test_paired_clips_have_the_sounds_of_their_colours():
     assert 0 < ordered < 50  # 1 of 24 by chance
 
 
-def test_a_clip_depends_on_its_seed_split_and_number_alone(clips):
+def test_a_clip_depends_only_on_its_seed_split_and_number(clips):
     assert draw_clips(7, "held_out", 3) == clips[:3]
     assert draw_clips(8, "held_out", 1) != clips[:1]
     assert draw_clips(7, "val", 1)[0].sights != clips[0].sights
@@ -85,7 +85,7 @@ def test_every_timeline_is_well_formed(clips):
     assert any(clip.size[0] < clip.size[1] for clip in clips)
 
 
-def test_half_of_the_training_clips_hold_fewer_events():
+def test_half_of_the_training_clips_have_fewer_events():
     clips = draw_clips(7, "train", 512)
     assert Counter(len(clip.sights) for clip in clips) == {1: 128, 2: 128, 4: 256}
     for clip in clips:
@@ -100,7 +100,7 @@ def test_half_of_the_training_clips_hold_fewer_events():
 
 
 def true_answer(clip: Clip, kind: str, asked: str, options: tuple[str, ...]) -> str:
-    """Worked out from the timeline by a second road, in the words of the question."""
+    """The answer in the question's words, derived from the timeline independently of the package."""
     if kind in ("seen", "heard"):
         present = {event.name for event in (clip.sights if kind == "seen" else clip.sounds)}
         (answer,) = present & set(options)
@@ -142,7 +142,7 @@ def pairs(text: str) -> list[tuple[str, str]]:
     return list(zip(text.split()[::2], text.split()[1::2], strict=True))
 
 
-def test_captions_and_lookups_are_the_truth(clips):
+def test_captions_and_lookups_are_true(clips):
     for clip in clips[:100] + draw_clips(7, "train", 100):
         events = {event.name: event for event in (*clip.sights, *clip.sounds)}
         captions, lookups = caption_turns(clip), lookup_turns(clip, np.random.default_rng(clip.number))
@@ -163,7 +163,7 @@ def test_captions_and_lookups_are_the_truth(clips):
             assert re.findall(r"\w+", request)[-len(pairs(answer)) :] == [name for name, _ in pairs(answer)]
 
 
-def test_no_answer_of_a_training_conversation_stands_in_an_earlier_turn(clips):
+def test_no_earlier_turn_of_a_training_conversation_reveals_an_answer(clips):
     for clip in clips[:50] + draw_clips(7, "train", 50):
         conversations = training_conversations(clip)
         assert conversations == training_conversations(clip)
@@ -180,7 +180,7 @@ def test_no_answer_of_a_training_conversation_stands_in_an_earlier_turn(clips):
             assert all(captions_and_lookups) or not any(captions_and_lookups)
 
 
-def test_questions_for_ranks_ask_every_rank_of_both_streams_once(clips):
+def test_rank_questions_ask_every_rank_of_both_streams_once(clips):
     for clip in clips[:64]:
         pairs = rank_questions(clip, clip.rng("questions"))
         for stream, questions in zip((clip.sights, clip.sounds), zip(*pairs, strict=True), strict=True):
@@ -191,7 +191,7 @@ def test_questions_for_ranks_ask_every_rank_of_both_streams_once(clips):
                 assert question.text.endswith(f" {question.asked}?")
 
 
-def test_the_vocabulary_holds_every_word(clips, tmp_path):
+def test_the_vocabulary_has_every_word(clips, tmp_path):
     def words(text: str) -> set[str]:
         return set(re.findall(r"\w+|[^\w\s]", text))
 
@@ -206,8 +206,8 @@ def test_the_vocabulary_holds_every_word(clips, tmp_path):
 # No shortcuts
 
 
-def test_joint_questions_cannot_be_answered_blind(many):
-    results = audit(*many)
+def test_joint_questions_cannot_be_answered_blind(many_clips):
+    results = audit(*many_clips)
     for result in results:
         if result.kind in JOINT_KINDS or (result.kind == "when" and result.sense == "text"):
             for accuracy in (result.best_rule, result.linear_scorer):
@@ -217,8 +217,8 @@ def test_joint_questions_cannot_be_answered_blind(many):
     assert markdown(results).count("\n") == 1 + len(KINDS)
 
 
-def test_ranks_are_uniform_whatever_the_stream(many):
-    clips = [clip for half in many for clip in half]
+def test_ranks_are_uniform_for_every_stream(many_clips):
+    clips = [clip for half in many_clips for clip in half]
     for ranks, streams in (
         ([clip.while_rank for clip in clips], [clip.sights for clip in clips]),
         (
@@ -228,7 +228,7 @@ def test_ranks_are_uniform_whatever_the_stream(many):
     ):
         lengths = np.array([[event.end - event.start for event in stream] for stream in streams])
         starts = np.array([[event.start for event in stream] for stream in streams])
-        # The answer is the longest, and the earliest compared with other clips, no more often than any other event.
+        # The answer is the longest, or the earliest compared with other clips, no more often than any other event.
         for rank_of_answer in (lengths.argsort(axis=1).argsort(axis=1), starts.argsort(axis=0).argsort(axis=0)):
             values = rank_of_answer[np.arange(len(ranks)), ranks]
             quarters = np.bincount(values * 4 // (rank_of_answer.max() + 1), minlength=4) / len(ranks)
@@ -236,13 +236,13 @@ def test_ranks_are_uniform_whatever_the_stream(many):
         assert all(abs(n / len(ranks) - 0.25) < 0.025 for n in Counter(ranks).values())
 
 
-def test_the_audit_finds_a_shortcut(many, monkeypatch):
+def test_the_audit_finds_a_shortcut(many_clips, monkeypatch):
     def unbalanced(clip: Clip):
         found = all_questions(clip, clip.rng("questions"))
         return [found[kind][-1 if kind == "while" else 0] for kind in KINDS]
 
     monkeypatch.setattr(auditing, "one_of_each", unbalanced)
-    results = {(result.kind, result.sense): result for result in audit(*many)}
+    results = {(result.kind, result.sense): result for result in audit(*many_clips)}
     blind, seeing = results["while", "text"], results["while", "vision"]
     assert abs(blind.linear_scorer - 0.25) < 3 * blind.standard_error
     assert seeing.linear_scorer > 0.25 + 4 * seeing.standard_error
@@ -262,7 +262,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
-def test_files_are_the_same_again_and_an_interrupted_run_is_finished(folder, tmp_path):
+def test_files_are_reproducible_and_an_interrupted_run_is_completed(folder, tmp_path):
     written = contents(folder)
     assert not any(name.endswith(".part") for name in written)
     other = tmp_path / "other"
@@ -276,20 +276,20 @@ def test_files_are_the_same_again_and_an_interrupted_run_is_finished(folder, tmp
     assert contents(other) == written | {kept: b"kept as it is"}
 
 
-def test_a_finished_folder_is_left_alone_and_other_arguments_refused(folder, tmp_path):
+def test_a_finished_folder_is_not_changed_and_other_arguments_raise_errors(folder, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     generate(folder, 19, **COUNTS)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    with pytest.raises(DataError, match=r"av_world\.json: made with .*name another folder"):
+    with pytest.raises(DataError, match=r"av_world\.json: made with .*give another folder"):
         generate(folder, 20, **COUNTS)
-    with pytest.raises(ConfigError, match="workers at least 1"):
+    with pytest.raises(ConfigError, match="workers must be at least 1"):
         generate(tmp_path / "new", 19, workers=0)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty and not an av_world data set"):
         generate(tmp_path, 19, **COUNTS)
 
 
-def test_a_data_set_of_ranks_holds_nothing_else(tmp_path):
+def test_a_rank_data_set_has_only_rank_questions(tmp_path):
     generate(tmp_path / "rank", 19, train_clips=6, val_clips=1, held_out_clips=1, workers=1, asking="rank")
     full = [clip for clip in draw_clips(19, "train", 6) if clip.is_full]
     rows = [json.loads(line) for line in (tmp_path / "rank" / "train.jsonl").read_text().splitlines()]
@@ -319,7 +319,7 @@ def test_rows_have_the_documented_form(folder):
         assert media == [{"type": "video", "video": row["messages"][0]["content"][0]["video"]}]
 
 
-def test_events_are_seen_and_heard_where_the_timeline_says(folder):
+def test_events_are_seen_and_heard_as_the_timeline_says(folder):
     truth = [json.loads(line) for line in (folder / "timelines.jsonl").read_text().splitlines()]
     assert len(truth) == 3
     for clip in truth:
@@ -361,7 +361,9 @@ def test_extra_rows_cover_the_other_modalities(tmp_path):
     assert [path.suffix for path in files] == [".wav", ".flac", ".ogg", ".wav"]
     assert [soundfile.info(path).samplerate for path in files] == [16_000, 44_100, 48_000, 44_100]
     before = contents(tmp_path)
-    assert rows == [write_extra(tmp_path, 0, number) for number in (0, 1, 2, 3, 5, 9, 13)]  # the files being there
+    assert rows == [
+        write_extra(tmp_path, 0, number) for number in (0, 1, 2, 3, 5, 9, 13)
+    ]  # with the files already written
     for path in files:
         path.unlink()
         write_extra(tmp_path, 0, int(path.stem))

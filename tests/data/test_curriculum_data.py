@@ -1,4 +1,4 @@
-"""The data of the tiny curriculum: every modality in the file that its stage reads, and nothing in two splits."""
+"""The data of the tiny curriculum: each stage's file has its modalities, and no media file is in two splits."""
 
 import json
 
@@ -25,7 +25,7 @@ def rows(folder, name: str) -> list[dict]:
 
 
 def sources(rows: list[dict]) -> set[str]:
-    """What kinds of rows there are, by the first part of their names."""
+    """Kinds of rows, by the first part of their ids."""
     return {row["id"].split("-")[0] for row in rows}
 
 
@@ -43,7 +43,7 @@ def test_each_file_has_its_modalities(folder):
     )
 
 
-def test_no_medium_trains_and_measures(folder):
+def test_no_media_file_is_in_two_splits(folder):
     def media(name: str) -> set[str]:
         first = (row["messages"][0]["content"][0] for row in rows(folder, name))
         return {part[part["type"]] for part in first if part["type"] != "text"}
@@ -60,18 +60,18 @@ def test_a_question_is_asked_alone_and_can_be_answered(folder):
         assert answer["content"] in question["content"][-1]["text"]
 
 
-def test_a_clip_told_in_words_has_its_events_in_their_seconds():
+def test_a_clip_log_lists_events_at_their_seconds():
     clip = draw_clips(5, "log", 1)[0]
-    told, second = [], 0
+    logged, second = [], 0
     for word in clip_log(clip).split():
         if word in NUMBERS:
             second = NUMBERS.index(word)
-        elif word not in [name for _, name in told]:
-            told.append((second, word))
-    assert sorted(told) == sorted((event.second, event.name) for event in (*clip.sights, *clip.sounds))
+        elif word not in [name for _, name in logged]:
+            logged.append((second, word))
+    assert sorted(logged) == sorted((event.second, event.name) for event in (*clip.sights, *clip.sounds))
 
 
-def test_a_sound_track_is_that_of_its_clip(folder):
+def test_a_sound_track_matches_its_clip(folder):
     first, *_ = (row for row in rows(folder, "sounds") if row["id"] == "soundtrack-000000")
     clip = draw_clips(5, "soundtrack", 1)[0]
     info = soundfile.info(folder / first["messages"][0]["content"][0]["audio"])

@@ -10,7 +10,7 @@ import pytest
 
 from omnivinci_jax.data.index import IndexPool, build_index, open_index
 from omnivinci_jax.data.loader import Groups, Loaded, Plan, plan_all, read_batches
-from omnivinci_jax.data.mixture import alone
+from omnivinci_jax.data.mixture import as_mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import DataError
@@ -37,7 +37,7 @@ def same(first, second) -> bool:
 
 
 def test_every_sample_is_seen_once_an_epoch_and_epochs_differ(index):
-    plan = Plan(alone(index), CAPACITY, seed=3)
+    plan = Plan(as_mixture(index), CAPACITY, seed=3)
     first, number = [], 0
     while len(first) < len(index):
         first += [sample for row in plan[number] for sample in row]
@@ -47,15 +47,15 @@ def test_every_sample_is_seen_once_an_epoch_and_epochs_differ(index):
     assert second and second != first[: len(second)]
 
 
-def test_a_group_is_a_function_of_seed_and_number(index):
-    plan = Plan(alone(index), CAPACITY, seed=3)
+def test_a_group_is_a_function_of_seed_and_index(index):
+    plan = Plan(as_mixture(index), CAPACITY, seed=3)
     groups = [plan[number] for number in range(12)]
-    assert Plan(alone(index), CAPACITY, seed=3)[11] == groups[11]
+    assert Plan(as_mixture(index), CAPACITY, seed=3)[11] == groups[11]
     later = [plan[number] for number in (200, 300)]
-    begin = plan.block_of(200)
-    assert begin[0] > 0 and [Plan(alone(index), CAPACITY, 3, begin)[number] for number in (200, 300)] == later
+    start = plan.block_of(200)
+    assert start[0] > 0 and [Plan(as_mixture(index), CAPACITY, 3, start)[number] for number in (200, 300)] == later
     assert [plan[number] for number in range(12)] == groups
-    assert [Plan(alone(index), CAPACITY, seed=4)[number] for number in range(12)] != groups
+    assert [Plan(as_mixture(index), CAPACITY, seed=4)[number] for number in range(12)] != groups
 
 
 def one_group(index, processor, rows, capacity=CAPACITY) -> Loaded:
@@ -64,7 +64,7 @@ def one_group(index, processor, rows, capacity=CAPACITY) -> Loaded:
 
 
 def test_a_resumed_loader_and_one_with_workers_give_the_same_batches(index, processor):
-    plan = Plan(alone(index), CAPACITY, seed=0)
+    plan = Plan(as_mixture(index), CAPACITY, seed=0)
     whole = list(read_batches(index, plan, processor, SETTINGS, [0, 1], start=0, stop=4))
     rest = list(read_batches(index, plan, processor, replace(SETTINGS, workers=1), [0, 1], start=2, stop=4))
     assert len(whole) == 4 and len(rest) == 2
@@ -78,7 +78,7 @@ from pathlib import Path
 from absl import flags
 from omnivinci_jax.data.index import build_index
 from omnivinci_jax.data.loader import Plan, read_batches
-from omnivinci_jax.data.mixture import alone
+from omnivinci_jax.data.mixture import as_mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Jsonl
 from tests.data.test_loader import CAPACITY, SETTINGS
@@ -88,37 +88,40 @@ flags.FLAGS.mark_as_parsed()
 processor = Processor(tiny_config(), tiny_tokenizer())
 index = build_index(Jsonl(Path(sys.argv[1])), processor, CAPACITY, "skip", quiet=True)
 settings = SETTINGS.__class__(**vars(SETTINGS) | {"workers": 1})
-for loaded in read_batches(index, Plan(alone(index), CAPACITY, 0), processor, settings, [0, 1], start=0, stop=100):
+for loaded in read_batches(index, Plan(as_mixture(index), CAPACITY, 0), processor, settings, [0, 1], start=0, stop=100):
     raise BrokenPipeError("no one listens")
 """
 
 
-def test_a_program_that_fails_while_it_reads_ends_and_leaves_no_shared_memory(av_world):
+def test_a_failing_program_exits_without_leaking_shared_memory(av_world):
     command = [sys.executable, "-c", FAILS, str(av_world / "train.jsonl")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "BrokenPipeError: no one listens" in done.stderr, done.stderr[-3000:]
     assert "leaked" not in done.stderr
 
 
-def test_processes_load_their_own_groups_of_the_same_batches(index, processor):
-    plan = Plan(alone(index), CAPACITY, seed=0)
+def test_processes_load_their_groups_of_the_same_batches(index, processor):
+    plan = Plan(as_mixture(index), CAPACITY, seed=0)
     whole = list(read_batches(index, plan, processor, SETTINGS, [0, 1], start=1, stop=3))
-    for own in (0, 1):
-        parts = list(read_batches(index, plan, processor, SETTINGS, [own], start=1, stop=3))
+    for group in (0, 1):
+        parts = list(read_batches(index, plan, processor, SETTINGS, [group], start=1, stop=3))
         for batch, part in zip(whole, parts, strict=True):
-            assert same(jax.tree.map(lambda x, own=own: x[own : own + 1], batch.batch), part.batch)
+            assert same(
+                jax.tree.map(lambda x, group=group: x[group : group + 1], batch.batch),
+                part.batch,
+            )
 
 
 def test_batches_mix_modalities_in_one_group(index, processor):
-    """Video, image, sound and text rows share a group: no batch of one modality."""
+    """Video, image, sound and text rows share a group."""
     kinds = set()
     settings = replace(SETTINGS, groups=1)
     plan = plan_all(index, settings)
     for batch, _ in read_batches(index, plan, processor, settings, [0], start=0, stop=len(plan)):
         for segment in range(1, batch.segment_ids.max() + 1):
             for row in range(CAPACITY.rows):
-                own = batch.slot_kind[0, row][batch.segment_ids[0, row] == segment]
-                kinds.add((row, frozenset(own.tolist())))
+                slot_kinds = batch.slot_kind[0, row][batch.segment_ids[0, row] == segment]
+                kinds.add((row, frozenset(slot_kinds.tolist())))
     assert len({kind for _, kind in kinds}) >= 3
 
 
@@ -137,7 +140,7 @@ def test_cached_media_are_the_same_and_follow_the_file(av_world, processor, tmp_
     assert not same(cached.load(conversation)[1:], plain[1:])
 
 
-def test_a_file_that_cannot_be_read_is_padding_and_a_line(av_world, processor, tmp_path):
+def test_an_unreadable_file_becomes_padding_and_a_reported_error(av_world, processor, tmp_path):
     shutil.copytree(av_world / "clips", tmp_path / "clips")
     shutil.copy(av_world / "held_out.jsonl", tmp_path)
     index = build_index(Jsonl(tmp_path / "held_out.jsonl"), processor, CAPACITY, "skip", quiet=True)
@@ -151,7 +154,7 @@ def test_a_file_that_cannot_be_read_is_padding_and_a_line(av_world, processor, t
     assert not loaded.batch.segment_ids[1].any() and not loaded.batch.loss_weights[1].any()
 
 
-def test_a_file_changed_since_indexing_is_named(av_world, processor, tmp_path):
+def test_a_file_changed_since_indexing_is_reported(av_world, processor, tmp_path):
     shutil.copytree(av_world / "clips", tmp_path / "clips")
     shutil.copy(av_world / "held_out.jsonl", tmp_path)
     index = build_index(Jsonl(tmp_path / "held_out.jsonl"), processor, CAPACITY, "skip", quiet=True)
@@ -161,7 +164,7 @@ def test_a_file_changed_since_indexing_is_named(av_world, processor, tmp_path):
     assert "changed since it was indexed" in loaded.skipped[0]
 
 
-def test_samples_that_do_not_fit_are_named_or_thinned(av_world, processor):
+def test_samples_that_do_not_fit_are_skipped_or_thinned(av_world, processor):
     small = CAPACITY._replace(tiles=10)
     skipped = build_index(Jsonl(av_world / "val.jsonl"), processor, small, "skip", quiet=True)
     assert len(skipped) == 0 and "tiles where data.capacity.tiles is 10" in skipped.problems[0]
@@ -171,7 +174,7 @@ def test_samples_that_do_not_fit_are_named_or_thinned(av_world, processor):
     assert loaded.batch.segment_ids[0].any() and not loaded.skipped
 
 
-def test_an_index_is_kept_until_the_file_or_the_settings_change(av_world, processor, tmp_path):
+def test_an_index_is_reused_until_the_file_or_the_settings_change(av_world, processor, tmp_path):
     data = tmp_path / "text.jsonl"
     line = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}
     data.write_text(json.dumps(line) + "\n")
@@ -187,7 +190,7 @@ def test_an_index_is_kept_until_the_file_or_the_settings_change(av_world, proces
     assert len(sizes()[0]) == 2
 
 
-def test_an_index_of_more_problems_than_are_allowed_is_not_kept(av_world, processor, tmp_path):
+def test_an_index_with_too_many_problems_is_not_saved(av_world, processor, tmp_path):
     content = [{"type": "image", "image": "late.png"}, {"type": "text", "text": "What?"}]
     data = tmp_path / "late.jsonl"
     data.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}))
@@ -200,7 +203,7 @@ def test_an_index_of_more_problems_than_are_allowed_is_not_kept(av_world, proces
     assert not problems()
 
 
-def test_a_line_that_is_no_conversation_stops_with_its_place(processor, tmp_path):
+def test_a_line_that_is_not_json_raises_an_error_with_file_and_line(processor, tmp_path):
     data = tmp_path / "bad.jsonl"
     data.write_text('\n{"messages": [}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2: not JSON"):

@@ -1,4 +1,4 @@
-"""Mixtures: shares, epochs, order, and what is wrong with one."""
+"""Mixtures: shares, epochs, order and errors."""
 
 import json
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ CAPACITY = Capacity(rows=2, slots=64, tiles=1, windows=1, clips=1)
 
 
 def mixture_of(sizes: dict[str, int], weights: dict[str, float]) -> Mixture:
-    """A mixture of sources of so many samples, of which only the sizes exist."""
+    """A mixture of sources with these sample counts; only the sample sizes exist."""
 
     def index(name: str) -> Index:
         count = sizes[name]
@@ -54,16 +54,16 @@ def test_shares_are_exact_and_epochs_are_whole(sizes, weights):
     found = np.bincount(of, minlength=len(sizes))
     assert np.abs(found - mixture.shares * len(drawn)).max() <= len(sizes) / 2 + 0.5
     for number, count in enumerate(sizes.values()):
-        own = drawn[of == number]
-        for start in range(0, len(own) - count + 1, count):
-            assert np.unique(own[start : start + count]).size == count
+        samples = drawn[of == number]
+        for start in range(0, len(samples) - count + 1, count):
+            assert np.unique(samples[start : start + count]).size == count
 
 
-def test_a_block_is_a_function_of_its_number_and_the_seed():
+def test_a_block_is_a_function_of_its_index_and_the_seed():
     mixture = mixture_of({"a": 5000, "b": 300}, {"a": 1, "b": 1})
-    in_order, alone = Blocks(mixture, seed=1), Blocks(mixture, seed=1)
+    in_order, on_its_own = Blocks(mixture, seed=1), Blocks(mixture, seed=1)
     blocks = [in_order[number] for number in range(5)]
-    assert np.array_equal(alone[4], blocks[4])
+    assert np.array_equal(on_its_own[4], blocks[4])
     assert not np.array_equal(Blocks(mixture, seed=2)[4], blocks[4])
 
 
@@ -73,10 +73,10 @@ def test_the_order_of_a_source_does_not_depend_on_the_others():
         source = [source.name for source in mixture.sources].index("b")
         return (drawn[mixture.source_of(drawn) == source] - mixture.starts[source]).tolist()
 
-    alone = order(mixture_of({"b": 300}, {"b": 1}))
+    on_its_own = order(mixture_of({"b": 300}, {"b": 1}))
     for other in ("a", "c"):
         mixed = order(mixture_of(dict(sorted({"b": 300, other: 400}.items())), {"b": 1, other: 3}))
-        assert mixed[:300] == alone[:300]
+        assert mixed[:300] == on_its_own[:300]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def processor() -> Processor:
 
 
 def write_text(path: Path, count: int) -> Path:
-    """Conversations of a few words, no two of them alike."""
+    """Short conversations, all different."""
     turns = [
         [{"role": "user", "content": f"{path.stem} {number}"}, {"role": "assistant", "content": "yes"}]
         for number in range(count)
@@ -94,7 +94,7 @@ def write_text(path: Path, count: int) -> Path:
     return path
 
 
-def test_slots_say_which_source_they_are_of(processor, tmp_path):
+def test_slots_record_their_source(processor, tmp_path):
     sources = tuple(Source(name, str(write_text(tmp_path / f"{name}.jsonl", 9)), "text") for name in ("a", "b"))
     settings = DataConfig(sources=sources, groups=1, capacity=CAPACITY, workers=0, cache=str(tmp_path))
     mixture = open_mixture(processor, settings)
@@ -112,7 +112,7 @@ def test_slots_say_which_source_they_are_of(processor, tmp_path):
 
 @dataclass
 class Counted:
-    """How often something was done."""
+    """Counts the calls of a function."""
 
     times: int = 0
 
@@ -125,7 +125,7 @@ class Counted:
 
 
 def test_150_sources_read_no_more_than_one(tmp_path, monkeypatch):
-    """150 sources of 20 samples against one of 3,000: the tokenizer once, no file measured again, one read a sample."""
+    """150 sources of 20 samples and one of 3,000 both read the tokenizer once, no file twice, and each sample once."""
     many = tuple(Source(f"s{n}", str(write_text(tmp_path / f"s{n}.jsonl", 20)), "text") for n in range(150))
     one = (Source("one", str(write_text(tmp_path / "one.jsonl", 3000)), "text"),)
     for sources in (many, one):
@@ -144,7 +144,7 @@ def test_150_sources_read_no_more_than_one(tmp_path, monkeypatch):
         assert (tokenizer_reads.times, listings.times, reads.times) == (1, 0, samples)
 
 
-def test_a_mixture_without_samples_or_weights_is_one_line(processor, tmp_path):
+def test_a_mixture_without_samples_or_weights_raises_one_line_errors(processor, tmp_path):
     def opened(*sources: Source, **settings) -> Mixture:
         return open_mixture(
             processor, DataConfig(sources=sources, capacity=CAPACITY, workers=0, cache=str(tmp_path), **settings)
@@ -161,12 +161,12 @@ def test_a_mixture_without_samples_or_weights_is_one_line(processor, tmp_path):
     assert len(opened(good, replace(bad, weight=0.0))) == 3
     for weights, message in (
         ((0.0, 0.0), r"config\.data\.sources: the weights sum to 0"),
-        ((1.0, -1.0), r"config\.data\.sources\.bad\.weight is -1\.0: it is 0 or more"),
+        ((1.0, -1.0), r"config\.data\.sources\.bad\.weight is -1\.0: give 0 or more"),
         ((1.0, float("nan")), r"config\.data\.sources\.bad\.weight is nan"),
     ):
         with pytest.raises(ConfigError, match=message):
             opened(replace(good, weight=weights[0]), replace(bad, weight=weights[1]))
-    with pytest.raises(ConfigError, match=r"config\.data\.train is one file.*: both are given"):
+    with pytest.raises(ConfigError, match=r"set config\.data\.train \(one file\).*: both are given"):
         opened(good, train=good.path)
     with pytest.raises(ConfigError, match="neither is given"):
         opened()
@@ -174,7 +174,7 @@ def test_a_mixture_without_samples_or_weights_is_one_line(processor, tmp_path):
         to_config_dict(DataConfig(sources=(good, good)))
 
 
-def test_two_sources_of_one_name_in_a_file_are_one_line(tmp_path):
+def test_two_sources_of_one_name_raise_a_one_line_error(tmp_path):
     lines = [
         "from omnivinci_jax.settings import DataConfig, Source, TrainConfig, to_config_dict",
         "sources = (Source('a', 'a.jsonl', 'text'), Source('a', 'b.jsonl', 'text'))",
@@ -185,7 +185,7 @@ def test_two_sources_of_one_name_in_a_file_are_one_line(tmp_path):
         load_config([f"--config={tmp_path / 'config.py'}"])
 
 
-def test_the_papers_shares_and_their_overrides():
+def test_shares_match_the_paper_and_can_be_overridden():
     arguments = [f"--config={REPOSITORY / 'configs' / 'mixture.py'}:shards"]
     sources = training_sources(load_config(arguments).data)
     shares = {}

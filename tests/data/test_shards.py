@@ -1,4 +1,4 @@
-"""Shards: the same samples as the JSONL file they were made of, whatever happens while they are made."""
+"""Shards hold the same samples as their JSONL file, even if the writer is killed."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def processor() -> Processor:
 
 @pytest.fixture(scope="module")
 def data(av_world, tmp_path_factory) -> Path:
-    """Of av_world, with a sound at another rate and two channels, and one that is missing."""
+    """av_world with two more sounds: one in stereo at another rate, and one that is missing."""
     folder = tmp_path_factory.mktemp("data")
     for media in ("clips", "images", "sounds"):
         (folder / media).symlink_to(av_world / media)
@@ -65,7 +65,7 @@ def batches(index: Index, processor: Processor) -> list:
     return list(read_batches(index, plan, processor, settings, [0], start=0, stop=len(plan)))
 
 
-def test_shards_are_read_as_the_file_is(data, shards, processor):
+def test_shards_give_the_same_samples_as_the_file(data, shards, processor):
     from_file, from_shards = (build_index(r, processor, CAPACITY, "skip", quiet=True) for r in (Jsonl(data), shards))
     assert shards.manifest["shards"] > 3 and len(from_shards) == len(from_file) > 30
     assert np.array_equal(from_file.sizes, from_shards.sizes) and np.array_equal(from_file.lines, from_shards.lines)
@@ -74,17 +74,17 @@ def test_shards_are_read_as_the_file_is(data, shards, processor):
     assert from_shards.record(len(from_shards) - 1) == from_file.record(len(from_file) - 1)
     for first, second in zip(batches(from_file, processor), batches(from_shards, processor), strict=True):
         assert not first.skipped and not second.skipped
-        sources = [loaded.batch.clip_source for loaded in (first, second)]  # numbers made of paths, which differ
+        sources = [loaded.batch.clip_source for loaded in (first, second)]  # hashes of paths, which differ
         assert len(np.unique(sources[0])) == len(np.unique(sources[1]))
         first, second = (loaded.batch._replace(clip_source=None) for loaded in (first, second))
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
 
 
-def test_a_file_is_stored_once_a_shard(data, shards):
+def test_a_file_is_stored_once_per_shard(data, shards):
     conversations = [Jsonl(data).conversation(entry) for entry in Jsonl(data).entries()]
     files = {item for conversation in conversations for item in conversation.media}
     stored = sum(ArrayRecordReader(str(path)).num_records() for path in shards.path.glob("media-*"))
-    # Questions about one clip follow each other, so that only those at a shard's ends are there twice.
+    # Questions about one clip are consecutive, so only clips at a shard's ends are stored twice.
     assert len(files) <= stored < len(files) + shards.manifest["shards"]
 
 
@@ -92,7 +92,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_killed_and_started_again_the_shards_are_the_same(data, shards, tmp_path):
+def test_shards_are_the_same_after_a_kill_and_a_second_run(data, shards, tmp_path):
     out = tmp_path / "shards"
     command = [sys.executable, "-m", "omnivinci_jax.cli", "shard", str(data), f"--out={out}", "--per_shard=12"]
     process = subprocess.Popen([*command, "--workers=1"], cwd=REPOSITORY, start_new_session=True)
@@ -101,10 +101,10 @@ def test_killed_and_started_again_the_shards_are_the_same(data, shards, tmp_path
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    # What is unfinished begins with a dot.
+    # Names of unfinished files begin with a dot.
     finished = {path: path.stat().st_mtime_ns for path in out.glob("[!.]*-of-*")}
     if len(list(out.glob("conversations-*"))) < shards.manifest["shards"]:
-        with pytest.raises(DataError, match="shards are missing; start the same `omnivinci shard` again"):
+        with pytest.raises(DataError, match="shards are missing; run the same `omnivinci shard` again"):
             open_records(epath.Path(out)).entries()
     subprocess.run([*command, "--workers=2"], cwd=REPOSITORY, check=True)
     assert content(out) == content(Path(shards.path))
@@ -124,8 +124,8 @@ def test_writing_shards_imports_no_jax(data, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_folder_of_other_shards_is_left_alone(data, shards, tmp_path):
-    with pytest.raises(DataError, match=r"it holds shards of something else \(shards is \d+, and would be \d+\)"):
+def test_a_folder_with_other_content_is_not_changed(data, shards, tmp_path):
+    with pytest.raises(DataError, match=r"holds shards of other data or settings \(shards is \d+, and would be \d+\)"):
         write_shards(data, shards.path, per_shard=5, workers=1)
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(DataError, match="the folder is not empty and holds no shards"):
@@ -144,7 +144,7 @@ def test_tensorflow_io_reads_the_same_sounds(tmp_path):
     formats += [("wav", kind) for kind in ("PCM_U8", "PCM_24", "FLOAT")] + [("flac", "PCM_24")]
     files = [(f"{kind}{rate}.{suffix}", rate, kind) for rate in (16_000, 44_100) for suffix, kind in formats]
     for name, rate, kind in files:
-        # Below 4 kHz: what encoders keep, so that a shift by one sample would show.
+        # Below 4 kHz, which encoders keep, so a shift by one sample would show.
         sound = np.cumsum(noise.normal(size=(2 * rate, 2)), axis=0)
         soundfile.write(tmp_path / name, 0.5 * sound / np.abs(sound).max(), rate, kind)
         turns = [{"role": "user", "content": [{"type": "audio", "audio": name}]}, {"role": "assistant", "content": "a"}]
@@ -165,5 +165,5 @@ def test_tensorflow_io_reads_the_same_sounds(tmp_path):
     assert np.array_equal(indices[0].sizes, indices[1].sizes)
     for sample, (name, *_) in enumerate(files):
         (_, _, found), (_, _, expected) = (processor.load(index.conversation(sample)) for index in indices)
-        # Lossless files are the same bit for bit; decoders of lossy ones round differently.
+        # Lossless files are equal bit for bit; lossy decoders round differently.
         np.testing.assert_allclose(found, expected, atol=0 if name.endswith(("wav", "flac")) else 1e-3, err_msg=name)

@@ -7,7 +7,7 @@ from tests.media.files import numbered_frames, tone, write_video
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
-    """Six seconds at 12 fps with a keyframe every 8 frames, and a tone that starts at 1 s, in several containers."""
+    """Six seconds at 12 fps with a keyframe every 8 frames and a tone that starts at 1 s, in several containers."""
     folder = tmp_path_factory.mktemp("clips")
     frames = numbered_frames(72)
     h264 = {"codec": "libx264", "codec_options": {"g": "8", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}}

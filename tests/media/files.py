@@ -1,4 +1,4 @@
-"""Small media files with known content: a barcode tells a frame's number, a tone starts at a known second."""
+"""Small media files with known content: frames carry their index as a barcode, a tone starts at a known second."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -14,7 +14,7 @@ _BITS = 10
 
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> UInt8[np.ndarray, "n h w 3"]:
-    """Grey frames with their number in black and white stripes in the lower half and a white upper left quarter."""
+    """Grey frames with their index as black and white stripes in the lower half, and a white upper left quarter."""
     frames = np.full((count, height, width, 3), 90, np.uint8)
     frames[:, : height // 2, : width // 2] = 255
     bits = np.arange(count)[:, None] >> np.arange(_BITS) & 1
@@ -24,7 +24,7 @@ def numbered_frames(count: int, height: int = 48, width: int = 64) -> UInt8[np.n
 
 
 def frame_numbers(frames: UInt8[np.ndarray, "n h w 3"]) -> list[int]:
-    """The numbers in `numbered_frames`, after any codec."""
+    """Reads the indices in `numbered_frames`, after any codec."""
     height, width = frames.shape[1:3]
     centres = (np.arange(_BITS) + 0.5) * (width // _BITS)
     grey = frames[:, 3 * height // 4, centres.astype(int)].mean(-1)
@@ -61,19 +61,19 @@ def write_video(
     audio_start: float = 0.0,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Write frames (None: no video stream) and a waveform (None: no sound stream) to a container chosen by the suffix.
+    """Writes frames (None: no video stream) and a waveform (None: no sound stream); the suffix chooses the container.
 
     Args:
         path: of the file; returned.
         frames: RGB.
-        fps: of frames that have no `times`.
+        fps: frame rate, unless `times` are given.
         times: second at which each frame is shown.
         codec: of the frames.
         pix_fmt: of the codec; odd sizes need one without chroma subsampling, or a codec that pads.
         codec_options: of the video encoder.
-        turn_clockwise: degrees by which a player is told to turn the picture.
-        mirror: whether a player is told to mirror the turned picture, left to right.
-        waveform: one channel, or one row a channel.
+        turn_clockwise: rotation in the display matrix, in degrees.
+        mirror: whether the display matrix also flips the rotated frame left to right.
+        waveform: one channel, or one row per channel.
         sampling_rate: of the waveform, in Hz.
         audio_codec: of the waveform.
         audio_start: second at which the first sample is heard.
@@ -110,6 +110,6 @@ def write_video(
 
 
 def read_frames(path: Path, indices: Iterable[int]) -> UInt8[np.ndarray, "n h w 3"]:
-    """The frames with these numbers, in any order."""
-    wanted, places = np.unique(list(indices), return_inverse=True)
-    return np.stack(list(iterate_frames(path, wanted)))[places]
+    """The frames at these indices, in any order."""
+    wanted, inverse = np.unique(list(indices), return_inverse=True)
+    return np.stack(list(iterate_frames(path, wanted)))[inverse]

@@ -18,7 +18,7 @@ def _sounds():
     noise = generator.standard_normal(50_000).astype(np.float32)
     return {
         "noise": noise,
-        "fading": noise * np.exp(-np.arange(50_000) / 3_000).astype(np.float32),  # so that the clamp at 8 is reached
+        "fading": noise * np.exp(-np.arange(50_000) / 3_000).astype(np.float32),  # reaches the clamp at 8
         "tone": tone(2.5, 0.5),
         "silence": np.zeros(16_000, np.float32),
         "odd length": noise[:12_345],
@@ -27,9 +27,9 @@ def _sounds():
 
 @pytest.mark.parametrize("hop_length", [160, 60])
 @pytest.mark.parametrize("name", list(_sounds()))
-def test_log_mel_is_whispers(name, hop_length):
+def test_log_mel_matches_whisper(name, hop_length):
     waveform = _sounds()[name]
-    # Whisper's extractor works on whole chunks, so the sound is one chunk here and nothing is padded.
+    # Whisper's extractor works on whole chunks: here the sound is one chunk, without padding.
     extractor = WhisperFeatureExtractor(feature_size=128, hop_length=hop_length)
     features = log_mel(waveform, hop_length=hop_length)
     assert features.dtype == np.float32
@@ -42,7 +42,7 @@ def test_log_mel_is_whispers(name, hop_length):
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the folder of reference outputs, ../shared/golden, is absent")
 @pytest.mark.parametrize(("hop_length", "seconds"), [(160, 30), (60, 30), (160, 3)])
-def test_log_mel_is_the_released_models(hop_length, seconds):
+def test_log_mel_matches_the_released_model(hop_length, seconds):
     golden = np.load(GOLDEN)
     expected = golden[f"mel_hop{hop_length}_chunk{seconds}"][0].T
     windows = mel_windows(golden["wave"], window_frames=len(expected), hop_length=hop_length)
@@ -51,12 +51,12 @@ def test_log_mel_is_the_released_models(hop_length, seconds):
 
 
 @pytest.mark.parametrize(("sampling_rate", "n_fft", "bins"), [(16_000, 400, 128), (16_000, 400, 80), (24_000, 512, 64)])
-def test_mel_filters_are_slaneys(sampling_rate, n_fft, bins):
+def test_mel_filters_match_slaney(sampling_rate, n_fft, bins):
     expected = mel_filter_bank(n_fft // 2 + 1, bins, 0.0, 8_000.0, sampling_rate, norm="slaney", mel_scale="slaney")
     np.testing.assert_allclose(mel_filters(sampling_rate, n_fft, bins), expected, atol=1e-12)
 
 
-def test_a_tone_is_in_its_mel_bin_and_frames():
+def test_a_tone_appears_in_its_mel_bin_and_frames():
     features = log_mel(tone(2.0, 1.0, hertz=1_000))
     assert features.shape == (200, 128)
     corners = np.argmax(mel_filters(16_000, 400, 128)[25])  # 1 kHz is bin 25 of 40 Hz
@@ -70,19 +70,19 @@ def test_windows_are_cut_from_one_spectrogram_of_the_padded_sound():
     assert windows.shape == (3, 100, 128)
     padded = np.concatenate([waveform, np.zeros(8_000, np.float32)])
     np.testing.assert_array_equal(windows.reshape(300, 128), log_mel(padded))
-    # The quiet last window is clamped against the loud ones: alone, its padding would not be 8 below its own maximum.
+    # The quiet last window is clamped relative to the loud ones, not to its own maximum.
     assert windows[2].min() == windows.min() == pytest.approx(windows.max() - 2.0)
 
 
 @given(st.integers(0, 5_000), st.sampled_from([4, 10, 25]), st.sampled_from([60, 160]))
-def test_num_windows_is_known_from_the_duration(samples, window_frames, hop_length):
+def test_num_windows_follows_from_the_duration(samples, window_frames, hop_length):
     waveform = np.zeros(samples, np.float32)
     windows = mel_windows(waveform, window_frames=window_frames, hop_length=hop_length, num_mel_bins=8)
     expected = num_windows(samples / 16_000, window_frames=window_frames, hop_length=hop_length)
     assert windows.shape == (expected, window_frames, 8)
 
 
-def test_a_window_more_begins_with_the_first_sample_too_many():
+def test_one_extra_sample_starts_another_window():
     sizes = {"window_frames": 3_000, "hop_length": 160}
     assert [num_windows(seconds, **sizes) for seconds in (0.0, 0.1, 30.0, 30.0001, 60.0, 3_600.0)] == [
         1,

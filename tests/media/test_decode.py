@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from omnivinci_jax.errors import MediaError
+from omnivinci_jax.media import container as ffmpeg
 from omnivinci_jax.media import decode
-from omnivinci_jax.media.container import display_matrix
-from omnivinci_jax.media.container import upright as upright_by
 from omnivinci_jax.media.decode import (
     probe_audio,
     probe_image,
@@ -34,7 +33,7 @@ ALL_CLIPS = ["h264.mp4", "h264.mkv", "h264.ts", "hevc.mp4", "vp9.webm", "h264.av
 
 
 @pytest.mark.parametrize("name", ALL_CLIPS)
-def test_times_pictures_and_sound_of_a_clip_agree(clips, name):
+def test_frames_times_and_sound_of_a_clip_agree(clips, name):
     info = probe_video(clips / name)
     assert (info.width, info.height, len(info.frame_times)) == (64, 48, 72)
     np.testing.assert_allclose(np.diff(info.frame_times), 1 / 12, atol=0.0021)  # Matroska's clock ticks in ms
@@ -42,7 +41,7 @@ def test_times_pictures_and_sound_of_a_clip_agree(clips, name):
     waveform = read_waveform(clips / name)
     assert len(waveform) == round(info.audio_seconds * 16_000)
     assert probe_audio(clips / name) == info.audio_seconds
-    # The tone starts with frame 12; AVI and TS know nothing of the 1,000 samples or so that an encoder puts in front.
+    # The tone starts at frame 12; AVI and TS do not record the encoder's priming of about 1,000 samples.
     late = 0.09 if name.endswith(("avi", "ts")) else 0.002
     assert onset(waveform) == pytest.approx(info.frame_times[12], abs=late)
 
@@ -61,7 +60,7 @@ def test_frames_are_stored_out_of_order(clips):
 
 
 @pytest.mark.parametrize("name", ALL_CLIPS)
-def test_seeking_gives_the_frames_of_decoding_in_order(clips, name, monkeypatch):
+def test_seeking_gives_the_same_frames_as_sequential_decoding(clips, name, monkeypatch):
     everything = read_frames(clips / name, range(72))
     monkeypatch.setattr(decode, "_SEEK_FRAMES", 0)
     generator = np.random.default_rng(0)
@@ -72,9 +71,9 @@ def test_seeking_gives_the_frames_of_decoding_in_order(clips, name, monkeypatch)
 
 def test_far_frames_are_reached_by_seeking(clips, monkeypatch):
     decoded = []
-    reference = decode.ffmpeg.decoded
+    reference = decode.ffmpeg.decode_packets
     monkeypatch.setattr(
-        decode.ffmpeg, "decoded", lambda *args: (decoded.append(frame) or frame for frame in reference(*args))
+        decode.ffmpeg, "decode_packets", lambda *args: (decoded.append(frame) or frame for frame in reference(*args))
     )
     assert frame_numbers(read_frames(clips / "h264.mp4", [2, 65])) == [2, 65]
     assert len(decoded) < 20
@@ -86,7 +85,7 @@ def test_variable_frame_rate_keeps_true_times(tmp_path):
     info = probe_video(path)
     np.testing.assert_allclose(info.frame_times, times, atol=1e-4)
     indices = sample_frames(info.frame_times, info.duration, fps=4, max_frames=100)
-    assert indices.tolist() == [1, 2, 4]  # the second frame is on the screen for 0.8 of 2.04 s
+    assert indices.tolist() == [1, 2, 4]  # frame 2 is shown for 0.8 of 2.04 s
     assert frame_numbers(read_frames(path, indices)) == indices.tolist()
 
 
@@ -99,7 +98,7 @@ def test_odd_sizes_and_one_frame(tmp_path):
     assert frame_numbers(read_frames(path, [0, 1, 2])) == [0, 1, 2]
 
 
-def test_a_stream_that_changes_its_size_keeps_the_first(tmp_path):
+def test_frames_are_scaled_to_the_first_size_of_a_changing_stream(tmp_path):
     path = tmp_path / "a.webm"
     with av.open(str(path), "w") as opened:
         stream = opened.add_stream("libvpx-vp9", rate=4, width=96, height=64, pix_fmt="yuv420p")
@@ -134,11 +133,11 @@ def test_frames_are_shown_upright(tmp_path, turn, mirror):
     # Side data that PyAV has no name for.
     type(unreadable).side_data = PropertyMock(side_effect=ValueError("31 is not a valid Type"))
     if not mirror:
-        turned = upright_by(upright[0], display_matrix(unreadable))
+        turned = ffmpeg.upright(upright[0], ffmpeg.display_matrix(unreadable))
         np.testing.assert_array_equal(turned, np.rot90(upright[0], -turn // 90))
 
 
-def test_what_an_edit_list_leaves_out_is_not_there(tmp_path):
+def test_frames_outside_the_edit_list_are_left_out(tmp_path):
     path = write_video(tmp_path / "a.mp4", numbered_frames(24), fps=12, codec_options={"bf": "0"})
     data = bytearray(path.read_bytes())
     entry = data.index(b"elst") + 12  # after the version and the count: length, first time on the stream's clock, rate
@@ -160,14 +159,14 @@ def test_sound_that_starts_late_starts_with_silence(tmp_path):
     assert np.abs(waveform[: int(0.69 * 16_000)]).max() < 0.01
 
 
-def test_pictures_that_start_late_have_late_times(tmp_path):
+def test_video_that_starts_late_has_late_frame_times(tmp_path):
     times = [0.5 + i / 12 for i in range(24)]
     path = write_video(tmp_path / "a.mp4", numbered_frames(24), times=times, waveform=tone(2, 0.5))
     np.testing.assert_allclose(probe_video(path).frame_times, times, atol=1e-4)
     assert onset(read_waveform(path)) == pytest.approx(0.5, abs=0.002)
 
 
-def test_a_hole_in_the_sound_is_silence(tmp_path):
+def test_a_gap_in_the_sound_is_silence(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
@@ -189,13 +188,13 @@ def test_stereo_flac_is_averaged_and_resampled(tmp_path):
     np.testing.assert_allclose(waveform, soxr.resample((left + right) / 2, 44_100, 16_000, quality="HQ"), atol=1e-6)
 
 
-def test_a_sound_under_the_name_of_another_kind(tmp_path, clips):
+def test_a_video_with_a_wav_suffix_is_read_as_a_video(tmp_path, clips):
     shutil.copy(clips / "h264.mp4", tmp_path / "a.wav")
     assert probe_audio(tmp_path / "a.wav") == probe_audio(clips / "h264.mp4")
     np.testing.assert_array_equal(read_waveform(tmp_path / "a.wav"), read_waveform(clips / "h264.mp4"))
 
 
-def test_pictures_of_several_pages_are_pictures(tmp_path):
+def test_multi_page_images_are_images(tmp_path):
     pages = [Image.fromarray(page) for page in numbered_frames(3)]
     for name, options in (("a.gif", {}), ("a.tiff", {}), ("a.jpg", {"format": "MPO"})):
         pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], **options)
@@ -222,7 +221,7 @@ def test_an_encoders_priming_and_padding_are_cut(tmp_path, suffix, codec):
     waveform = read_waveform(path)
     assert (probe_audio(path), len(waveform)) == (2.0, 32_000)
     assert onset(waveform) == pytest.approx(0.5, abs=0.002)
-    # In phase with the tone, so not a sample is missing or too many: 10 samples would be a quarter of a period.
+    # In phase with the tone, so no samples are missing or added: 10 samples would be a quarter of a period.
     middle = slice(16_000, 30_000)
     assert np.corrcoef(waveform[middle], tone(2, 0.5)[middle])[0, 1] > 0.99
 
@@ -246,13 +245,13 @@ def test_album_covers_and_strange_tags(tmp_path):
         probe_video(path)
 
 
-def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
+def test_a_file_name_may_contain_a_colon(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", numbered_frames(2)).rename(tmp_path / "talk:1.mp4")
     monkeypatch.chdir(tmp_path)
     assert len(read_frames("talk:1.mp4", [0, 1])) == 2
 
 
-def test_sample_frames_takes_the_frame_at_the_centre_of_each_bin():
+def test_sample_frames_takes_the_centre_of_each_bin():
     times = np.arange(120) / 12
     assert sample_frames(times, 10.0, 2, 100).tolist() == list(range(3, 120, 6))
     assert sample_frames(times, 10.0, 2, 4).tolist() == [15, 45, 75, 105]
@@ -266,7 +265,7 @@ def test_sample_frames_takes_the_frame_at_the_centre_of_each_bin():
     st.floats(0.1, 30),
     st.integers(1, 64),
 )
-def test_sampled_frames_are_distinct_and_on_the_screen(times, last, fps, max_frames):
+def test_sampled_frames_are_distinct_and_shown_at_bin_centres(times, last, fps, max_frames):
     times = np.sort(times)
     duration = times[-1] + last
     indices = sample_frames(times, duration, fps, max_frames)

@@ -30,7 +30,7 @@ READERS = [probe_video, _read_first_frame, probe_audio, read_waveform, probe_ima
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_files_that_are_none(tmp_path, reader, capfd):
+def test_missing_empty_and_foreign_files_raise_one_line_errors(tmp_path, reader, capfd):
     assert _error(reader, tmp_path / "a.mp4") == "no such file"
     assert "directory" in _error(reader, tmp_path)
     for suffix in (".mp4", ".wav", ".jpg"):
@@ -42,7 +42,7 @@ def test_files_that_are_none(tmp_path, reader, capfd):
 
 
 @pytest.mark.parametrize("reader", READERS[:4])
-def test_files_that_are_cut_off(tmp_path, clips, reader, capfd):
+def test_truncated_files_raise_errors(tmp_path, clips, reader, capfd):
     whole = (clips / "h264.mp4").read_bytes()
     (tmp_path / "a.mp4").write_bytes(whole[: len(whole) // 2])
     assert "cut off" in _error(reader, tmp_path / "a.mp4")
@@ -53,15 +53,15 @@ def test_files_that_are_cut_off(tmp_path, clips, reader, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_packet_that_is_cut_off(tmp_path, clips, monkeypatch):
+def test_a_truncated_packet_raises_an_error(tmp_path, clips, monkeypatch):
     whole = (clips / "front.mp4").read_bytes()
     (tmp_path / "a.mp4").write_bytes(whole[: len(whole) * 7 // 10])
-    # As in long AVI and fragmented files, which have no index of all their packets when they are opened.
+    # As in long AVI and fragmented files, whose packets are not all indexed when they are opened.
     monkeypatch.setattr(container, "_check_complete", lambda *args: None)
     assert "is damaged or cut off at" in _error(probe_video, tmp_path / "a.mp4")
 
 
-def test_a_matroska_that_is_cut_off_is_a_shorter_clip(tmp_path, clips, capfd):
+def test_a_truncated_matroska_is_a_shorter_clip(tmp_path, clips, capfd):
     whole = (clips / "h264.mkv").read_bytes()
     (tmp_path / "a.mkv").write_bytes(whole[: len(whole) * 7 // 10])
     info = probe_video(tmp_path / "a.mkv")
@@ -74,7 +74,7 @@ def test_a_matroska_that_is_cut_off_is_a_shorter_clip(tmp_path, clips, capfd):
 
 
 @pytest.mark.parametrize("length", [6, 40])
-def test_damage_is_found_from_where_it_is_to_the_next_keyframe(tmp_path, length, capfd, monkeypatch):
+def test_damage_is_reported_up_to_the_next_keyframe(tmp_path, length, capfd, monkeypatch):
     path = write_video(
         tmp_path / "a.mp4",
         numbered_frames(72, 120, 160),
@@ -92,13 +92,13 @@ def test_damage_is_found_from_where_it_is_to_the_next_keyframe(tmp_path, length,
     assert "is damaged" in _error(lambda path: read_frames(path, [20]), path)
     assert "is damaged" in _error(lambda path: read_frames(path, [0, 40]), path)
     np.testing.assert_array_equal(read_frames(path, [0, 71]), whole[[0, 71]])
-    if length == 6:  # which the decoder patches over and goes on
+    if length == 6:  # the decoder conceals this damage and goes on
         monkeypatch.setattr(decode, "_SEEK_FRAMES", 1_000)
         np.testing.assert_array_equal(read_frames(path, [0, 71]), whole[[0, 71]])
     assert capfd.readouterr() == ("", "")
 
 
-def test_streams_that_are_missing(tmp_path, clips):
+def test_missing_streams_raise_errors(tmp_path, clips):
     silent = write_video(tmp_path / "a.mp4", numbered_frames(4))
     assert "no sound stream" in _error(read_waveform, silent)
     assert "no sound stream" in _error(probe_audio, silent)
@@ -111,7 +111,7 @@ def test_streams_that_are_missing(tmp_path, clips):
     assert "no frame 72" in _error(lambda path: read_frames(path, [0, 72]), clips / "h264.mp4")
 
 
-def test_unknown_codecs(tmp_path, clips):
+def test_unknown_codecs_raise_errors(tmp_path, clips):
     whole = (clips / "h264.mp4").read_bytes()
     (tmp_path / "a.mp4").write_bytes(whole.replace(b"avc1", b"zzzz"))
     assert "codec of its video stream" in _error(probe_video, tmp_path / "a.mp4")
@@ -122,7 +122,7 @@ def test_unknown_codecs(tmp_path, clips):
     assert "codec of its audio stream" in _error(probe_video, path)
 
 
-def test_a_damaged_flac_ends_with_an_error(tmp_path):
+def test_a_damaged_flac_raises_an_error(tmp_path):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32_000)
     soundfile.write(tmp_path / "a.flac", noise, 16_000)
     whole = (tmp_path / "a.flac").read_bytes()
@@ -130,7 +130,7 @@ def test_a_damaged_flac_ends_with_an_error(tmp_path):
     assert _error(read_waveform, tmp_path / "a.flac")
 
 
-def test_damaged_images(tmp_path):
+def test_damaged_images_raise_errors(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:2_000])

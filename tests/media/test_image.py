@@ -15,7 +15,7 @@ PAPER_SCALES = (448, 896, 1344)
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the folder of reference outputs, ../shared/golden, is absent")
 @pytest.mark.parametrize("name", ["100x60", "60x100", "64x64", "300x90", "333x250"])
-def test_tiles_are_the_released_models(name):
+def test_tiles_match_the_released_model(name):
     golden = np.load(GOLDEN)
     tiles, grid = dynamic_s2_tiles(golden[f"img_{name}"], SCALES)
     assert grid == tuple(golden[f"block_{name}"])
@@ -27,7 +27,7 @@ def test_tiles_are_the_released_models(name):
     [
         (1920, 1080, (3, 4)),
         (1000, 1000, (3, 3)),
-        (1080, 1920, (5, 2)),  # no mirror of the line above: 9:16 is 0.16 from 2:5 and 0.19 from 3:4
+        (1080, 1920, (5, 2)),  # not the transpose of 1920 x 1080: 9:16 is 0.16 from 2:5 and 0.19 from 3:4
         (9000, 100, (1, 12)),
         (100, 9000, (12, 1)),
     ],
@@ -36,8 +36,8 @@ def test_grids_of_common_sizes(width, height, grid):
     assert dynamic_s2_grid(width, height, PAPER_SCALES) == grid
 
 
-def test_equally_close_grids_are_told_apart_by_area():
-    # 7:8 is exactly half way from 1 (3 x 3 tiles) to 3:4 (4 x 3): the larger one if the image fills half of it.
+def test_area_breaks_ties_between_equally_close_grids():
+    # 7:8 is half way between 1 (3 x 3 tiles) and 3:4 (4 x 3): the larger grid wins if the image fills half of it.
     assert 700 * 800 < 12 * 448**2 / 2 < 1400 * 1600
     assert dynamic_s2_grid(700, 800, PAPER_SCALES) == (3, 3)
     assert dynamic_s2_grid(1400, 1600, PAPER_SCALES) == (4, 3)
@@ -46,11 +46,11 @@ def test_equally_close_grids_are_told_apart_by_area():
 @given(st.integers(1, 5_000), st.integers(1, 5_000), st.sampled_from([(8,), (8, 16), (8, 16, 24), (8, 24)]))
 def test_no_allowed_grid_is_closer(width, height, scales):
     rows, cols = dynamic_s2_grid(width, height, scales)
-    least = (scales[-1] // scales[0]) ** 2
-    assert least <= rows * cols <= 12
+    min_tiles = (scales[-1] // scales[0]) ** 2
+    assert min_tiles <= rows * cols <= 12
     for other_rows in range(1, 13):
         for other_cols in range(1, 13):
-            if least <= other_rows * other_cols <= 12:
+            if min_tiles <= other_rows * other_cols <= 12:
                 ratio = width / height
                 assert abs(ratio - cols / rows) <= abs(ratio - other_cols / other_rows)
 
@@ -68,7 +68,7 @@ def test_tiles_cover_the_resized_image_row_by_row(scales):
         np.testing.assert_array_equal(tile, np.asarray(largest.crop((left, top, left + side, top + side))))
 
 
-def test_frames_are_squeezed_into_one_tile():
+def test_frames_are_resized_to_one_tile():
     frame = np.zeros((30, 90, 3), np.uint8)
     frame[:, 45:] = 255
     tile = frame_tile(frame, 56)
@@ -77,7 +77,7 @@ def test_frames_are_squeezed_into_one_tile():
     assert (tile[:, 30:] == 255).all()
 
 
-def test_scales_that_do_not_fit():
+def test_invalid_scales_raise_errors():
     with pytest.raises(ValueError, match="whole multiples"):
         dynamic_s2_grid(100, 100, (56, 100))
     with pytest.raises(ValueError, match="9 tiles"):

@@ -16,7 +16,7 @@ from flax import traverse_util
 from omnivinci_jax.config import OmniAlignConfig, Qwen2Config
 from omnivinci_jax.data.index import build_index
 from omnivinci_jax.data.loader import Plan, read_batches
-from omnivinci_jax.data.mixture import alone
+from omnivinci_jax.data.mixture import as_mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
@@ -63,7 +63,9 @@ def main(train: str, out: str, *meshes: str) -> None:
             if lora:  # new adapters add nothing: half of their gradient would be 0
                 trainable = jax.tree.map(lambda x: x + 0.01, trainable)
             own = own_groups(DATA.groups, mesh)
-            (loaded,) = read_batches(index, Plan(alone(index), DATA.capacity, 0), processor, DATA, own, start=0, stop=1)
+            (loaded,) = read_batches(
+                index, Plan(as_mixture(index), DATA.capacity, 0), processor, DATA, own, start=0, stop=1
+            )
             gradient = make_gradient(SupervisedLoss(model, 0.5), int(microbatches or 1))
             gradient = jax.jit(gradient, out_shardings=replicated(mesh))
             gradients, metrics = gradient(trainable, frozen, put_batch(loaded.batch, DATA.groups, mesh))

@@ -25,7 +25,7 @@ def test_media_paths_are_relative_to_the_file():
     assert parse(CHAT).media == (Media("video", "/data/a.mp4"),)
 
 
-def test_text_is_the_tokenizers_own_chat_template():
+def test_text_matches_the_tokenizers_chat_template():
     from transformers import AutoTokenizer
 
     template = AutoTokenizer.from_pretrained(REPOSITORY / "configs" / "tiny_tokenizer")
@@ -39,14 +39,14 @@ def test_text_is_the_tokenizers_own_chat_template():
         )
 
 
-def test_only_what_the_assistant_says_is_trained():
+def test_only_answers_are_trained():
     ids, trained = tiny_tokenizer().encode_conversation(parse(CHAT))
     assert tiny_tokenizer()._tokenizer.decode(ids[trained].tolist(), skip_special_tokens=False) == (
         "  red<|im_end|>blue\n\n<|im_end|>"
     )
 
 
-def test_llava_form_is_the_same_conversation():
+def test_both_forms_give_the_same_conversation():
     llava = {
         "video": "a.mp4",
         "image": None,
@@ -63,12 +63,12 @@ def test_llava_form_is_the_same_conversation():
 @pytest.mark.parametrize(
     "record, message",
     [
-        ([], "a conversation is a JSON object, not list"),
-        ({}, "neither 'messages'"),
+        ([], "a conversation must be a JSON object, not list"),
+        ({}, "has neither 'messages'"),
         ({"messages": []}, "no messages"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "'role' of system, user or assistant"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, 'needs its file as "video": "PATH"'),
-        ({"messages": [{"role": "user", "content": [{"type": "smell", "smell": "x"}]}]}, "is of type text, image"),
+        ({"messages": [{"role": "user", "content": [{"type": "smell", "smell": "x"}]}]}, "must be text, image"),
         ({"messages": [{"role": "user", "content": "see <image> here"}]}, "contains <image>, which is reserved"),
         ({"messages": [{"role": "user", "content": "<|im_end|>"}]}, "contains <|im_end|>, which is reserved"),
         (
@@ -78,12 +78,12 @@ def test_llava_form_is_the_same_conversation():
         ({"image": ["a.png"], "conversations": [{"from": "human", "value": "hi"}]}, "0 <image> in the text but 1"),
         (
             {"video": 3, "conversations": [{"from": "human", "value": "<video>"}]},
-            "'video' is a path or a list",
+            "'video' must be a path or a list",
         ),
-        ({"conversations": [{"from": "robot", "value": "hi"}]}, "'conversations' is a list of"),
+        ({"conversations": [{"from": "robot", "value": "hi"}]}, "'conversations' must be a list of"),
     ],
 )
-def test_what_is_wrong_is_one_line_that_starts_with_the_place(record, message):
+def test_errors_are_one_line_that_starts_with_file_and_line(record, message):
     with pytest.raises(DataError) as error:
         parse(json.loads(json.dumps(record)))
     assert str(error.value).startswith("x.jsonl:3: ")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from omnivinci_jax.sequence.grouping import temporal_groups
 
 
-def test_cuts_are_those_of_the_released_code(golden):
+def test_cuts_match_the_released_code(golden):
     with np.load(golden / "cases" / "e_video_audio.npz") as case:
         (info,) = json.loads(bytes(case["in.video_info.json"]))[0]
     groups = temporal_groups(
@@ -24,7 +24,7 @@ def test_cuts_are_those_of_the_released_code(golden):
     vision_ends = [math.ceil((frames[-1] + 1) * 16 / 8) for frames in info["segment_vis_indices_list"]]
     audio_ends = [math.ceil(end * 50 / 187) for _, end in info["segment_aud_indices_list"]]
     assert [vision.stop for vision, _ in groups] == vision_ends
-    assert vision_ends == [6, 14, 16]  # pooled frames have 4 tokens, so two cuts fall inside one
+    assert vision_ends == [6, 14, 16]  # pooled frames have 4 tokens, so two cuts fall inside a frame
     assert [audio.stop for _, audio in groups] == audio_ends
 
 
@@ -40,7 +40,7 @@ clips = st.fixed_dictionaries(
 
 
 @given(clips)
-def test_groups_keep_order_lose_nothing_that_is_not_padding_and_follow_time(clip):
+def test_groups_follow_time_and_drop_only_padding(clip):
     times = (np.arange(clip["frames"]) + 0.5) * clip["seconds"] / clip["frames"]
     vision_tokens, audio_tokens = clip["frames"] * clip["tokens_per_frame"], clip["windows"] * 30
     window_seconds = clip["seconds"] * 1.25
@@ -56,7 +56,7 @@ def test_groups_keep_order_lose_nothing_that_is_not_padding_and_follow_time(clip
     assert [i for vision, _ in groups for i in vision] == list(range(vision_tokens))
     heard = [i for _, audio in groups for i in audio]
     assert heard == list(range(len(heard)))
-    # Sound is kept to the clip's end, give or take the rounding to a mel frame and up to a token.
+    # Audio tokens reach the clip's end, up to rounding to a mel frame and up to a token.
     token_seconds = window_seconds / audio_tokens
     assert len(heard) * token_seconds == pytest.approx(clip["seconds"], abs=1.2 * token_seconds)
     if clip["group_seconds"]:

@@ -31,11 +31,11 @@ def test_every_sample_is_packed_once_and_no_group_overflows(packing):
     for group in groups:
         assert len(group) == capacity.rows
         assert all(sizes[row, 0].sum() <= capacity.slots for row in group)
-        held = sizes[[sample for row in group for sample in row], 1:].sum(axis=0)
-        assert (held <= capacity[2:]).all() and any(group)
+        used = sizes[[sample for row in group for sample in row], 1:].sum(axis=0)
+        assert (used <= capacity[2:]).all() and any(group)
 
 
-def test_a_mixture_of_lengths_fills_rows_well():
+def test_mixed_lengths_fill_rows_well():
     random = np.random.default_rng(0)
     slots = random.integers(20, 400, 2000)
     sizes = np.stack([slots, slots // 20, slots // 100, slots * 0 + 1], axis=1)
@@ -44,7 +44,7 @@ def test_a_mixture_of_lengths_fills_rows_well():
     assert slots.sum() / (len(groups) * capacity.rows * capacity.slots) > 0.95
 
 
-def test_fits_looks_at_every_part_of_the_capacity():
+def test_fits_checks_every_part_of_the_capacity():
     capacity = Capacity(rows=1, slots=10, tiles=4, windows=2, clips=1)
     assert fits(RowSize(10, 4, 2, 1), capacity)
     for part in range(4):

@@ -17,14 +17,14 @@ def row_of(*media_and_sizes, config=None, answer="red"):
     return lay_out(conversation, list(sizes), config or tiny_config(), tiny_tokenizer())
 
 
-def media_stretch(row):
+def media_slots(row):
     """(kind, index) of the media slots and newlines between the user's turn and the question."""
     (media,) = np.nonzero(row.slot_kind != TEXT)
-    stretch = slice(media[0], media[-1] + 2)
-    return list(zip(row.slot_kind[stretch].tolist(), row.slot_index[stretch].tolist(), strict=True))
+    span = slice(media[0], media[-1] + 2)
+    return list(zip(row.slot_kind[span].tolist(), row.slot_index[span].tolist(), strict=True))
 
 
-def test_a_video_with_sound_is_grouped_by_seconds_with_a_newline_after_each_part():
+def test_a_video_with_sound_is_grouped_in_time_with_newlines():
     config = tiny_config(temporal_group_seconds=1.0)
     row = row_of((Media("video", "a.mp4"), FRAMES), config=config)
     per_second = config.window_tokens / (config.window_samples / config.sampling_rate)
@@ -32,21 +32,21 @@ def test_a_video_with_sound_is_grouped_by_seconds_with_a_newline_after_each_part
     newline, half = (TEXT, 0), len(sound) // 2
     picture = [(VISION, i) for i in range(4)]
     expected = [*picture[:2], newline, *sound[:half], newline, *picture[2:], newline, *sound[half:], newline]
-    assert media_stretch(row) == expected
+    assert media_slots(row) == expected
     newlines = row.tokens[(row.slot_kind == TEXT) & (row.tokens == tiny_tokenizer().newline_id)]
     assert len(newlines) >= 4
-    # Sound past the clip's end is padding of the window: in no slot, and not the clip's for OmniAlignNet.
+    # Sound past the clip's end is padding: it has no slots and is not part of the clip for OmniAlignNet.
     assert (row.audio_clip[: len(sound)] == 1).all() and (row.audio_clip[len(sound) :] == 0).all()
     np.testing.assert_allclose(row.vision_times[0], FRAMES.frame_times)
     np.testing.assert_allclose(row.audio_times[:2], [0.5 / per_second, 1.5 / per_second], rtol=1e-6)
 
 
-def test_frames_are_pooled_in_time_at_the_mean_time_of_those_present():
+def test_pooled_frames_have_the_mean_time_of_their_frames():
     config = tiny_config(pool_sizes=((3, 1, 1),))
     row = row_of((Media("video", "a.mp4"), VideoSize((0, 1, 2, 3), (0.0, 1.0, 2.0, 7.0), 8.0, None)), config=config)
     assert row.frame_groups[1].tolist() == [[0, 1, 2], [3, -1, -1]]
     np.testing.assert_allclose(row.vision_times[1], [1.0, 7.0])
-    assert [kind for kind, _ in media_stretch(row)][:2] == [VISION + 1] * 2
+    assert [kind for kind, _ in media_slots(row)][:2] == [VISION + 1] * 2
 
 
 def test_an_image_is_read_row_by_row_over_its_tiles():
@@ -58,21 +58,21 @@ def test_an_image_is_read_row_by_row_over_its_tiles():
     )
     row = row_of((Media("image", "a.png"), ImageSize(2, 3)), config=config)
     assert config.tile_grid == 2 and row.num_tiles == 1 + 4 + 6
-    first_map_row = [index for _, index in media_stretch(row)][:6]
+    first_map_row = [index for _, index in media_slots(row)][:6]
     assert first_map_row == [0, 1, 4, 5, 8, 9]  # two tokens of each of the three tiles in the first row
     assert row.s2_sources[4].tolist() == [0, 1, 2, 3, 4, 5 + 4]
     assert row.s2_block[4].tolist() == [1, 2, 1, 3]
-    assert media_stretch(row)[-1] == (TEXT, 0)
+    assert media_slots(row)[-1] == (TEXT, 0)
 
 
-def test_targets_are_the_answer_one_slot_early():
+def test_targets_are_the_answer_shifted_by_one_slot():
     row = row_of()
     group = assemble([PackedRow(0, 1, row, *no_media())], tiny_config(), Capacity(1, len(row) + 3, 1, 1, 1))
     asked = group.loss_weights[0] > 0
     ids = [*tiny_tokenizer().encode("red"), tiny_tokenizer().eos_id]
     assert group.targets[0][asked].tolist() == ids
-    (places,) = np.nonzero(asked)
-    assert group.tokens[0][places + 1].tolist() == ids
+    (predicting,) = np.nonzero(asked)
+    assert group.tokens[0][predicting + 1].tolist() == ids
     assert group.segment_ids[0].tolist() == [1] * len(row) + [0] * 3
 
 
@@ -101,8 +101,8 @@ def model():
     return model.config, hidden_states
 
 
-def test_packed_rows_give_what_each_gives_alone(model):
-    """A video, an image, a sound and a text in one group of two rows, against each in a group of its own."""
+def test_packed_rows_match_unpacked_rows(model):
+    """A video, an image, a sound and a text in one group of two rows, against each in its own group."""
     config, hidden_states = model
     rows = [
         row_of((Media("video", "a.mp4"), FRAMES), answer="red blue"),
@@ -111,17 +111,17 @@ def test_packed_rows_give_what_each_gives_alone(model):
         row_of(answer="4"),
     ]
     packed = [
-        PackedRow(place, segment, row, *no_media(row.num_tiles, row.num_windows))
-        for place, segment, row in zip((1, 0, 0, 1), (1, 1, 2, 2), rows, strict=True)
+        PackedRow(row_index, segment, row, *no_media(row.num_tiles, row.num_windows))
+        for row_index, segment, row in zip((1, 0, 0, 1), (1, 1, 2, 2), rows, strict=True)
     ]
     together = Capacity(rows=2, slots=200, tiles=24, windows=4, clips=4)
     hidden = hidden_states(assemble(packed, config, together))
     used = [0, 0]
-    alone = together._replace(rows=1, slots=max(map(len, rows)))  # one for all, which is compiled once
+    alone = together._replace(rows=1, slots=max(map(len, rows)))  # shared by all rows: compiles once
     for item in packed:
-        expected = hidden_states(assemble([item._replace(place=0, segment=1)], config, alone))[0, : len(item.row)]
-        found = hidden[item.place, used[item.place] : used[item.place] + len(item.row)]
-        used[item.place] += len(item.row)
+        expected = hidden_states(assemble([item._replace(row_index=0, segment=1)], config, alone))[0, : len(item.row)]
+        found = hidden[item.row_index, used[item.row_index] : used[item.row_index] + len(item.row)]
+        used[item.row_index] += len(item.row)
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

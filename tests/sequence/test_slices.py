@@ -1,4 +1,4 @@
-"""Slices of a row's media hold what the row holds, in its order, whatever the pools."""
+"""Slices of a row's media contain the row's media in order, for all pool sizes."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def video(frames: int, windows: int = 0) -> VideoSize:
     ids=["a frame", "a long video", "a tiled image", "a mixture"],
 )
 @pytest.mark.parametrize("multiple", [1, 8])
-def test_slices_hold_the_row(pools, sizes, multiple):
+def test_slices_contain_the_row(pools, sizes, multiple):
     config = tiny_config(pool_sizes=POOLS[pools])
     row = row_of(config, sizes)
     side, audio = config.vision.image_size, config.audio
@@ -49,7 +49,7 @@ def test_slices_hold_the_row(pools, sizes, multiple):
     for pool in range(len(config.vision_pools)):
         times = np.concatenate([group.vision_times[spans[pool]] for group, spans in slices])
         np.testing.assert_array_equal(times, row.vision_times[pool])
-        # A group's frames by what their tiles show: those of the row.
+        # Each frame group has the same frames as in the row, identified by their tiles' pixels.
         shown = [
             np.where(members < 0, -1, group.tiles[group.s2_sources[members, -1], 0, 0, 0].astype(int))
             for group, spans in slices
@@ -67,7 +67,7 @@ def test_slices_hold_the_row(pools, sizes, multiple):
     np.testing.assert_array_equal(marks, np.arange(row.num_windows))
 
 
-def test_axial_angles_are_cut_with_their_tokens():
+def test_axial_angles_are_sliced_with_their_tokens():
     time = dataclasses.replace(tiny_config().video_time, scheme="axial", trope_dim=32)
     config = tiny_config(video_time=time, sound_time=time)
     row = row_of(config, [video(21, 2)])

@@ -1,4 +1,4 @@
-"""Voices: sentences of a growing text, espeak-ng, a server that speaks, what is kept, and spoken prompts."""
+"""Speech: sentences of a streamed text, espeak-ng, a speech server, the cache, and spoken prompts."""
 
 import io
 import json
@@ -32,14 +32,14 @@ needs_espeak = pytest.mark.skipif(
 
 
 @given(st.text("ab.! \n。", max_size=20))
-def test_sentences_hold_the_whole_text_however_it_comes(text):
+def test_sentences_contain_the_whole_text_for_any_pieces(text):
     for pieces in ([text], list(text)):
         found = list(sentences(pieces))
         assert "".join("".join(found).split()) == "".join(text.split()) and all(map(str.strip, found))
     assert all(mark not in sentence.strip()[:-1] for sentence in sentences([text]) for mark in (". ", "! ", "\n"))
 
 
-def test_a_sentence_is_said_as_soon_as_the_next_begins():
+def test_a_sentence_is_yielded_as_soon_as_the_next_begins():
     read = []
 
     def pieces() -> Iterator[str]:
@@ -52,7 +52,7 @@ def test_a_sentence_is_said_as_soon_as_the_next_begins():
 
 
 @needs_espeak
-def test_espeak_says_the_same_every_time_and_longer_texts_for_longer():
+def test_espeak_is_deterministic_and_speaks_longer_texts_for_longer():
     voice = make_voice(VoiceConfig())
     short, again, long = (voice.say(text) for text in ("Yes.", "Yes.", "-v is what this begins with, and it goes on."))
     assert short.rate == 22_050 and np.array_equal(short.waveform, again.waveform)
@@ -65,7 +65,7 @@ def test_espeak_says_the_same_every_time_and_longer_texts_for_longer():
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict]]]:
-    """Address and requests of a server that answers with a tone; "boom" it cannot say, and "html" it misunderstands."""
+    """URL and requests of a server that answers with a tone, but fails on "boom" and answers "html" with HTML."""
     requests = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -88,7 +88,7 @@ def server() -> Iterator[tuple[str, list[dict]]]:
     http.server_close()
 
 
-def test_a_server_is_asked_in_openais_form(server):
+def test_a_server_gets_openai_requests(server):
     url, requests = server
     sound = make_voice(VoiceConfig("server", "nova", url, "tts-2")).say("Hello.")
     assert isinstance(sound, Sound) and (sound.rate, len(sound.waveform)) == (24_000, 2400)
@@ -96,9 +96,9 @@ def test_a_server_is_asked_in_openais_form(server):
     assert requests == [{"path": "/v1/audio/speech", **body}]
 
 
-def test_a_server_that_fails_is_one_line(server):
+def test_a_failing_server_raises_one_line_errors(server):
     url, _ = server
-    for text, message in (("boom", "/v1/audio/speech: 500"), ("html", "its answer is no sound")):
+    for text, message in (("boom", "/v1/audio/speech: 500"), ("html", "its answer is not a sound file")):
         with pytest.raises(UserError, match=message):
             make_voice(VoiceConfig("server", url=url)).say(text)
     with pytest.raises(UserError, match="does not answer"):
@@ -107,7 +107,7 @@ def test_a_server_that_fails_is_one_line(server):
         make_voice(VoiceConfig("server"))
 
 
-def test_what_was_said_once_is_kept_by_voice_and_text(server, tmp_path):
+def test_speech_is_cached_by_voice_and_text(server, tmp_path):
     url, requests = server
     voice, other = (make_voice(VoiceConfig("server", name, url)) for name in ("nova", "echo"))
     folder = epath.Path(tmp_path / "speech")
@@ -117,13 +117,13 @@ def test_what_was_said_once_is_kept_by_voice_and_text(server, tmp_path):
     assert decode.probe_audio(path) == 0.1
 
 
-def test_a_text_is_read_aloud_while_it_comes(server, tmp_path):
+def test_a_text_is_read_aloud_while_it_is_generated(server, tmp_path):
     url, requests = server
     voice, path = make_voice(VoiceConfig("server", url=url)), tmp_path / "said.wav"
 
     def pieces() -> Iterator[str]:
         yield "One. Two"
-        while not requests:  # the first sentence is said before the second is whole
+        while not requests:  # the first sentence is spoken before the second is complete
             time.sleep(0.01)
         yield " and three."
 
@@ -170,7 +170,7 @@ def test_a_share_of_a_sources_prompts_is_spoken(server, tmp_path):
             conversation = mixture.conversation(sample)
             has_sound = [item.kind for item in conversation.media] == ["sound"]
             assert has_sound == (mixture.sizes[sample, 2] > 0)
-            assert conversation.messages[-1].content == ("Yes.",)  # what is learnt stays written
+            assert conversation.messages[-1].content == ("Yes.",)  # trained text is not spoken
             if has_sound:
                 assert mixture.source_of(sample) == 0
                 heard.add(sample)
@@ -178,6 +178,6 @@ def test_a_share_of_a_sources_prompts_is_spoken(server, tmp_path):
 
     half = spoken(0.5)
     assert 70 < len(half) < 130 and len(requests) == len(half)
-    assert half < spoken(1.0) and len(requests) == 200  # those of the smaller share are kept
-    with pytest.raises(ConfigError, match=r"sources\.spoken\.speech_share is 1\.5: it is 0 to 1"):
+    assert half < spoken(1.0) and len(requests) == 200  # the smaller share's speech is cached
+    with pytest.raises(ConfigError, match=r"sources\.spoken\.speech_share is 1\.5: give 0 to 1"):
         spoken(1.5)

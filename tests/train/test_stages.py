@@ -12,7 +12,7 @@ from flax import traverse_util
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.index import build_index
 from omnivinci_jax.data.loader import Plan, read_batches
-from omnivinci_jax.data.mixture import alone
+from omnivinci_jax.data.mixture import as_mixture
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import ConfigError
@@ -83,7 +83,7 @@ def data(av_world) -> tuple[OmniVinciConfig, Batch]:
     settings = DataConfig(groups=1, capacity=Capacity(rows=4, slots=304, tiles=96, windows=8, clips=8), workers=0)
     processor = Processor(model, tiny_tokenizer())
     index = build_index(Jsonl(av_world / "train.jsonl"), processor, settings.capacity, "skip", quiet=True)
-    plan = Plan(alone(index), settings.capacity, 0)
+    plan = Plan(as_mixture(index), settings.capacity, 0)
     (loaded,) = read_batches(index, plan, processor, settings, [0], start=0, stop=1)
     return model, loaded.batch
 
