@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import AbstractMesh
@@ -20,7 +21,7 @@ _SMALLEST = Capacity(rows=1, slots=2, tiles=1, windows=1, clips=1)
 
 def init_batch(config: OmniVinciConfig) -> object:
     """The smallest batch, to initialise parameters with."""
-    return jax.tree.map(lambda array: array[None], empty_group(config, _SMALLEST))
+    return jax.tree.map(lambda array: jnp.asarray(array)[None], empty_group(config, _SMALLEST))
 
 
 def boxed_params(model: OmniVinci, key: jax.Array) -> dict:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Float32, UInt8
 
 from omnivinci_jax.config import SiglipConfig
 from omnivinci_jax.models.attention import SelfAttention
@@ -24,7 +24,7 @@ class SiglipTower(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, tiles: UInt8[Array, "B P P 3"]) -> Float[Array, "B S C"]:
+    def __call__(self, tiles: UInt8[Array, "B P P 3"] | Float32[Array, "B P P 3"]) -> Float[Array, "B S C"]:
         """Features of each patch, row by row."""
         config = self.config
         x = (tiles.astype(jnp.float32) / 255 - 0.5) / 0.5
