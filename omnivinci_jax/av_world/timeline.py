@@ -173,10 +173,10 @@ def _pair_for_colours(rng: np.random.Generator, count: int) -> Pairs:
     sights = _draw_streams(rng, count, "sights", "colour")
     sounds = _draw_streams(rng, 8 * count, "sounds", "colour")
     ranks = rng.integers(4, size=(2, count))
-    holds = np.any(inside(sights[:, None], sounds[None]), axis=-1)
+    contains = np.any(inside(sights[:, None], sounds[None]), axis=-1)
     follows = np.any(next_after(sights[:, None, :, 0], sounds[None, ..., 0]), axis=-1)
-    numbers = np.arange(count)
-    partner = _match(holds[numbers, :, ranks[0]] & follows[numbers, :, ranks[1]])
+    rows = np.arange(count)
+    partner = _match(contains[rows, :, ranks[0]] & follows[rows, :, ranks[1]])
     return _pair_for_colours(rng, count) if partner is None else (sights, sounds[partner], *ranks)
 
 
@@ -185,12 +185,12 @@ def _pair_for_sounds(rng: np.random.Generator, count: int) -> Pairs:
     drawn = 3 * count // 2
     sights, sounds = (_draw_streams(rng, drawn, kind, "sound") for kind in ("sights", "sounds"))
     ranks = rng.integers(4, size=(2, drawn))
-    holds = np.any(inside(sights[:, None], sounds[None]), axis=-1)  # [sights, sounds, rank]
+    contains = np.any(inside(sights[:, None], sounds[None]), axis=-1)  # [sights, sounds, rank]
     follows = np.any(next_after(sounds[None, ..., 0], sights[:, None, :, 0]), axis=-1)
-    numbers = np.arange(drawn)
-    asked_hold, asked_follow = holds[numbers, :, ranks[0]], follows[:, numbers, ranks[1]]
+    rows = np.arange(drawn)
+    asked_hold, asked_follow = contains[rows, :, ranks[0]], follows[:, rows, ranks[1]]
     # Drops streams with few partners under any rank; this does not depend on their own rank, so ranks stay uniform.
-    kept_sights = np.flatnonzero((holds & asked_follow[..., None]).sum(axis=1).min(axis=-1) >= 4)[:count]
+    kept_sights = np.flatnonzero((contains & asked_follow[..., None]).sum(axis=1).min(axis=-1) >= 4)[:count]
     kept_sounds = np.flatnonzero((follows & asked_hold[..., None]).sum(axis=0).min(axis=-1) >= 4)[:count]
     possible = (asked_hold & asked_follow)[np.ix_(kept_sights, kept_sounds)]
     partner = None if min(possible.shape) < count else _match(possible)

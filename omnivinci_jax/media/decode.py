@@ -190,7 +190,7 @@ def read_waveform(
         seconds = max_seconds
     waveform = np.zeros(round(seconds * sampling_rate), np.float32)
     if not waveform.size:
-        raise MediaError(f"{path}: the sound holds no samples")
+        raise MediaError(f"{path}: the sound has no samples")
     filled = 0
     for block in blocks:
         block = block[: waveform.size - filled]  # a decoder may add padding after the end

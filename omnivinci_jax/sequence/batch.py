@@ -4,7 +4,7 @@ A NamedTuple is a pytree that needs no jax: loader workers build it in numpy and
 Everything discrete (temporal grouping, Dynamic-S2 grids, packing) is decided on the host; shapes are static.
 
 Dimensions: G groups, R rows, T slots, N tiles (and output tiles), W windows, K clips, P tile side, F mel frames per
-window, M mel bins, V vision and A audio tokens that a group's pools hold, S source tiles per output tile.
+window, M mel bins, V vision and A audio tokens in a group's pools, S source tiles per output tile.
 """
 
 from typing import Any, NamedTuple
