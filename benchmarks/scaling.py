@@ -98,8 +98,8 @@ def describe(topology: str, trained: str, slots: int, contexts: list[int]) -> tu
         f"{memory.needed / GIB:.1f}",
         f"{memory.available / GIB:.1f}",
         f"{sent / 1e9:.1f}",
-        f"{planned.least_seconds:.2f}",
-        f"{planned.utilization(planned.least_seconds):.0%}",
+        f"{planned.overlapped_seconds:.2f}",
+        f"{planned.utilization(planned.overlapped_seconds):.0%}",
     )
 
 

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints in and out: `load`, and the commands from_torch, to_torch and verify."""
+"""Reads and writes PyTorch checkpoints: `load`, and the commands from_torch, to_torch, to_peft and verify."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 def load(folder: str | Path, dtype: "DTypeLike | None" = None, mesh: "Mesh | None" = None) -> "Assistant":
-    """Loads a PyTorch checkpoint in either layout as `omnivinci_jax.load` loads a model directory.
+    """Loads a PyTorch checkpoint in either layout, as `omnivinci_jax.load` does a model directory.
 
     Args:
-        folder: the checkpoint, with its tokenizer.
-        dtype: of activations, float32 where it is None; parameters keep the type that they are stored in.
-        mesh: shards the parameters over devices.
+        folder: the checkpoint and its tokenizer.
+        dtype: of activations, float32 if None; parameters keep their stored type.
+        mesh: devices to shard the parameters over.
 
     Raises:
-        UserError: what is missing, damaged or unknown, with its key and file.
+        UserError: a missing, damaged or unknown tensor or file; the message names the key and the file.
     """
     from conversion.loading import load
 

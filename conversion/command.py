@@ -1,4 +1,4 @@
-"""Shared by the commands: the progress bar and one-line errors."""
+"""What the commands share: the progress bar and one-line errors."""
 
 import logging
 import sys
@@ -9,13 +9,13 @@ from tqdm import tqdm
 from omnivinci_jax.errors import UserError
 
 
-def progress(total: int, what: str) -> tqdm:
-    """A progress bar over bytes; silent where standard error is not a terminal."""
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None)
+def progress(total: int, description: str) -> tqdm:
+    """A progress bar over bytes; hidden if standard error is not a terminal."""
+    return tqdm(total=total, desc=description, unit="B", unit_scale=True, disable=None)
 
 
 def run(main: Callable[[list[str]], int]) -> None:
-    """Runs a command: a UserError is one line and exit code 2."""
+    """Runs a command; prints a UserError as one line and exits with code 2."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""PyTorch files to a model directory.
+"""Convert PyTorch files to a model directory.
 
 python -m conversion.from_torch SRC DIR
 python -m conversion.from_torch DIR --llm QWEN2.5 --vision_tower SIGLIP --sound_tower AF_WHISPER
@@ -28,9 +28,9 @@ def from_torch(
     parts: Mapping[str, Path] | None = None,
     tokenizer: Path | None = None,
 ) -> list[str]:
-    """Converts PyTorch files to the model directory `destination` and returns what the user should know.
+    """Converts PyTorch files to the model directory `destination` and returns notes for the user.
 
-    Memory holds a few tensors at a time. The arguments and errors are those of `open_source`; UserError too where
+    Holds a few tensors in memory at a time. For the arguments and errors see `open_source`; also raises UserError if
     `destination` exists.
     """
     with atomic_directory(destination, replace=False) as staged:
@@ -38,15 +38,15 @@ def from_torch(
         opened = open_source(source, parts, tokenizer, dtype)
         total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in opened.leaves.values())
         with progress(total, "from_torch") as bar:
-            watched = {path: _watched(leaf, bar) for path, leaf in opened.leaves.items()}
-            leaves.save(part / "params", watched)
+            tracked = {path: _with_progress(leaf, bar) for path, leaf in opened.leaves.items()}
+            leaves.save(part / "params", tracked)
         write_config(opened.config, part / "config.json", opened.base)
         if opened.tokenizer:
             opened.tokenizer.save(part)
     return opened.notes
 
 
-def _watched(leaf: LazyLeaf, bar: tqdm) -> LazyLeaf:
+def _with_progress(leaf: LazyLeaf, bar: tqdm) -> LazyLeaf:
     def pieces() -> Pieces:
         for index, piece in leaf.pieces():
             yield index, piece
@@ -59,11 +59,11 @@ def main(arguments: list[str], prog: str = "python -m conversion.from_torch") ->
     """The command."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, nargs="?", help="checkpoint in the released or merged layout")
-    parser.add_argument("destination", type=Path, help="model directory to make")
-    parser.add_argument("--dtype", choices=DTYPE_NAMES, help="cast all parameters; they are kept as they are otherwise")
+    parser.add_argument("destination", type=Path, help="model directory to create")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, help="cast all parameters; default: keep their types")
     for part, example in (("llm", "Qwen2.5"), ("vision_tower", "SigLIP"), ("sound_tower", "AF-Whisper")):
-        parser.add_argument(f"--{part}", type=Path, help=f"take this part from here, such as {example}")
-    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer, where it is not with the checkpoint")
+        parser.add_argument(f"--{part}", type=Path, help=f"checkpoint to take this part from, such as {example}")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer, if it is not in the checkpoint")
     options = parser.parse_intermixed_args(arguments)
     parts = {name: getattr(options, name) for name in ("llm", "vision_tower", "sound_tower") if getattr(options, name)}
     notes = from_torch(

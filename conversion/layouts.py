@@ -1,8 +1,8 @@
-"""The two published layouts: which files a checkpoint is in, and how its tensors are called there.
+"""The two published checkpoint layouts: files and tensor names.
 
-Released: a folder a part. Merged: one folder for all. Names in the rest of the package are the merged ones. What only
-this project has (OmniAlignNet, learned time embeddings, the convolution before the sound projector) is in a folder of
-its own in both, so that nobody who loads the published parts meets it.
+The released layout has one folder per part, the merged layout one folder for all. The rest of the package uses the
+merged names. Modules that only this project has (OmniAlignNet, learned time embeddings, the convolution before the
+sound projector) go into a separate folder in both layouts, so loaders of the published parts never see them.
 """
 
 import re
@@ -13,8 +13,8 @@ from conversion.tensor_files import StoredTensor, is_checkpoint, stored_tensors
 from omnivinci_jax.errors import UserError
 
 Layout = Literal["released", "merged"]
-OURS = "omnivinci_jax"
-# Part, its prefix in the merged layout and its prefix in its folder of the released one.
+UNPUBLISHED = "omnivinci_jax"  # folder of the unpublished tensors, and the prefix of their names
+# Part: (prefix in the merged layout, prefix in the part's folder of the released layout).
 PARTS = {
     "llm": ("llm.", ""),
     "vision_tower": ("vision_tower.vision_tower.", "vision_model."),
@@ -22,7 +22,7 @@ PARTS = {
     "mm_projector": ("mm_projector.", ""),
     "sound_mm_projector": ("sound_mm_projector.", ""),
 }
-# Other prefixes that published files of a part have, longest first.
+# Other prefixes in published files of a part, longest first.
 _ALIASES = {
     "llm": ("language_model.", "llm."),
     "vision_tower": ("vision_tower.vision_tower.vision_model.", "vision_tower.vision_model.", "vision_tower."),
@@ -30,8 +30,8 @@ _ALIASES = {
     "mm_projector": ("mm_projector.",),
     "sound_mm_projector": ("sound_mm_projector.",),
 }
-# Tensors of larger checkpoints that a part is taken from, which the model has no use for.
-_LEFT_OUT = {
+# Tensors that the model does not use, in larger checkpoints that contain a part.
+_UNUSED = {
     "llm": re.compile(r".*rotary_emb\.inv_freq"),
     "vision_tower": re.compile(r"text_model\..*|logit_\w+|(vision_model\.)?head\..*|.*\.position_ids"),
     "sound_tower": re.compile(r"language_model\..*|multi_modal_projector\..*|model\.decoder\..*|proj_out\..*"),
@@ -41,15 +41,15 @@ _LEFT_OUT = {
 
 
 def read_layout(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint in either layout, under their merged names; our own ones under `omnivinci_jax.`.
+    """All tensors of a checkpoint in either layout by merged name; unpublished ones start with `omnivinci_jax.`.
 
     Raises:
-        UserError: no checkpoint there, or a damaged one (`stored_tensors`).
+        UserError: no checkpoint, or a damaged one (`stored_tensors`).
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such directory")
     if is_checkpoint(folder):
-        found = {_merged_alias(name): tensor for name, tensor in stored_tensors(folder).items()}
+        found = {_canonical_name(name): tensor for name, tensor in stored_tensors(folder).items()}
     else:
         missing = [part for part in PARTS if not is_checkpoint(folder / part)]
         if len(missing) == len(PARTS):
@@ -57,34 +57,34 @@ def read_layout(folder: Path) -> dict[str, StoredTensor]:
                 f"{folder}: neither model.safetensors (merged layout) nor folders {', '.join(PARTS)} (released layout)"
             )
         if missing:
-            raise UserError(f"{folder / missing[0]}: there is no model.safetensors; the part is missing")
+            raise UserError(f"{folder / missing[0]}: no model.safetensors; this part is missing")
         found = {}
         for part in PARTS:
             found |= read_part(folder / part, part)[0]
-    if is_checkpoint(folder / OURS):
-        found |= {f"{OURS}.{name}": tensor for name, tensor in stored_tensors(folder / OURS).items()}
+    if is_checkpoint(folder / UNPUBLISHED):
+        found |= {f"{UNPUBLISHED}.{name}": tensor for name, tensor in stored_tensors(folder / UNPUBLISHED).items()}
     return found
 
 
 def read_part(folder: Path, part: str) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Tensors of one part under their merged names, and the names of those that the model has no use for."""
+    """Tensors of one part by merged name, and the names of tensors that the model does not use."""
     if not is_checkpoint(folder):
-        raise UserError(f"{folder}: there is no model.safetensors and no model.safetensors.index.json")
+        raise UserError(f"{folder}: neither model.safetensors nor model.safetensors.index.json")
     merged, released = PARTS[part]
-    found, left_out = {}, []
+    found, unused = {}, []
     for name, tensor in stored_tensors(folder).items():
-        if _LEFT_OUT[part].fullmatch(name):
-            left_out.append(name)
+        if _UNUSED[part].fullmatch(name):
+            unused.append(name)
             continue
         name = _strip(name, (*_ALIASES[part], released))
         found[merged + name] = tensor
-    return found, left_out
+    return found, unused
 
 
 def file_name(name: str, layout: Layout) -> tuple[str, str]:
-    """Folder ("" is the root) and name there of a tensor called `name` in the merged layout."""
-    if name.startswith(f"{OURS}."):
-        return OURS, name.removeprefix(f"{OURS}.")
+    """Folder ("" for the root) and name in `layout` of a tensor whose merged name is `name`."""
+    if name.startswith(f"{UNPUBLISHED}."):
+        return UNPUBLISHED, name.removeprefix(f"{UNPUBLISHED}.")
     if layout == "merged":
         return "", name
     part = name.split(".", 1)[0]
@@ -92,8 +92,8 @@ def file_name(name: str, layout: Layout) -> tuple[str, str]:
     return part, released + name.removeprefix(merged)
 
 
-def _merged_alias(name: str) -> str:
-    """Merged names as some published files have them, with the inner module's name."""
+def _canonical_name(name: str) -> str:
+    """The merged name of a tensor that some published files prefix with the inner module's name."""
     part = name.split(".", 1)[0]
     if part == "sound_tower":
         return PARTS[part][0] + _strip(name.removeprefix("sound_tower."), ("audio_tower.",))

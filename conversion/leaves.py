@@ -1,8 +1,8 @@
-"""Leaves of an Orbax checkpoint, written and read in pieces: a stacked leaf of 3.8 GB is never in memory.
+"""Reads and writes leaves of an Orbax checkpoint in pieces: a stacked leaf of 3.8 GB is never in memory.
 
-Orbax copies numpy leaves before it writes them, and compresses. So a leaf here is a shape, a type and an iterator of
-its pieces: a type handler of its own writes these through TensorStore, uncompressed, in chunks of at most CHUNK_BYTES.
-The result is an ordinary checkpoint.
+Orbax copies numpy leaves before writing, and compresses them. So a leaf here is a shape, a type and an iterator over
+pieces; a custom type handler writes the pieces through TensorStore, uncompressed, in chunks of at most CHUNK_BYTES. The
+result is an ordinary checkpoint.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from omnivinci_jax.model_dir import CHUNK_BYTES
 
 Shape = tuple[int, ...]
 Pieces = Iterator[tuple[int | None, np.ndarray]]
-_BLOCK = 512  # columns a transposed copy takes at once: they fit a cache, and a plain copy is 7 times as slow
+_BLOCK_COLUMNS = 512  # columns copied at once in a transpose, so that they fit in cache; a plain copy is 7 times slower
 
 
 @dataclass(frozen=True)
 class LazyLeaf:
-    """A leaf yet to be read. `pieces` yields (index on the first axis, slice), or (None, the whole leaf) once."""
+    """A leaf that is not read yet. `pieces` yields (index on the first axis, slice), or (None, the whole leaf) once."""
 
     shape: Shape
     dtype: np.dtype
@@ -48,30 +48,30 @@ class StoredLeaf:
         if use_ocdbt:
             kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": base}, "path": f"{name}/"}
         spec = {"driver": "zarr3" if use_zarr3 else "zarr", "kvstore": kvstore}
-        # A chunk may hold several slices: the cache keeps it until the last one is read.
+        # A chunk may hold several slices: cache it until the last one is read.
         context = ts.Context({"cache_pool": {"total_bytes_limit": 2 * CHUNK_BYTES}})
         self._array = ts.open(spec, open=True, context=context).result()
         self.shape, self.dtype = tuple(self._array.shape), self._array.dtype.numpy_dtype
 
     def read(self, index: int | None = None) -> np.ndarray:
-        """The whole leaf, or its slice `index` of the first axis."""
+        """The whole leaf, or slice `index` of the first axis."""
         return (self._array if index is None else self._array[index]).read().result()
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
-    """`x` itself where it is contiguous, else a copy made in blocks that fit a cache."""
+    """`x` if it is contiguous, else a contiguous copy, made in blocks that fit in cache."""
     if x.flags.c_contiguous:
         return x
     if x.ndim != 2:
         return np.ascontiguousarray(x)
     copy = np.empty(x.shape, x.dtype)
-    for start in range(0, x.shape[1], _BLOCK):
-        copy[:, start : start + _BLOCK] = x[:, start : start + _BLOCK]
+    for start in range(0, x.shape[1], _BLOCK_COLUMNS):
+        copy[:, start : start + _BLOCK_COLUMNS] = x[:, start : start + _BLOCK_COLUMNS]
     return copy
 
 
 class _LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Writes a LazyLeaf where Orbax would write a numpy array, so that it reads it back as one."""
+    """Writes a LazyLeaf as Orbax would write a numpy array, so that Orbax reads it back as one."""
 
     async def serialize(self, values, infos, args=None):
         for leaf, info in zip(values, infos, strict=True):
@@ -92,24 +92,24 @@ def _write(path: str, leaf: LazyLeaf) -> None:
         "store_data_equal_to_fill_value": True,
     }
     array = ts.open(spec, create=True, dtype=ts.dtype(leaf.dtype), shape=leaf.shape).result()
-    waiting = None
+    pending = None
     for index, piece in leaf.pieces():
-        # One write is under way while the next piece is read and transposed.
+        # The next piece is read and transposed while this one is written.
         target = array if index is None else array[index]
         write = target.write(contiguous(piece), can_reference_source_data_indefinitely=True)
-        if waiting is not None:
-            waiting.result()
-        waiting = write
-    if waiting is not None:
-        waiting.result()
+        if pending is not None:
+            pending.result()
+        pending = write
+    if pending is not None:
+        pending.result()
 
 
 def _chunks(leaf: LazyLeaf) -> list[int]:
-    """One slice of the first axis or less: rows of it, so that a chunk has at most CHUNK_BYTES."""
+    """Chunk shape: one slice of the first axis, or as many of its rows as fit in CHUNK_BYTES."""
     if not leaf.shape:
         return []
     chunks = [1, *leaf.shape[1:]] if len(leaf.shape) > 2 else list(leaf.shape)
     axis = 1 if len(leaf.shape) > 2 else 0
-    row = int(np.prod(chunks[axis + 1 :])) * leaf.dtype.itemsize
-    chunks[axis] = max(1, min(chunks[axis], CHUNK_BYTES // row))
+    row_bytes = int(np.prod(chunks[axis + 1 :])) * leaf.dtype.itemsize
+    chunks[axis] = max(1, min(chunks[axis], CHUNK_BYTES // row_bytes))
     return chunks

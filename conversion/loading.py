@@ -1,4 +1,4 @@
-"""A PyTorch checkpoint in memory, without a model directory between."""
+"""Loads a PyTorch checkpoint directly, without a model directory in between."""
 
 from pathlib import Path
 
@@ -24,14 +24,14 @@ def load(folder: Path, dtype: DTypeLike | None = None, mesh: Mesh | None = None)
     """See `conversion.load`."""
     source = open_source(folder)
     if source.tokenizer is None:
-        raise UserError(f"{folder}: there is no tokenizer; copy tokenizer.json there")
+        raise UserError(f"{folder}: no tokenizer; copy tokenizer.json there")
     tokenizer = Tokenizer(source.tokenizer.folder)
     model, params = load_model(folder, dtype, mesh)
     return Assistant(model, params, Processor(source.config, tokenizer))
 
 
 def load_model(folder: Path, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> tuple[OmniVinci, dict]:
-    """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
+    """`load` without the tokenizer: the module and its parameters, for callers with token ids."""
     source = open_source(folder)
     model = OmniVinci(source.config, Compute(dtype=dtype or jnp.float32))
     shardings = flatten_dict(shardings_of(model, mesh), sep="/")

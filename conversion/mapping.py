@@ -1,8 +1,8 @@
-"""Where every tensor of a PyTorch checkpoint is in the parameter tree: one table, read in both directions.
+"""Maps PyTorch tensors to leaves of the parameter tree: one table, used in both directions.
 
-Torch names are those of the merged layout (conversion/layouts.py knows how the released one differs). `{n}` is the
-number of a layer: in torch each layer has tensors of its own, in the tree they are slices of one stacked leaf. SigLIP's
-last layer, which is never computed, is a leaf of its own.
+Torch names are those of the merged layout (conversion/layouts.py maps the released ones). `{n}` is a layer index: torch
+has separate tensors for each layer, the tree stacks them in one leaf. SigLIP's last layer, which is never computed, is
+a separate leaf.
 """
 
 import math
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 class Transform(NamedTuple):
-    """A tensor's change of layout: views where possible, so that nothing is copied twice.
+    """A change of layout; returns views where possible, so that nothing is copied twice.
 
     to_tree: torch's array to the tree's. to_torch: back, given torch's shape.
     torch_shape: torch's shape from the tree's and the number of real vocabulary rows.
@@ -29,7 +29,7 @@ class Transform(NamedTuple):
 
 
 def _pad_rows(x: np.ndarray) -> np.ndarray:
-    """Vocabulary rows padded with zeros to a multiple of 128."""
+    """Pads vocabulary rows with zeros to a multiple of 128."""
     return np.concatenate([x, np.zeros((-len(x) % 128, *x.shape[1:]), x.dtype)]) if len(x) % 128 else x
 
 
@@ -58,7 +58,7 @@ Row = tuple[str, str, Transform]
 
 
 def _dense(torch: str, tree: str, *names: str, bias: bool = True, weight: Transform = LINEAR) -> list[Row]:
-    """Rows of the modules `names` (with dots) that multiply by a weight, under the same names in the tree."""
+    """Table rows of linear or convolution modules, whose dotted `names` are the same in the tree."""
     rows = []
     for name in names or ("",):
         path = f"{tree}/{name.replace('.', '/')}".rstrip("/")
@@ -134,7 +134,7 @@ TABLE: tuple[Row, ...] = (
 
 
 class Tensor(NamedTuple):
-    """One torch tensor: its name and shape, the leaf it is in, and which slice of it (None: the whole leaf)."""
+    """One torch tensor: its name and shape, its leaf, and its index in the leaf (None: the whole leaf)."""
 
     name: str
     shape: Shape
@@ -146,29 +146,29 @@ class Tensor(NamedTuple):
 def tensors(config: OmniVinciConfig, leaves: dict[str, Shape]) -> Iterator[Tensor]:
     """Every published tensor of a model whose parameters have the shapes `leaves` (by path), leaf by leaf.
 
-    A tied decoder has no head; the other leaves of the tree (`unpublished_leaves`) have no published name.
+    A tied decoder has no head. For leaves without a published name see `unpublished_leaves`.
     """
     for torch_name, path, transform in TABLE:
         if path == "llm/lm_head/kernel" and config.text.tie_word_embeddings:
             continue
-        yield from _of_leaf(config, leaves, torch_name, path, transform)
+        yield from _leaf_tensors(config, leaves, torch_name, path, transform)
 
 
 def unpublished_leaves(config: OmniVinciConfig, leaves: dict[str, Shape]) -> dict[str, str]:
-    """Names and paths of the leaves that have no place in the published layouts; conversion leaves them as they are."""
+    """Names and paths of leaves that the published layouts lack; conversion does not transform them."""
     published = {tensor.path for tensor in tensors(config, leaves)}
     return {path.replace("/", "."): path for path in leaves if path not in published}
 
 
-def _of_leaf(config: OmniVinciConfig, leaves: dict[str, Shape], torch_name: str, path: str, transform: Transform):
+def _leaf_tensors(config: OmniVinciConfig, leaves: dict[str, Shape], torch_name: str, path: str, transform: Transform):
     rows = config.text.vocab_size
     if "{n}" not in torch_name:
         yield Tensor(torch_name, transform.torch_shape(leaves[path], rows), path, None, transform)
         return
     count, *shape = leaves[path]
     torch_shape = transform.torch_shape(tuple(shape), rows)
-    for number in range(count):
-        yield Tensor(torch_name.format(n=number), torch_shape, path, number, transform)
+    for layer in range(count):
+        yield Tensor(torch_name.format(n=layer), torch_shape, path, layer, transform)
     if path.startswith("vision_tower/"):
         last = path.replace("/layers/", "/last_layer/")
         yield Tensor(torch_name.format(n=count), torch_shape, last, None, transform)

@@ -1,7 +1,7 @@
-"""What to make of PyTorch files: the configuration, and every leaf of the parameter tree with where it is read from.
+"""The source of a conversion: its configuration, and a lazy leaf for every parameter.
 
-A source is one checkpoint in either layout, or parts of their own (a Qwen2.5, a SigLIP, an AF-Whisper), or a checkpoint
-with some parts replaced. Nothing is read here but headers.
+A source is one checkpoint in either layout, separate parts (a Qwen2.5, a SigLIP, an AF-Whisper), or a checkpoint with
+some parts replaced. Opening it reads headers only.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from conversion.layouts import OURS, PARTS, read_layout, read_part
+from conversion.layouts import PARTS, UNPUBLISHED, read_layout, read_part
 from conversion.leaves import LazyLeaf, Pieces
 from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES, StoredTensor
-from conversion.tokenizer import ReadTokenizer, read_tokenizer
+from conversion.tokenizer import SourceTokenizer, read_tokenizer
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
 from omnivinci_jax.config_json import from_json, read_json
 from omnivinci_jax.config_json import read_part as read_part_config
@@ -33,23 +33,23 @@ _TABLES = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")
 
 
 class Source(NamedTuple):
-    """A model to be converted.
+    """A model to convert.
 
     base: config.json of the checkpoint, whose other keys are kept.
     leaves: by path.
-    tokenizer: None where there is none.
-    notes: what the user should know (what was initialised, left out, added).
+    tokenizer: None if the source has none.
+    notes: for the user: what was initialised, skipped or added.
     """
 
     config: OmniVinciConfig
     base: Mapping[str, Any] | None
     leaves: dict[str, LazyLeaf]
-    tokenizer: ReadTokenizer | None
+    tokenizer: SourceTokenizer | None
     notes: list[str]
 
 
-class GrownTable(NamedTuple):
-    """A vocabulary table with rows added: new tokens start as the mean of the old ones."""
+class ExtendedTable(NamedTuple):
+    """A vocabulary table with new rows, each the mean of the old ones."""
 
     table: StoredTensor
     rows: int
@@ -82,54 +82,55 @@ def open_source(
     tokenizer: Path | None = None,
     dtype: str | None = None,
 ) -> Source:
-    """Plans a conversion.
+    """Opens the source of a conversion.
 
     Args:
-        folder: a checkpoint in the released or merged layout; None where all three `parts` are given.
-        parts: folders of parts (`llm`, `vision_tower`, `sound_tower`) that are not in `folder` or replace those there.
-        tokenizer: folder of the tokenizer, where it is not with the checkpoint.
+        folder: a checkpoint in the released or merged layout; None if all three `parts` are given.
+        parts: folders of parts (`llm`, `vision_tower`, `sound_tower`) that are missing in `folder` or replace its own.
+        tokenizer: folder of the tokenizer, if it is not in the checkpoint.
         dtype: type of all parameters; None keeps that of each.
 
     Raises:
-        UserError: a tensor that is missing, unknown or of another shape (with its key and file), a damaged file.
-        ConfigError: a configuration that is not supported.
+        UserError: a damaged file, or a tensor that is missing, unknown or of another shape; names the key and the file.
+        ConfigError: an unsupported configuration.
     """
     parts = dict(parts or {})
     if folder is None and (missing := [part for part in _CONFIG_FIELDS if part not in parts]):
-        raise UserError(f"without a checkpoint to start from, give --{missing[0]} as well")
+        raise UserError(f"without a source checkpoint, --{missing[0]} is required")
     base = read_json(folder / "config.json") if folder else None
     config = _configuration(folder, base, parts)
-    found, notes = _found(folder, parts)
+    found, notes = _collect_tensors(folder, parts)
 
-    read = read_tokenizer(tokenizer, [parts.get("llm"), folder, folder and folder / "llm"])
-    if read is None:
-        notes.append("there is no tokenizer.json; the model can be loaded once a tokenizer is beside its config.json")
+    found_tokenizer = read_tokenizer(tokenizer, [parts.get("llm"), folder, folder and folder / "llm"])
+    if found_tokenizer is None:
+        notes.append("no tokenizer.json in the source; add a tokenizer beside config.json before you load the model")
     else:
-        notes += [f"{token} is new in the tokenizer, with the id {number}" for token, number in read.added]
-        config = _grow(config, read.size, found, notes)
+        notes += [f"{token} is new in the tokenizer, with id {token_id}" for token, token_id in found_tokenizer.added]
+        config = _extend_vocabulary(config, found_tokenizer.size, found, notes)
 
     model = OmniVinci(config)
     shapes = parameter_shapes(model)
     expected = list(tensors(config, shapes))
-    own = unpublished_leaves(config, shapes)
-    initialised = {path for name, path in own.items() if f"{OURS}.{name}" not in found}
+    unpublished = unpublished_leaves(config, shapes)
+    initialised = {path for name, path in unpublished.items() if f"{UNPUBLISHED}.{name}" not in found}
     if folder is None:
         initialised |= {tensor.path for tensor in expected if tensor.name.startswith(_PROJECTORS)}
     expected = [tensor for tensor in expected if tensor.path not in initialised]
-    expected += [Tensor(f"{OURS}.{name}", shapes[p], p, None, SAME) for name, p in own.items() if p not in initialised]
-    _check(expected, found, folder)
+    stored = {name: path for name, path in unpublished.items() if path not in initialised}
+    expected += [Tensor(f"{UNPUBLISHED}.{name}", shapes[path], path, None, SAME) for name, path in stored.items()]
+    _check_tensors(expected, found, folder)
     if initialised:
         modules = sorted({path.split("/")[0] for path in initialised})
-        notes.append(f"initialised, since the source has no such tensors: {', '.join(modules)}")
+        notes.append(f"initialised, because the source has no such tensors: {', '.join(modules)}")
 
-    wanted = DTYPE_NAMES[dtype] if dtype else None
+    target_dtype = DTYPE_NAMES[dtype] if dtype else None
     by_leaf: dict[str, list[Tensor]] = {}
     for tensor in expected:
         by_leaf.setdefault(tensor.path, []).append(tensor)
-    leaves = {path: _stored_leaf(shapes[path], group, found, wanted) for path, group in by_leaf.items()}
+    leaves = {path: _stored_leaf(shapes[path], group, found, target_dtype) for path, group in by_leaf.items()}
     embedding = leaves["llm/embed_tokens/embedding"].dtype
-    leaves |= _initialised_leaves(model, initialised, shapes, wanted or embedding)
-    return Source(config, base, leaves, read, notes)
+    leaves |= _initialised_leaves(model, initialised, shapes, target_dtype or embedding)
+    return Source(config, base, leaves, found_tokenizer, notes)
 
 
 def _configuration(folder: Path | None, base: Mapping[str, Any] | None, parts: dict[str, Path]) -> OmniVinciConfig:
@@ -148,45 +149,44 @@ def _configuration(folder: Path | None, base: Mapping[str, Any] | None, parts: d
     return from_json(base, str(folder / "config.json")).replace(**sections)
 
 
-def _found(folder: Path | None, parts: dict[str, Path]) -> tuple[dict[str, StoredTensor], list[str]]:
+def _collect_tensors(folder: Path | None, parts: dict[str, Path]) -> tuple[dict[str, StoredTensor], list[str]]:
     found = read_layout(folder) if folder else {}
     notes = []
     for part, path in parts.items():
         found = {name: tensor for name, tensor in found.items() if not name.startswith(PARTS[part][0])}
-        tensors_of_part, left_out = read_part(path, part)
-        found |= tensors_of_part
-        if left_out:
-            notes.append(f"{path}: {len(left_out)} tensors that {part} has no use for are left out ({left_out[0]}, …)")
+        part_tensors, unused = read_part(path, part)
+        found |= part_tensors
+        if unused:
+            notes.append(f"{path}: skipped {len(unused)} tensors that {part} does not use ({unused[0]}, …)")
     return found, notes
 
 
-def _grow(config: OmniVinciConfig, size: int, found: dict, notes: list[str]) -> OmniVinciConfig:
-    """Adds rows to the vocabulary tables where the tokenizer has more ids."""
+def _extend_vocabulary(config: OmniVinciConfig, size: int, found: dict, notes: list[str]) -> OmniVinciConfig:
+    """Adds rows to the vocabulary tables if the tokenizer has more ids."""
     rows = config.text.vocab_size
     if size <= rows:
         return config
     for name in _TABLES:
         if name in found and found[name].shape[0] == rows:
-            found[name] = GrownTable(found[name], size)
+            found[name] = ExtendedTable(found[name], size)
     notes.append(f"the embedding grows from {rows} to {size} rows; new rows are the mean of the old ones")
     return config.replace(text=dataclasses.replace(config.text, vocab_size=size))
 
 
-def _check(expected: Iterable[Tensor], found: Mapping[str, StoredTensor], folder: Path | None) -> None:
+def _check_tensors(expected: Iterable[Tensor], found: Mapping[str, StoredTensor], folder: Path | None) -> None:
     names = set()
     for tensor in expected:
         names.add(tensor.name)
         if tensor.name not in found:
-            raise UserError(f"{folder or 'the given parts'}: the tensor {tensor.name} is missing")
+            raise UserError(f"{folder or 'the given parts'}: tensor {tensor.name} is missing")
         stored = found[tensor.name]
         if tuple(stored.shape) != tensor.shape:
             raise UserError(
-                f"{stored.file}: {tensor.name} has the shape {tuple(stored.shape)}, and config.json asks for "
-                f"{tensor.shape}"
+                f"{stored.file}: {tensor.name} has shape {tuple(stored.shape)}, but config.json expects {tensor.shape}"
             )
     for name, stored in found.items():
         if name not in names:
-            raise UserError(f"{stored.file}: {name} is a tensor that this model does not have")
+            raise UserError(f"{stored.file}: this model has no tensor {name}")
 
 
 def _stored_leaf(
@@ -194,7 +194,7 @@ def _stored_leaf(
 ) -> LazyLeaf:
     types = {found[tensor.name].dtype for tensor in group}
     if dtype is None and len(types) > 1:
-        raise UserError(f"{group[0].name} and its fellows in other layers are of several types; give --dtype")
+        raise UserError(f"{group[0].name} has different types in different layers; choose one with --dtype")
     dtype = dtype or types.pop()
 
     def pieces() -> Pieces:
@@ -206,7 +206,7 @@ def _stored_leaf(
 
 
 def _initialised_leaves(model: OmniVinci, paths: set[str], shapes: dict, dtype: np.dtype) -> dict[str, LazyLeaf]:
-    """Leaves as at the start of training, made when the first of them is read; the rest of the model is not made."""
+    """Randomly initialised leaves, computed when the first one is read; XLA drops the rest of the model."""
     batch = init_batch(model.config)
 
     @jax.jit

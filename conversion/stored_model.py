@@ -1,4 +1,4 @@
-"""A model directory seen as PyTorch tensors, read one at a time."""
+"""Reads a model directory as PyTorch tensors, one at a time."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from conversion.layouts import OURS
+from conversion.layouts import UNPUBLISHED
 from conversion.leaves import StoredLeaf, contiguous
 from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES
@@ -27,8 +27,8 @@ class StoredModel(NamedTuple):
     """The header of a model directory.
 
     root: config.json in the merged form.
-    tensors: every tensor under its merged name; those without a published name are under `omnivinci_jax.`.
-    dtypes: the stored type of each leaf, by path.
+    tensors: every tensor by merged name; unpublished ones start with `omnivinci_jax.`.
+    dtypes: stored type of each leaf, by path.
     """
 
     folder: Path
@@ -52,16 +52,16 @@ def open_model(folder: Path) -> StoredModel:
     leaves = cast("dict[str, jax.ShapeDtypeStruct]", flatten_dict(stored, sep="/"))
     dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
     if unknown := [path for path, dtype in dtypes.items() if dtype not in DTYPES.values()]:
-        raise UserError(f"{folder / 'params'}: {unknown[0]} is of type {dtypes[unknown[0]]}; it must be floating point")
+        raise UserError(f"{folder / 'params'}: {unknown[0]} has type {dtypes[unknown[0]]}; it must be floating point")
     shapes = parameter_shapes(model)
-    everything = [*tensors(config, shapes)]
+    all_tensors = [*tensors(config, shapes)]
     for name, path in unpublished_leaves(config, shapes).items():
-        everything.append(Tensor(f"{OURS}.{name}", shapes[path], path, None, SAME))
-    return StoredModel(folder, root, config, everything, dtypes)
+        all_tensors.append(Tensor(f"{UNPUBLISHED}.{name}", shapes[path], path, None, SAME))
+    return StoredModel(folder, root, config, all_tensors, dtypes)
 
 
 def read_tensors(model: StoredModel, wanted: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    """Yields each tensor as a contiguous array in PyTorch's layout and in its stored type.
+    """Yields each tensor as a contiguous array in PyTorch's layout, with its stored type.
 
     A thread reads the next tensor while the caller uses this one.
     """

@@ -1,4 +1,4 @@
-"""Safetensors files, one or many with an index, read and written tensor by tensor."""
+"""Reads and writes safetensors files (one, or shards with an index) tensor by tensor."""
 
 import json
 import struct
@@ -21,7 +21,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 4 * 10**9
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_LARGEST_HEADER = 100_000_000  # the limit of the format's own library
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
 class StoredTensor(NamedTuple):
@@ -33,7 +33,7 @@ class StoredTensor(NamedTuple):
     dtype: np.dtype
 
     def read(self) -> np.ndarray:
-        """Reads it whole; raises UserError where the file became shorter meanwhile."""
+        """Reads the tensor; raises UserError if the file was truncated meanwhile."""
         array = np.fromfile(self.file, self.dtype, int(np.prod(self.shape)), offset=self.offset)
         if array.size != np.prod(self.shape):
             raise UserError(f"{self.file}: the file is truncated; copy it again")
@@ -41,16 +41,16 @@ class StoredTensor(NamedTuple):
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether safetensors files of a model are in `folder` itself."""
+    """Whether `folder` itself contains a model's safetensors files."""
     return (folder / INDEX).is_file() or (folder / SINGLE).is_file()
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Tensors of the one file or of all shards in `folder`, by name; reads headers alone.
+    """Tensors of the single file or all shards in `folder`, by name; reads headers only.
 
     Raises:
-        UserError: a missing or truncated file, an index that names a file outside the folder or disagrees with the
-            files, a type that is none of the floating point ones.
+        UserError: a missing or truncated file, an index that contradicts the files or names one outside the folder, a
+            type that is not floating point.
     """
     if not (folder / INDEX).is_file():
         return _header(folder / SINGLE)
@@ -59,20 +59,20 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         names = json.loads(index.read_text())["weight_map"]
         files = sorted(set(names.values()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{index}: not an index of safetensors files (it has no weight_map)") from None
+        raise UserError(f"{index}: not an index of safetensors files (no weight_map)") from None
     found: dict[str, StoredTensor] = {}
     for file in files:
         if Path(file).name != file or file in ("", ".", ".."):
-            raise UserError(f"{index}: it names {file!r}, which is outside the directory; nothing was read")
+            raise UserError(f"{index}: names {file!r}, which is outside the directory; nothing was read")
         if not (folder / file).is_file():
-            raise UserError(f"{folder / file}: no such file, and {INDEX} names it; copy the missing shard")
+            raise UserError(f"{folder / file}: no such file, but {INDEX} names it; copy the missing shard")
         found |= _header(folder / file)
     for name, file in names.items():
         if name not in found or found[name].file.name != file:
-            raise UserError(f"{folder / file}: there is no tensor {name}, and {INDEX} says it is there")
+            raise UserError(f"{folder / file}: no tensor {name}, but {INDEX} lists it here")
     for name, tensor in found.items():
         if name not in names:
-            raise UserError(f"{tensor.file}: the tensor {name} is not in {INDEX}")
+            raise UserError(f"{tensor.file}: tensor {name} is not in {INDEX}")
     return found
 
 
@@ -81,7 +81,7 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         size = file.stat().st_size
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            if length > min(size - 8, _LARGEST_HEADER):
+            if length > min(size - 8, _MAX_HEADER_BYTES):
                 raise UserError(f"{file}: the file is truncated or not a safetensors file; copy it again")
             header = json.loads(handle.read(length))
         header.pop("__metadata__", None)
@@ -94,25 +94,25 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             raise
         raise UserError(f"{file}: the file is truncated or not a safetensors file; copy it again") from None
     if end != size:
-        raise UserError(f"{file}: the file is truncated: it has {size} bytes of {end}; copy it again")
+        raise UserError(f"{file}: the file is truncated: {size} of {end} bytes; copy it again")
     return tensors
 
 
 def _stored(file: Path, start: int, size: int, name: str, entry: Mapping) -> StoredTensor:
     if entry["dtype"] not in DTYPES:
-        raise UserError(f"{file}: {name} is of type {entry['dtype']}: supported are {', '.join(DTYPES)}")
+        raise UserError(f"{file}: {name} has type {entry['dtype']}; supported: {', '.join(DTYPES)}")
     dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
     tensor = StoredTensor(file, start + begin, tuple(entry["shape"]), dtype)
     if end - begin != int(np.prod(tensor.shape)) * dtype.itemsize or start + end > size:
-        raise UserError(f"{file}: {name} does not fit into the file: it is truncated or damaged; copy it again")
+        raise UserError(f"{file}: {name} exceeds the file, which is truncated or damaged; copy it again")
     return tensor
 
 
 class TensorWriter:
-    """Writes tensors, announced by name, shape and type, in their order to files of at most SHARD_BYTES in a folder."""
+    """Writes tensors in a declared order (name, shape, type) to files of at most SHARD_BYTES in a folder."""
 
     def __init__(self, folder: Path, tensors: Iterable[tuple[str, Shape, np.dtype]], limit: int = SHARD_BYTES):
-        """Plans the shards; `limit` is in bytes (a larger tensor gets a shard of its own)."""
+        """Plans the shards; `limit` is in bytes (a larger tensor gets its own shard)."""
         shards: list[dict[str, dict]] = [{}]
         position = total = 0
         for name, shape, dtype in tensors:
@@ -136,10 +136,10 @@ class TensorWriter:
     def _file_names(count: int) -> list[str]:
         if count == 1:
             return [SINGLE]
-        return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        return [f"model-{shard:05d}-of-{count:05d}.safetensors" for shard in range(1, count + 1)]
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Appends the next announced tensor; `array` is contiguous and of the announced shape and type."""
+        """Appends the next declared tensor; `array` is contiguous, with the declared shape and type."""
         file, expected = next(self._order)
         entry = self._shards[file][expected]
         assert name == expected and list(array.shape) == entry["shape"] and _NAMES[array.dtype] == entry["dtype"]
@@ -153,6 +153,6 @@ class TensorWriter:
         self._handle.write(array.reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:
-        """Closes the file that is open."""
+        """Closes the current file."""
         if self._handle is not None:
             self._handle.close()

@@ -1,8 +1,8 @@
-"""The adapters of a run (LoRA) in PEFT's layout, for the published model in PyTorch.
+"""Convert a run's LoRA adapters to PEFT's layout, for the published model in PyTorch.
 
 python -m conversion.to_peft RUN DST
 
-PEFT names them after the modules of the merged layout: `base_model.model.llm.model.layers.0.self_attn.q_proj`.
+PEFT names adapters after the modules of the merged layout: `base_model.model.llm.model.layers.0.self_attn.q_proj`.
 """
 
 import argparse
@@ -29,14 +29,14 @@ def to_peft(workdir: Path, destination: Path) -> None:
     """Writes adapter_config.json and adapter_model.safetensors to the new directory `destination`.
 
     Raises:
-        UserError: no run with adapters is in `workdir`; a part is adapted that is no linear layer of the published
+        UserError: `workdir` has no run with adapters; an adapted module is not a linear layer of the published
             model; `destination` exists.
     """
     config, adapters = read_adapters(epath.Path(workdir))
     with atomic_directory(destination, replace=False) as staged:
         part = Path(staged)
         arrays, modules = {}, []
-        for tensor, a, b in _by_module(config, adapters, workdir):
+        for tensor, a, b in _adapted(config, adapters, workdir):
             module = tensor.name.removesuffix(".weight")
             modules.append(module)
             arrays[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
@@ -45,8 +45,8 @@ def to_peft(workdir: Path, destination: Path) -> None:
         (part / "adapter_config.json").write_text(json.dumps(_config(config, modules), indent=2) + "\n")
 
 
-def _by_module(config: TrainConfig, adapters: dict, workdir: Path) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
-    """The published weight of each adapted module, with lora_a and lora_b of its layer."""
+def _adapted(config: TrainConfig, adapters: dict, workdir: Path) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
+    """Yields the published weight of each adapted module with its lora_a and lora_b."""
     shapes = parameter_shapes(OmniVinci(config.model))
     published: dict[str, list[Tensor]] = {}
     for tensor in tensors(config.model, shapes):
@@ -56,7 +56,7 @@ def _by_module(config: TrainConfig, adapters: dict, workdir: Path) -> Iterator[t
         a, b = (np.asarray(leaves[f"{path}/{name}"]) for name in ("lora_a", "lora_b"))
         for tensor in published.get(f"{path}/kernel", [None]):
             if tensor is None or tensor.transform not in (LINEAR, HEAD):
-                raise UserError(f"{workdir}: {path} is no linear layer of the published model, which PEFT could adapt")
+                raise UserError(f"{workdir}: {path} is not a published linear layer, so PEFT cannot adapt it")
             layer = ... if tensor.index is None else tensor.index
             yield tensor, a[layer], b[layer]
 
@@ -79,8 +79,8 @@ def _config(config: TrainConfig, modules: list[str]) -> dict:
 def main(arguments: list[str], prog: str = "python -m conversion.to_peft") -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", type=Path, help="directory of a run with adapters")
-    parser.add_argument("destination", type=Path, help="directory to make")
+    parser.add_argument("run", type=Path, help="work directory of a run with adapters")
+    parser.add_argument("destination", type=Path, help="directory to create")
     options = parser.parse_args(arguments)
     to_peft(options.run, options.destination)
     print(f"wrote {options.destination}")

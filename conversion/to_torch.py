@@ -1,4 +1,4 @@
-"""A model directory to PyTorch files.
+"""Convert a model directory to PyTorch files.
 
 python -m conversion.to_torch DIR DST --layout released|merged
 """
@@ -24,7 +24,7 @@ from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
 
 
 class _Export(NamedTuple):
-    """A tensor, its name in its folder, and its type there."""
+    """A tensor, and its name and type in the file."""
 
     tensor: Tensor
     name: str
@@ -48,23 +48,23 @@ def to_torch(folder: Path, destination: Path, *, layout: Layout, dtype: str | No
         model = open_model(folder)
         folders: dict[str, list[_Export]] = {}
         for tensor in model.tensors:
-            where, name = file_name(tensor.name, layout)
-            kind = DTYPE_NAMES[dtype] if dtype else model.dtypes[tensor.path]
-            folders.setdefault(where, []).append(_Export(tensor, name, kind))
+            subfolder, name = file_name(tensor.name, layout)
+            export_dtype = DTYPE_NAMES[dtype] if dtype else model.dtypes[tensor.path]
+            folders.setdefault(subfolder, []).append(_Export(tensor, name, export_dtype))
         total = sum(export.nbytes for exports in folders.values() for export in exports)
         with progress(total, "to_torch") as bar:
-            for where, exports in folders.items():
-                writer = TensorWriter(part / where, [(e.name, e.tensor.shape, e.dtype) for e in exports])
+            for subfolder, exports in folders.items():
+                writer = TensorWriter(part / subfolder, [(e.name, e.tensor.shape, e.dtype) for e in exports])
                 arrays = read_tensors(model, (export.tensor for export in exports))
                 for export, array in zip(exports, arrays, strict=True):
                     writer.write(export.name, array.astype(export.dtype, copy=False))
                     bar.update(export.nbytes)
                 writer.close()
-        _write_rest(folder, part, to_json(model.config, model.root), layout)
+        _write_metadata(folder, part, to_json(model.config, model.root), layout)
 
 
-def _write_rest(folder: Path, part: Path, root: dict[str, Any], layout: Layout) -> None:
-    """config.json of the layout, and the tokenizer's files where PyTorch code looks for them."""
+def _write_metadata(folder: Path, part: Path, root: dict[str, Any], layout: Layout) -> None:
+    """Writes config.json of the layout, and the tokenizer's files subfolder PyTorch code looks for them."""
     root = {**root, "architectures": root.get("architectures", ["AudioVisualFlamingoForConditionalGeneration"])}
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer(folder)
@@ -82,9 +82,9 @@ def main(arguments: list[str], prog: str = "python -m conversion.to_torch") -> i
     """The command."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="model directory")
-    parser.add_argument("destination", type=Path, help="directory to make")
+    parser.add_argument("destination", type=Path, help="directory to create")
     parser.add_argument("--layout", choices=get_args(Layout), required=True)
-    parser.add_argument("--dtype", choices=DTYPE_NAMES, help="cast all parameters; they are kept as they are otherwise")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, help="cast all parameters; default: keep their types")
     options = parser.parse_args(arguments)
     to_torch(options.folder, options.destination, layout=options.layout, dtype=options.dtype)
     print(f"wrote {options.destination} ({options.layout} layout)")

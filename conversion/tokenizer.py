@@ -1,4 +1,4 @@
-"""The tokenizer's files: found beside a checkpoint, completed with the media tokens, and written."""
+"""Finds a checkpoint's tokenizer, adds the media tokens, and writes its files."""
 
 import shutil
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ from omnivinci_jax.sequence.chat import PLACEHOLDERS
 from omnivinci_jax.sequence.tokenizer import FILES
 
 
-class ReadTokenizer(NamedTuple):
-    """A tokenizer with the media tokens. size: ids that it has. added: tokens that were new, with their ids."""
+class SourceTokenizer(NamedTuple):
+    """A tokenizer with the media tokens. size: number of ids. added: new tokens with their ids."""
 
     folder: Path
     tokenizer: tokenizers.Tokenizer
@@ -21,7 +21,7 @@ class ReadTokenizer(NamedTuple):
     added: list[tuple[str, int]]
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json and copies the files beside it."""
+        """Writes tokenizer.json and copies the other tokenizer files."""
         for name in FILES:
             if (self.folder / name).is_file():
                 shutil.copy(self.folder / name, folder / name)
@@ -29,23 +29,23 @@ class ReadTokenizer(NamedTuple):
             self.tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def read_tokenizer(given: Path | None, folders: Iterable[Path | None]) -> ReadTokenizer | None:
-    """Reads the tokenizer in `given`, or else in the first of `folders` that has one; None where none has.
+def read_tokenizer(given: Path | None, folders: Iterable[Path | None]) -> SourceTokenizer | None:
+    """Reads the tokenizer in `given`, else in the first of `folders` that has one; None if none has.
 
     Raises:
-        UserError: there is none in `given`, or it cannot be read.
+        UserError: `given` has no tokenizer, or it cannot be read.
     """
     candidates = [given] if given else [folder for folder in folders if folder]
     folder = next((f for f in candidates if (f / "tokenizer.json").is_file() or (f / "vocab.json").is_file()), None)
     if folder is None:
         if given:
-            raise UserError(f"{given}: there is no tokenizer.json and no vocab.json")
+            raise UserError(f"{given}: neither tokenizer.json nor vocab.json")
         return None
     tokenizer = _load(folder)
     new = [token for token in PLACEHOLDERS.values() if tokenizer.token_to_id(token) is None]
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in new])
     ids = tokenizer.get_vocab(with_added_tokens=True)
-    return ReadTokenizer(folder, tokenizer, max(ids.values()) + 1, [(token, ids[token]) for token in new])
+    return SourceTokenizer(folder, tokenizer, max(ids.values()) + 1, [(token, ids[token]) for token in new])
 
 
 def _load(folder: Path) -> tokenizers.Tokenizer:
@@ -57,4 +57,4 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
         return Qwen2TokenizerFast.from_pretrained(folder).backend_tokenizer
     except Exception as error:  # the libraries raise bare Exception
         reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from None
+        raise UserError(f"{folder}: cannot read the tokenizer: {reason}") from None

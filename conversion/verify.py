@@ -1,4 +1,4 @@
-"""Compares a model directory with PyTorch files: every tensor, and their configurations.
+"""Compare a model directory with PyTorch files: configurations and every tensor.
 
 python -m conversion.verify MODEL_DIR TORCH_DIR      TORCH_DIR: a checkpoint in the released or merged layout
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from conversion.command import progress, run
-from conversion.layouts import OURS, read_layout
+from conversion.layouts import UNPUBLISHED, read_layout
 from conversion.stored_model import StoredModel, open_model, read_tensors
 from conversion.tensor_files import StoredTensor
 from omnivinci_jax.config_json import read_config
@@ -25,11 +25,11 @@ _BLOCK = 2**22  # values compared at once
 
 @dataclass
 class Report:
-    """What `verify` found.
+    """Result of `verify`.
 
-    differences: one line each; empty where both sides hold the same model.
-    notes: what the user should know although it is no difference.
-    tensors: how many tensors both sides have.
+    differences: one line each; empty if both sides hold the same model.
+    notes: for the user; not differences.
+    tensors: number of tensors compared.
     """
 
     differences: list[str] = field(default_factory=list)
@@ -40,34 +40,34 @@ class Report:
 def verify(model_dir: Path, torch_dir: Path) -> Report:
     """Compares a model directory with PyTorch files in either layout; holds a few tensors in memory at a time.
 
-    Tensors of one type must agree bit for bit. Tensors of two types must agree once one side is cast to the type of the
-    other, and a note says so. Rows that pad the vocabulary are not compared: PyTorch files do not have them.
+    Tensors of the same type must agree bit for bit. Tensors of different types must agree after one side is cast to the
+    other's type, and a note says so. Vocabulary padding is not compared, because PyTorch files do not have it.
 
     Raises:
-        UserError: one of the directories is missing, damaged or not supported.
+        UserError: one of the directories is missing, damaged or unsupported.
     """
     model, found = open_model(model_dir), read_layout(torch_dir)
     report = Report()
-    mine = to_mapping(model.config)
+    ours = to_mapping(model.config)
     theirs = to_mapping(read_config(torch_dir / "config.json"))
-    for key, value, other in _different_fields(mine, theirs, "config"):
+    for key, value, other in _different_fields(ours, theirs, "config"):
         report.differences.append(f"{key}: {value} in {model_dir}, {other} in {torch_dir}")
     _compare_tensors(model, found, torch_dir, report)
     return report
 
 
-def _different_fields(mine: Any, theirs: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        for name in {**mine, **theirs}:
-            yield from _different_fields(mine.get(name), theirs.get(name), f"{key}.{name}")
-    elif mine != theirs:
-        yield key, mine, theirs
+def _different_fields(ours: Any, theirs: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in {**ours, **theirs}:
+            yield from _different_fields(ours.get(name), theirs.get(name), f"{key}.{name}")
+    elif ours != theirs:
+        yield key, ours, theirs
 
 
 def _compare_tensors(model: StoredModel, found: dict[str, StoredTensor], torch_dir: Path, report: Report) -> None:
     expected = {tensor.name: tensor for tensor in model.tensors}
-    unpublished = [name for name in expected if name.startswith(f"{OURS}.")]
-    if not any(name.startswith(f"{OURS}.") for name in found) and unpublished:
+    unpublished = [name for name in expected if name.startswith(f"{UNPUBLISHED}.")]
+    if not any(name.startswith(f"{UNPUBLISHED}.") for name in found) and unpublished:
         modules = sorted({expected.pop(name).path.split("/")[0] for name in unpublished})
         report.notes.append(
             f"{torch_dir} has only published tensors; not compared: {len(unpublished)} parameters of "
@@ -89,17 +89,17 @@ def _compare_tensors(model: StoredModel, found: dict[str, StoredTensor], torch_d
     casts: Counter[str] = Counter()
     total = sum(math.prod(tensor.shape) * model.dtypes[tensor.path].itemsize for tensor in shared)
     with progress(total, "verify") as bar:
-        for tensor, mine in zip(shared, read_tensors(model, shared), strict=True):
+        for tensor, ours in zip(shared, read_tensors(model, shared), strict=True):
             theirs = found[tensor.name].read()
-            types = f"{mine.dtype} in {model.folder}, {theirs.dtype} in {torch_dir}"
-            if not _agree(mine, theirs):
-                values = f"shape {tensor.shape}, {_describe_difference(mine, theirs)}"
+            types = f"{ours.dtype} in {model.folder}, {theirs.dtype} in {torch_dir}"
+            if not _agree(ours, theirs):
+                values = f"shape {tensor.shape}, {_describe_difference(ours, theirs)}"
                 report.differences.append(
-                    f"{tensor.name}: {values}" + (f" ({types})" if mine.dtype != theirs.dtype else "")
+                    f"{tensor.name}: {values}" + (f" ({types})" if ours.dtype != theirs.dtype else "")
                 )
-            elif mine.dtype != theirs.dtype:
+            elif ours.dtype != theirs.dtype:
                 casts[types] += 1
-            bar.update(mine.nbytes)
+            bar.update(ours.nbytes)
     report.notes += [f"{count} tensors agree after a cast: {types}" for types, count in casts.items()]
 
 
@@ -138,7 +138,7 @@ def _describe_difference(a: np.ndarray, b: np.ndarray) -> str:
 
 
 def main(arguments: list[str], prog: str = "python -m conversion.verify") -> int:
-    """The command; 1 where something differs."""
+    """The command; returns 1 if anything differs."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="model directory")
     parser.add_argument("torch", type=Path, metavar="TORCH_DIR", help="checkpoint in the released or merged layout")

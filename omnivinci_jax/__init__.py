@@ -6,7 +6,7 @@ from omnivinci_jax.sequence.chat import Media as Media
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, imported at its first use: loader workers and the command line start without jax."""
+    """Imports `load` on first use, so that loader workers and the command line start without jax."""
     if name == "load":
         from omnivinci_jax.generate.assistant import load
 

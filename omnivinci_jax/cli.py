@@ -1,4 +1,4 @@
-"""`omnivinci <command>`. This module imports neither jax nor numpy: loader workers import it again when they start."""
+"""`omnivinci <command>`. Imports neither jax nor numpy, because each loader worker imports this module on start."""
 
 import argparse
 import json
@@ -14,11 +14,11 @@ from etils import epath
 from omnivinci_jax.errors import Preempted, UserError
 
 _MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image"}
-_POSITIONS = "the prompt before the media, after half of them (rounded down), or after all"
+_POSITIONS = "prompt before the media, after half of them (rounded down), or after all"
 _CONVERSIONS = {
-    "from-torch": "PyTorch files to a model directory",
-    "to-torch": "a model directory to PyTorch files",
-    "to-peft": "the adapters of a run in PEFT's layout",
+    "from-torch": "convert PyTorch files to a model directory",
+    "to-torch": "convert a model directory to PyTorch files",
+    "to-peft": "convert a run's adapters to PEFT's layout",
     "verify": "compare a model directory with PyTorch files, tensor by tensor",
 }
 
@@ -26,17 +26,17 @@ _CONVERSIONS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code.
 
-    0; 1 where the command's answer is no (problems found, models that differ, a step that does not fit); 2 for an error
-    that the user can fix; 75 (a temporary failure) where the same command should be started again; 130 for Ctrl-C.
+    0; 1 for a negative result (problems found, models that differ, a step that does not fit); 2 for an error
+    that the user can fix; 75 (temporary failure) if the same command should be restarted; 130 for Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("omnivinci").setLevel(logging.INFO)
-    # Orbax and Grain log there, with tracebacks, what they then raise.
+    # Orbax and Grain log errors there, with tracebacks, before they raise them.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which this program does not use
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags; this program has none
     if argv[:1] == ["av_world"] and argv[1:2] and argv[1].startswith("--") and argv[1] != "--help":
         argv = ["av_world", "generate", *argv[1:]]
     parser = _parser()
@@ -61,25 +61,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="omnivinci", description="Train, evaluate and ask an omni-modal model.")
+    parser = argparse.ArgumentParser(prog="omnivinci", description="Train, evaluate and query an omni-modal model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = _command(commands, "train", _train, "train a model; --config FILE and --config.key=value say how")
+    command = _command(commands, "train", _train, "train a model as configured by --config FILE and --config.key=value")
     command.add_argument(
-        "--workdir", type=_path, required=True, help="where the run lives; the same command resumes it"
+        "--workdir", type=_path, required=True, help="work directory; the same command resumes its run"
     )
-    command.add_argument("--distributed", action="store_true", help="be one of several processes (launch/ has scripts)")
-    command.add_argument("--profile_steps", type=_steps, default=range(0), metavar="FIRST:LAST", help="trace for XProf")
-
-    command = _command(commands, "ablate", _ablate, "train the arms of a table and write it, with a plot")
+    command.add_argument("--distributed", action="store_true", help="run as one of several processes (see launch/)")
     command.add_argument(
-        "--workdir", type=_path, required=True, help="of all tables: arms that they share are trained once"
+        "--profile_steps", type=_steps, default=range(0), metavar="FIRST:LAST", help="steps to trace for XProf"
     )
 
-    _command(commands, "index", _index, "measure the data of a configuration: what it takes, what is wrong with it")
+    command = _command(commands, "ablate", _ablate, "train the arms of an ablation and write a table and a plot")
+    command.add_argument(
+        "--workdir", type=_path, required=True, help="work directory of all tables; shared arms are trained once"
+    )
 
-    command = _command(commands, "shardings", _shardings, "how a configuration's parameters lie on the mesh")
-    command.add_argument("--devices", type=int, help="how many devices there will be; default: those of this machine")
+    _command(commands, "index", _index, "index the data of a configuration: sizes and problems")
+
+    command = _command(
+        commands, "shardings", _shardings, "show how a configuration's parameters are sharded over the mesh"
+    )
+    command.add_argument("--devices", type=int, help="number of devices; default: those of this machine")
 
     command = _command(commands, "check", _check, "list every problem of a JSONL file and its media")
     command.add_argument("data", type=Path)
@@ -87,84 +91,88 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "shard", _shard, "write a JSONL file and its media as ArrayRecord shards")
     command.add_argument("data", type=Path, help="JSONL file")
     command.add_argument(
-        "--out", type=_path, required=True, help="folder of the shards, on a disk or gs://; the same command goes on"
+        "--out", type=_path, required=True, help="folder for the shards, on a disk or gs://; the same command resumes"
     )
-    command.add_argument("--per_shard", type=_positive, default=1000, help="conversations in a shard")
+    command.add_argument("--per_shard", type=_positive, default=1000, help="conversations per shard")
     command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
-    command.add_argument("--decoder", choices=("default", "tfio"), default="default", help="what reads sound files")
+    command.add_argument("--decoder", choices=("default", "tfio"), default="default", help="sound decoder")
 
-    command = _command(commands, "evaluate", _evaluate, "exact-match accuracy of a model on a data file")
+    command = _command(commands, "evaluate", _evaluate, "measure exact-match accuracy of a model on a data file")
     command.add_argument("--model", type=_path, required=True, help="model directory")
     command.add_argument("--data", type=_path, required=True, help="JSONL file, or folder of shards")
     command.add_argument("--out", type=_path, required=True, help="JSON file to write")
-    command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="leave a stream out")
-    command.add_argument("--rows", type=int, default=8, help="conversations measured at once")
-    _mesh_flag(command, "all devices, over which the parameters are sharded")
+    command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="stream to drop")
+    command.add_argument("--rows", type=int, default=8, help="conversations per batch shard")
+    _mesh_flag(command, "all devices, parameters sharded (fsdp=-1)")
 
-    command = _command(commands, "export", _export, "merge a run's adapters into a model directory of its own")
-    command.add_argument("--run", dest="workdir", type=_path, required=True, help="directory of a run with adapters")
-    command.add_argument("--out", type=_path, required=True, help="model directory to make")
+    command = _command(commands, "export", _export, "merge a run's adapters into a new model directory")
+    command.add_argument(
+        "--run", dest="workdir", type=_path, required=True, help="work directory of a run with adapters"
+    )
+    command.add_argument("--out", type=_path, required=True, help="model directory to create")
     _mesh_flag(command, "one device")
 
-    command = _command(commands, "generate", _generate, "answer a question about any mix of media, in their order")
+    command = _command(commands, "generate", _generate, "answer a prompt about any mix of media, in the given order")
     _generation_flags(command)
     for flag, kind in _MEDIA_FLAGS.items():
         command.add_argument(flag, dest="media", action=_MediaAction, default=[], metavar="FILE", help=f"a {kind}")
-    command.add_argument("--prompt", default="", help="text; <image>, <video> and <sound> in it say where media stand")
-    command.add_argument("--speech_prompt", action="append", default=[], metavar="FILE", help="a question as sound")
+    command.add_argument("--prompt", default="", help="text; <image>, <video> and <sound> mark the positions of media")
+    command.add_argument("--speech_prompt", action="append", default=[], metavar="FILE", help="a spoken prompt")
     command.add_argument("--prompt_position", choices=("prefix", "mid", "suffix"), default="suffix", help=_POSITIONS)
-    command.add_argument("--samples", type=_positive, default=1, help="how many answers to draw")
-    command.add_argument("--json", action="store_true", help="print each answer as a JSON object on a line")
-    command.add_argument("--speak", type=Path, metavar="FILE.wav", help="have the answer read aloud into a sound file")
-    command.add_argument("--voice", default="", help="of --speak; default: the back end's own")
-    command.add_argument("--speech_server", default="", metavar="URL", help="with OpenAI's /v1/audio/speech speaks it")
-    command.add_argument("--speech_model", default="tts-1", help="what that server calls the model that speaks")
-    command.add_argument("--data", type=Path, help="answer every conversation of a JSONL file instead, as JSON lines")
-    command.add_argument("--rows", type=_positive, default=8, help="with --data: conversations answered at once")
+    command.add_argument("--samples", type=_positive, default=1, help="number of answers to sample")
+    command.add_argument("--json", action="store_true", help="print each answer as one line of JSON")
+    command.add_argument("--speak", type=Path, metavar="FILE.wav", help="speak the answer into a sound file")
+    command.add_argument("--voice", default="", help="voice of --speak; default: the backend's")
+    command.add_argument(
+        "--speech_server", default="", metavar="URL", help="server with OpenAI's /v1/audio/speech to use"
+    )
+    command.add_argument("--speech_model", default="tts-1", help="speech model of that server")
+    command.add_argument("--data", type=Path, help="answer every conversation of this JSONL file, as JSON lines")
+    command.add_argument("--rows", type=_positive, default=8, help="with --data: batch size")
 
-    command = _command(commands, "chat", _chat, "talk with a model about files that you drop into the terminal")
+    command = _command(commands, "chat", _chat, "chat with a model about files dropped into the terminal")
     _generation_flags(command)
 
-    command = _command(commands, "inspect", _inspect, "a picture of what the model sees of a file")
+    command = _command(commands, "inspect", _inspect, "draw what the model sees of a file")
     command.add_argument("file", type=Path)
-    command.add_argument("--model", type=_path, help="model directory; without it, the published 9B configuration")
+    command.add_argument("--model", type=_path, help="model directory; default: the published 9B configuration")
     command.add_argument("--out", type=Path, help="PNG to write; default: FILE.inspect.png in this folder")
 
-    command = _command(commands, "convert", _convert, "PyTorch checkpoints in and out, and compared")
+    command = _command(commands, "convert", _convert, "convert and compare PyTorch checkpoints")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, text in _CONVERSIONS.items():  # `conversion` has their arguments
+    for name, text in _CONVERSIONS.items():  # `conversion` parses their arguments
         actions.add_parser(name, help=text, add_help=False, allow_abbrev=False)
 
-    command = _command(commands, "plan", _plan, "compile a training step for a machine that is not here")
-    command.add_argument("--topology", required=True, help="v5e:8x8, v5p:4x4x4, v6e:8x8, h100:8, h200:8 or so")
-    command.add_argument("--hlo", type=Path, help="file to write the compiled program to, to see where it sends what")
+    command = _command(commands, "plan", _plan, "compile a training step for another machine")
+    command.add_argument("--topology", required=True, help="for example v5e:8x8, v5p:4x4x4, v6e:8x8, h100:8 or h200:8")
+    command.add_argument("--hlo", type=Path, help="file to write the compiled program to")
 
-    _av_world_parsers(_command(commands, "av_world", None, "the generated data sets of video files"))
+    _av_world_parsers(_command(commands, "av_world", None, "generate data sets of synthetic clips"))
     return parser
 
 
 def _av_world_parsers(av_world: argparse.ArgumentParser) -> None:
     actions = av_world.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    command = _command(actions, "generate", _av_world_generate, "the data set of the demo; the default action")
+    command = _command(actions, "generate", _av_world_generate, "generate the data set of the demo (default action)")
     _data_set_flags(command)
     command.add_argument("--train_clips", type=int, default=1100)
     command.add_argument("--val_clips", type=int, default=60)
     command.add_argument("--held_out_clips", type=int, default=220)
     command.add_argument(
-        "--asking", choices=("all", "rank"), default="all", help="rank: kinds of questions that all leaves out"
+        "--asking", choices=("all", "rank"), default="all", help="rank: question kinds that `all` does not have"
     )
 
-    command = _command(actions, "curriculum", _av_world_curriculum, "the data set of the stages at the tiny size")
+    command = _command(actions, "curriculum", _av_world_curriculum, "generate the data set of the tiny curriculum")
     _data_set_flags(command)
-    command.add_argument("--scale", type=float, default=1.0, help="multiplies the number of rows")
+    command.add_argument("--scale", type=float, default=1.0, help="factor for the number of rows")
 
-    command = _command(actions, "ablations", _av_world_ablations, "the data set of the ablations")
+    command = _command(actions, "ablations", _av_world_ablations, "generate the data set of the ablations")
     _data_set_flags(command)
-    command.add_argument("--scale", type=float, default=1.0, help="multiplies the number of clips")
-    command.add_argument("--paired", action="store_true", help="give every colour of a clip its own sound")
+    command.add_argument("--scale", type=float, default=1.0, help="factor for the number of clips")
+    command.add_argument("--paired", action="store_true", help="pair every colour of a clip with its own sound")
 
-    command = _command(actions, "audit", _av_world_audit, "how well blind baselines answer the held-out questions")
+    command = _command(actions, "audit", _av_world_audit, "measure blind baselines on the held-out questions")
     command.add_argument("data", type=Path, help="folder of the data set")
 
     command = _command(actions, "tokenizer", _av_world_tokenizer, "train the tokenizer of the tiny model")
@@ -172,7 +180,7 @@ def _av_world_parsers(av_world: argparse.ArgumentParser) -> None:
 
 
 def _data_set_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, required=True, help="a new folder, or one that an interrupted run began")
+    command.add_argument("--out", type=Path, required=True, help="a new folder, or that of an interrupted run")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes")
 
@@ -184,7 +192,7 @@ def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
 
 
 class _MediaAction(argparse.Action):
-    """Collects media of all flags in one list, in the order in which they were given."""
+    """Collects the media of all flags in one list, in command-line order."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         assert option_string is not None
@@ -192,28 +200,34 @@ class _MediaAction(argparse.Action):
 
 
 def _generation_flags(command: argparse.ArgumentParser) -> None:
-    """What `generate` and `chat` share."""
+    """Flags that `generate` and `chat` share."""
     command.add_argument("--model", type=_path, required=True, help="model directory")
     command.add_argument("--system", default="", help="system prompt; default: the published one")
-    command.add_argument("--max_new_tokens", type=int, default=256, help="where an answer is cut")
-    command.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token; 1: draw")
-    command.add_argument("--top_k", type=int, default=0, help="draw from the K likeliest tokens; 0: from all")
-    command.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest tokens of this probability")
-    command.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: say less twice")
+    command.add_argument("--max_new_tokens", type=int, default=256, help="longest answer in tokens")
+    command.add_argument("--temperature", type=float, default=0.0, help="0: greedy; 1: sample")
+    command.add_argument("--top_k", type=int, default=0, help="sample from the K likeliest tokens; 0: from all")
+    command.add_argument(
+        "--top_p", type=float, default=1.0, help="sample from the likeliest tokens with this total probability"
+    )
+    command.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: penalise repetition")
     command.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer")
-    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer; may be repeated")
-    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what is computed in")
+    command.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="text that ends an answer; may be repeated"
+    )
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
     _mesh_flag(command, "one device")
 
 
 def _mesh_flag(command: argparse.ArgumentParser, default: str) -> None:
-    command.add_argument("--mesh", metavar="AXIS=N,...", help=f"devices, as data=1,tensor=4; default: {default}")
+    command.add_argument(
+        "--mesh", metavar="AXIS=N,...", help=f"device mesh, for example data=1,tensor=4; default: {default}"
+    )
 
 
 def _steps(text: str) -> range:
     first, colon, last = text.partition(":")
     if not (colon and first.isdigit() and last.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, 10:12 for instance")
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, for example 10:12")
     return range(int(first), int(last) + 1)
 
 
@@ -223,12 +237,12 @@ def _path(text: str) -> epath.Path:
 
 def _positive(text: str) -> int:
     if not (text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
 def _make_mesh(text: str | None):
-    """The mesh that --mesh asks for; None without it."""
+    """The mesh of --mesh; None without the flag."""
     if text is None:
         return None
     from omnivinci_jax.mesh.mesh import make_mesh
@@ -299,7 +313,7 @@ def _evaluate(arguments) -> int:
     from omnivinci_jax.evaluation.accuracy import accuracy_table, evaluate_file
     from omnivinci_jax.evaluation.report import write_results
 
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     started = time.monotonic()
     mesh = _make_mesh(arguments.mesh or "fsdp=-1")
     evaluation = evaluate_file(arguments.model, arguments.data, arguments.drop, arguments.rows, mesh)
@@ -350,12 +364,12 @@ def _convert(arguments) -> int:
 def _plan(arguments) -> int:
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # a machine that has devices must not start them
+    jax.config.update("jax_platforms", "cpu")  # do not initialise this machine's accelerators
     from omnivinci_jax.planning import plan, topology
     from omnivinci_jax.settings import load_config
 
     if arguments.hlo and not arguments.hlo.absolute().parent.is_dir():
-        raise UserError(f"--hlo: {arguments.hlo}: there is no such folder to write into")
+        raise UserError(f"--hlo: {arguments.hlo}: the parent folder does not exist")
     config = load_config(arguments.config_arguments)
     try:
         planned = plan.plan(config, topology.get_topology(arguments.topology), arguments.hlo)
@@ -381,7 +395,7 @@ def _av_world_curriculum(arguments) -> int:
 
     write_curriculum(arguments.out, arguments.seed, arguments.scale, arguments.workers)
     if not can_speak():
-        print("espeak-ng is not installed: there is no speech in the data set")
+        print("espeak-ng is not installed: the data set has no speech")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""The shapes and choices of every part of the model, as frozen dataclasses.
+"""Configuration of every part of the model, as frozen dataclasses.
 
-The defaults are the published 9B model. `to_json` and `from_json` (config_json.py) turn the whole into the published
-config.json and back; field names are the published ones wherever there is one.
+The defaults are the published 9B model. `to_json` and `from_json` (config_json.py) convert to and from the published
+config.json; fields use the published names where they exist.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ class SiglipConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self):
-        _divides("vision_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
-        _divides("vision_config.image_size", self.image_size, "patch_size", self.patch_size)
+        _check_multiple("vision_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        _check_multiple("vision_config.image_size", self.image_size, "patch_size", self.patch_size)
         if self.num_hidden_layers < 2:
             raise ConfigError(
-                f"vision_config.num_hidden_layers is {self.num_hidden_layers}: at least 2 are needed, since the "
-                "features are the output of the last layer but one"
+                f"vision_config.num_hidden_layers is {self.num_hidden_layers}: must be at least 2, because the "
+                "features are the output of the second-to-last layer"
             )
 
     @property
@@ -43,7 +43,7 @@ class SiglipConfig:
 
 @dataclass(frozen=True)
 class AFWhisperConfig:
-    """Sound tower: AF-Whisper, which has the shape of the Qwen2-Audio encoder."""
+    """Sound tower: AF-Whisper, with the architecture of the Qwen2-Audio encoder."""
 
     d_model: int = 1280
     encoder_ffn_dim: int = 5120
@@ -53,8 +53,8 @@ class AFWhisperConfig:
     max_source_positions: int = 1500
 
     def __post_init__(self):
-        _divides("audio_config.d_model", self.d_model, "encoder_attention_heads", self.encoder_attention_heads)
-        _divides("audio_config.max_source_positions", self.max_source_positions, "the pooling of", 2)
+        _check_multiple("audio_config.d_model", self.d_model, "encoder_attention_heads", self.encoder_attention_heads)
+        _check_multiple("audio_config.max_source_positions", self.max_source_positions, "the pooling of", 2)
 
     @property
     def window_frames(self) -> int:
@@ -78,8 +78,8 @@ class Qwen2Config:
     tie_word_embeddings: bool = False
 
     def __post_init__(self):
-        _divides("text_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
-        _divides(
+        _check_multiple("text_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        _check_multiple(
             "text_config.num_attention_heads",
             self.num_attention_heads,
             "num_key_value_heads",
@@ -93,7 +93,7 @@ class Qwen2Config:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Embedding rows in memory: 151,661 = 43 x 3527 divides by no mesh, so rows go up to a multiple of 128."""
+        """Embedding rows in memory, a multiple of 128: no mesh divides 151,661 = 43 x 3527."""
         return -(-self.vocab_size // 128) * 128
 
 
@@ -104,11 +104,11 @@ class TimeEmbeddingConfig:
     scheme: `crte` is Equation (4) (released name: period_fix "shortest" or "MTCT"); `longest`, `axial` and
         `axial_reversed` are the released period_fix "longest", "True" and "False"; `rote`, `learned` and `none` are
         the other arms of Table 1.
-    max_time: T_max in seconds, or None where an axial scheme has no horizon.
-    trope_dim: rotary width; its first half of the channels rotate, as in the released code (twice it in axial schemes).
+    max_time: T_max in seconds, or None for an axial scheme without a horizon.
+    trope_dim: rotary width; half as many channels rotate, as in the released code (twice as many in axial schemes).
     theta: frequency scaling of Equation (4); 5 in the released code.
     time_embed_type: `pixel` or `lang`, the frequencies of the axial schemes.
-    pair_angles: one angle for both channels of a plane (the paper's text) instead of one a channel (its equation).
+    pair_angles: one angle for both channels of a plane (the paper's text) instead of one per channel (its equation).
     """
 
     scheme: Literal["none", "learned", "rote", "crte", "longest", "axial", "axial_reversed"] = "crte"
@@ -122,18 +122,18 @@ class TimeEmbeddingConfig:
         one_of("time_embedding.scheme", self.scheme, TIME_SCHEMES)
         one_of("time_embedding.time_embed_type", self.time_embed_type, ("pixel", "lang"))
         if self.scheme in ("crte", "longest", "learned") and not (self.max_time and self.max_time > 0):
-            raise ConfigError(f"time_embedding.max_time is {self.max_time}: scheme {self.scheme!r} needs a number > 0")
+            raise ConfigError(f"time_embedding.max_time is {self.max_time}: scheme {self.scheme!r} needs a value > 0")
         if self.trope_dim % 4:
             raise ConfigError(f"time_embedding.trope_dim is {self.trope_dim}: it must be a multiple of 4")
 
     @property
     def axial(self) -> bool:
-        """Whether a token's angles depend on its place as well, and are made on the host (sequence/axial.py)."""
+        """Whether angles also depend on the token's position and are computed on the host (sequence/axial.py)."""
         return self.scheme in ("axial", "axial_reversed")
 
     @property
     def channels(self) -> int:
-        """C of Equation (4): how many channels, from the first, are rotated; an axial scheme has two axes of them."""
+        """C of Equation (4): number of leading channels to rotate, over both axes for an axial scheme."""
         return 2 * self.trope_dim if self.axial else self.trope_dim // 2
 
 
@@ -150,13 +150,13 @@ class OmniAlignConfig:
 class OmniVinciConfig:
     """The whole model.
 
-    s2_scales: sides in pixels of the Dynamic-S2 scales; the first is the tile.
-    max_tiles: most tiles of the largest scale.
-    pool_sizes: (time, height, width) of each temporal pool of a video's tokens, applied side by side.
-    num_video_frames, fps: a video is sampled uniformly at `fps` frames a second, at most `num_video_frames`.
-    audio_compression: what halves the audio tokens before their projector (Table 18).
-    audio_hop_length, audio_n_fft: of the log-mel, in samples at `sampling_rate`.
-    max_sound_seconds: sound beyond it is not read (the published demo reads an hour).
+    s2_scales: side lengths of the Dynamic-S2 scales in pixels; the first is the tile.
+    max_tiles: largest number of tiles of the largest scale.
+    pool_sizes: (time, height, width) of each pool of a video's tokens; pools are applied in parallel.
+    num_video_frames, fps: videos are sampled uniformly at `fps` frames per second, at most `num_video_frames`.
+    audio_compression: how the audio tokens are halved before the projector (Table 18).
+    audio_hop_length, audio_n_fft: of the log-mel spectrogram, in samples at `sampling_rate`.
+    max_sound_seconds: sound beyond it is not read (the published demo reads one hour).
     temporal_group_seconds: T_G of Temporal Embedding Grouping; None puts all vision tokens before all audio tokens.
     """
 
@@ -182,12 +182,12 @@ class OmniVinciConfig:
         one_of("audio_compression", self.audio_compression, AUDIO_COMPRESSIONS)
         if self.s2_scales[0] != self.vision.image_size or any(s % self.s2_scales[0] for s in self.s2_scales):
             raise ConfigError(
-                f"s2_scales is {self.s2_scales}: the first must be the tower's image_size {self.vision.image_size} "
+                f"s2_scales is {self.s2_scales}: the first must be vision image_size ({self.vision.image_size}), "
                 "and the others multiples of it"
             )
-        least = (self.s2_scales[-1] // self.s2_scales[0]) ** 2
-        if self.max_tiles < least:
-            raise ConfigError(f"max_tiles is {self.max_tiles}: the largest of s2_scales alone has {least} tiles")
+        min_tiles = (self.s2_scales[-1] // self.s2_scales[0]) ** 2
+        if self.max_tiles < min_tiles:
+            raise ConfigError(f"max_tiles is {self.max_tiles}: the largest of s2_scales needs {min_tiles} tiles")
         for _, height, width in self.pool_sizes:
             if self.tile_grid % height or self.tile_grid % width:
                 raise ConfigError(
@@ -201,11 +201,13 @@ class OmniVinciConfig:
                     f"{name}.trope_dim is {time.trope_dim}: scheme {time.scheme!r} rotates {time.channels} channels, "
                     f"and the decoder has {self.text.hidden_size}"
                 )
-        _divides("text_config.hidden_size", self.text.hidden_size, "omni_align.num_heads", self.omni_align.num_heads)
+        _check_multiple(
+            "text_config.hidden_size", self.text.hidden_size, "omni_align.num_heads", self.omni_align.num_heads
+        )
 
     @property
     def s2_sides(self) -> tuple[int, ...]:
-        """Tiles along one side of each scale but the largest, which has a grid of its own: (1, 2) at full size."""
+        """Tiles along one side of each scale except the largest, whose grid varies: (1, 2) at full size."""
         return tuple(scale // self.s2_scales[0] for scale in self.s2_scales[:-1])
 
     @property
@@ -215,7 +217,7 @@ class OmniVinciConfig:
 
     @property
     def vision_pools(self) -> tuple[tuple[int, int, int], ...]:
-        """Pools that vision tokens come from: (1, 1, 1) for images first, then those of videos."""
+        """All vision pools: (1, 1, 1) for images, then those of videos."""
         return tuple(dict.fromkeys(((1, 1, 1), *self.pool_sizes)))
 
     def pool_tokens(self, pool: int) -> int:
@@ -235,16 +237,16 @@ class OmniVinciConfig:
         return self.audio.window_frames * self.audio_hop_length
 
     def replace(self, **changes) -> "OmniVinciConfig":
-        """A copy with some fields changed (and checked again)."""
+        """A copy with some fields changed; validates the result."""
         return dataclasses.replace(self, **changes)
 
 
 def one_of(key: str, value: object, supported: tuple) -> None:
-    """Raises ConfigError, naming key, value and what is supported, unless `value` is among `supported`."""
+    """Raises ConfigError that names the key, the value and the supported values unless `value` is one of them."""
     if value not in supported:
-        raise ConfigError(f"{key} is {value!r}: supported are {', '.join(map(repr, supported))}")
+        raise ConfigError(f"{key} is {value!r}; supported: {', '.join(map(repr, supported))}")
 
 
-def _divides(key: str, value: int, by_name: str, by: int) -> None:
-    if value % by:
-        raise ConfigError(f"{key} is {value}: it must be a multiple of {by_name} ({by})")
+def _check_multiple(key: str, value: int, divisor_name: str, divisor: int) -> None:
+    if value % divisor:
+        raise ConfigError(f"{key} is {value}: it must be a multiple of {divisor_name} ({divisor})")

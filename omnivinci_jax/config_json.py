@@ -1,9 +1,9 @@
-"""config.json: the published forms, and OmniVinciConfig from and to them.
+"""config.json: converts between the published forms and OmniVinciConfig.
 
-Two forms are read. The released one has the encoders as JSON strings (or objects) and a config.json for each part in a
-folder of its own or under `llm_cfg`, `vision_tower_cfg` and `sound_tower_cfg`; the merged one of the Transformers port
-has `text_config`, `vision_config` and `audio_config`, and is what a model directory has. What the published forms have
-no key for is under `omnivinci_jax`. Keys that change nothing in the model are kept as they are found.
+Reads two forms. The released form stores the encoders as JSON strings (or objects), and a config.json for each part in
+its folder or under `llm_cfg`, `vision_tower_cfg` and `sound_tower_cfg`. The merged form of the Transformers port has
+`text_config`, `vision_config` and `audio_config`; model directories use it. Settings without a published key are under
+`omnivinci_jax`. Keys that do not affect the model are kept.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from omnivinci_jax.config import (
 from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.settings import from_mapping, to_mapping
 
-OURS = "omnivinci_jax"
-# Part: (key of the merged form and of larger models that have it, folder of the released form, legacy key)
+UNPUBLISHED = "omnivinci_jax"
+# Part: (key in the merged form and in larger models, folder of the released form, legacy key).
 PARTS = {
     "text": ("text_config", "llm", "llm_cfg"),
     "vision": ("vision_config", "vision_tower", "vision_tower_cfg"),
@@ -34,13 +34,13 @@ PARTS = {
 }
 _PART_TYPES = {"text": Qwen2Config, "vision": SiglipConfig, "audio": AFWhisperConfig}
 _MODEL_TYPES = {"text": "qwen2", "vision": "siglip_vision_model", "audio": "qwen2_audio_encoder"}
-# What a part's config.json may leave out because it is the default in transformers.
+# transformers' defaults, which a part's config.json may omit.
 _DEFAULTS = {
     "text": dict(rope_theta=10_000.0, rms_norm_eps=1e-6, max_position_embeddings=32_768, tie_word_embeddings=False),
     "vision": dict(layer_norm_eps=1e-6),
     "audio": dataclasses.asdict(AFWhisperConfig()),
 }
-# Values that the model's code has no other of: (key, supported values); a key that is absent is one of them.
+# (key, supported values) of settings that the model does not vary; an absent key is supported.
 _FIXED = {
     "text": (("hidden_act", ("silu",)), ("use_sliding_window", (False,))),
     "vision": (("hidden_act", ("gelu_pytorch_tanh",)),),
@@ -59,7 +59,7 @@ _PROJECTORS = (
     ("mm_projector", ("mlp_downsample", "mlp_downsample_2x2_fix")),
     ("sound_mm_projector", ("mlp",)),
 )
-# period_fix of an encoder: time scheme. "rote" and "learned" are ours.
+# period_fix of an encoder: time scheme. "rote" and "learned" are not published.
 _SCHEMES = {
     "shortest": "crte",
     "MTCT": "crte",
@@ -77,18 +77,18 @@ def read_config(path: epath.PathLike) -> OmniVinciConfig:
 
     Raises:
         UserError: no such file, or not JSON.
-        ConfigError: a value that is not supported, or a key that is missing.
+        ConfigError: an unsupported value, or a missing key.
     """
     return from_json(read_json(path), str(path))
 
 
 def write_config(config: OmniVinciConfig, path: epath.PathLike, base: Mapping[str, Any] | None = None) -> None:
-    """Writes config.json of a model directory; `base` is what a published checkpoint had, for the keys to keep."""
+    """Writes config.json of a model directory; `base` is a published config whose other keys are kept."""
     epath.Path(path).write_text(json.dumps(to_json(config, base), indent=2) + "\n")
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
-    """A config.json in the merged form: parts in folders beside it or under legacy keys are brought into it."""
+    """Reads config.json in the merged form; merges parts from sibling folders or legacy keys into it."""
     path = epath.Path(path)
     root = _load(path, "a model directory holds config.json, tokenizer.json and params/")
     for key, folder, legacy in PARTS.values():
@@ -105,7 +105,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
 
 
 def read_part(part: str, path: epath.PathLike) -> Any:
-    """Config of one part (`text`, `vision` or `audio`) alone, from its own config.json or a larger model's."""
+    """Config of one part (`text`, `vision` or `audio`), from its own config.json or that of a larger model."""
     values = _load(epath.Path(path))
     nested = values.get(PARTS[part][0])
     return _part(part, nested if isinstance(nested, Mapping) else values, str(path))
@@ -117,9 +117,9 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
     parts = {}
     for part, (key, folder, legacy) in PARTS.items():
         if not isinstance(root.get(key), Mapping):
-            raise ConfigError(f"{where}: there is no {key}, no {legacy} and no {folder}/config.json")
+            raise ConfigError(f"{where}: no {key}, {legacy} or {folder}/config.json")
         parts[part] = _part(part, root[key], f"{where}: {key}")
-    ours = dict(root.get(OURS, {}))
+    unpublished = dict(root.get(UNPUBLISHED, {}))
     video, sound = (_encoder(root, name, where) for name in ("video", "sound"))
     chunk = str(root.get("audio_chunk_length", "max_3600"))
     values = dict(
@@ -137,19 +137,19 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
     values = {key: value for key, value in values.items() if value is not None}
     if not root.get("interleaved_vis_aud_in_video", True):
         values["temporal_group_seconds"] = None
-    times = {f"{kind}_time": ours.pop(f"{kind}_time", {}) for kind in ("video", "sound")}
+    times = {f"{kind}_time": unpublished.pop(f"{kind}_time", {}) for kind in ("video", "sound")}
     times = {
         name: _time(encoder, times[name], f"{where}: {name.removesuffix('_time')}_encoder")
         for name, encoder in (("video_time", video), ("sound_time", sound))
     }
     align = OmniAlignConfig(num_heads=parts["text"].num_attention_heads)
-    values["omni_align"] = {**to_mapping(align), **ours.pop("omni_align", {})}
+    values["omni_align"] = {**to_mapping(align), **unpublished.pop("omni_align", {})}
     values |= {name: to_mapping(section) for name, section in (parts | times).items()}
-    return from_mapping(OmniVinciConfig, values | ours, where)
+    return from_mapping(OmniVinciConfig, values | unpublished, where)
 
 
 def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The merged form; keys of `base` that say nothing about the model's mathematics stay."""
+    """The merged form; keys of `base` that do not affect the model are kept."""
     root = {"model_type": "audiovisualflamingo", **(base or {})}
     for part, (key, _, legacy) in PARTS.items():
         values = {"model_type": _MODEL_TYPES[part], **root.get(key, {}), **to_mapping(getattr(config, part))}
@@ -186,7 +186,7 @@ def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> d
     )
     if grouped:
         root["interleaved_video_segment_duration"] = config.temporal_group_seconds
-    root[OURS] = {
+    root[UNPUBLISHED] = {
         "audio_compression": config.audio_compression,
         "audio_n_fft": config.audio_n_fft,
         "omni_align": to_mapping(config.omni_align),
@@ -199,7 +199,7 @@ def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> d
 
 
 def to_released(root: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The released form of a merged one: contents by path, the encoders as JSON strings, scales as one string."""
+    """The released form of a merged one: contents by path, with encoders as JSON strings and scales as one string."""
     root = dict(root)
     files = {f"{folder}/config.json": root.pop(key) for key, folder, _ in PARTS.values()}
     for kind in _ENCODERS:
@@ -226,13 +226,13 @@ def _load(path: epath.Path, hint: str = "") -> dict[str, Any]:
 def _check_root(root: Mapping[str, Any], where: str) -> None:
     _check_fixed("root", root, where)
     for name, types in _PROJECTORS:
-        # `mm_projector` is a type in a training configuration and a folder in a published one.
+        # `mm_projector` is a type in training configurations and a folder in published ones.
         section = root.get(f"{name}_cfg", root.get(name))
         kind = section.get(f"{name}_type") if isinstance(section, Mapping) else section
         if kind is not None and not (isinstance(section, str) and "/" in section):
             one_of(f"{where}: {name}_type", kind, types)
-    if not root.get("interleaved_vis_aud_in_video", True) and OURS not in root:
-        raise ConfigError(f"{where}: interleaved_vis_aud_in_video is False: supported is True")
+    if not root.get("interleaved_vis_aud_in_video", True) and UNPUBLISHED not in root:
+        raise ConfigError(f"{where}: interleaved_vis_aud_in_video is False; supported: True")
 
 
 def _check_fixed(part: str, values: Mapping[str, Any], where: str) -> None:
@@ -254,7 +254,7 @@ def _part(part: str, values: Mapping[str, Any], where: str) -> Any:
     names = [entry.name for entry in dataclasses.fields(_PART_TYPES[part])]
     for name in names:
         if name not in values:
-            raise ConfigError(f"{where}: there is no {name}")
+            raise ConfigError(f"{where}: no {name}")
     return from_mapping(_PART_TYPES[part], {name: values[name] for name in names}, where)
 
 
@@ -273,16 +273,16 @@ def _encoder(root: Mapping[str, Any], kind: str, where: str) -> Mapping[str, Any
         except ValueError as error:
             raise ConfigError(f"{where}: {key} is not JSON: {error}") from None
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: there is no {key}")
+        raise ConfigError(f"{where}: no {key}")
     one_of(f"{where}: {key}._target_", values.get("_target_", _ENCODERS[kind]).rsplit(".", 1)[-1], (_ENCODERS[kind],))
     for name in ("start_tokens", "end_tokens", "sep_tokens"):
-        # An absent end token is a newline in the released code; null and "None" are none.
+        # In the released code an absent end token means a newline; null and "None" mean no token.
         value = values.get(name, "\n" if name == "end_tokens" else None)
         one_of(f"{where}: {key}.{name}", value, (None, "None"))
     return values
 
 
-def _time(encoder: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> TimeEmbeddingConfig:
+def _time(encoder: Mapping[str, Any], unpublished: Mapping[str, Any], where: str) -> TimeEmbeddingConfig:
     one_of(f"{where}.embed_time", encoder.get("embed_time", "False"), ("True", "False", True, False))
     embeds = encoder.get("embed_time", "False") in ("True", True)
     fix = str(encoder.get("period_fix", "False"))
@@ -293,7 +293,7 @@ def _time(encoder: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> Ti
         trope_dim=encoder.get("trope_dim", 128),
         time_embed_type=encoder.get("time_embed_type", "pixel"),
     )
-    return from_mapping(TimeEmbeddingConfig, published | dict(ours), where)
+    return from_mapping(TimeEmbeddingConfig, published | dict(unpublished), where)
 
 
 def _time_json(time: TimeEmbeddingConfig) -> dict[str, Any]:
@@ -313,4 +313,4 @@ def _number(value: Any, key: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{key} is {value!r}: it is a number") from None
+        raise ConfigError(f"{key} is {value!r}: must be a number") from None

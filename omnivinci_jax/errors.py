@@ -1,12 +1,12 @@
-"""The errors that a user can cause: the command line prints them as one line and exits with code 2."""
+"""Errors that a user can cause: the command line prints them as one line and exits with code 2."""
 
 
 class UserError(ValueError):
-    """One line that says what is wrong, where, and what to do about it."""
+    """One line that says what is wrong, where, and how to fix it."""
 
 
 class MediaError(UserError):
-    """A media file that cannot be read as what it was given for; the message starts with its path."""
+    """A media file that cannot be read as its declared kind; the message starts with its path."""
 
 
 class DataError(UserError):
@@ -18,4 +18,4 @@ class ConfigError(UserError):
 
 
 class Preempted(Exception):
-    """Something that is no fault of the run ended it: the same command goes on from its last save."""
+    """The run was interrupted from outside; the same command resumes it from its last checkpoint."""

@@ -1,4 +1,4 @@
-"""Model directories: config.json, the tokenizer's files, params/ (Orbax)."""
+"""Model directories: config.json, the tokenizer's files and params/ (Orbax)."""
 
 from typing import NamedTuple, cast
 
@@ -27,7 +27,7 @@ CHUNK_BYTES = 256 * 2**20
 
 
 class LoadedModel(NamedTuple):
-    """What `load` returns: the Flax module, its parameters as a plain dict, and what turns conversations into rows."""
+    """The Flax module, its parameters as a plain dict, and the processor that turns conversations into rows."""
 
     model: OmniVinci
     params: dict
@@ -35,7 +35,7 @@ class LoadedModel(NamedTuple):
 
     @property
     def mesh(self) -> Mesh | None:
-        """The mesh that the parameters are sharded over; None where one device has them."""
+        """The mesh of the parameters; None if they are on one device."""
         sharding = jax.tree.leaves(self.params)[0].sharding
         return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
@@ -45,12 +45,11 @@ def load(folder: epath.PathLike, dtype: DTypeLike = jnp.float32, mesh: Mesh | No
 
     Args:
         folder: the directory.
-        dtype: of activations; parameters keep the type that they are stored in.
-        mesh: shards the parameters, each device reading its own part; without one they are on the first device.
+        dtype: of activations; parameters keep their stored type.
+        mesh: shards the parameters, and each device reads only its shard; None puts them on the first device.
 
     Raises:
-        UserError: what is missing, or does not belong to the model that config.json describes; a mesh that does not
-            divide a parameter.
+        UserError: a file or parameter is missing or contradicts config.json; the mesh does not divide a parameter.
     """
     folder = epath.Path(folder)
     tokenizer = Tokenizer(folder)
@@ -61,7 +60,7 @@ def load(folder: epath.PathLike, dtype: DTypeLike = jnp.float32, mesh: Mesh | No
 def load_model(
     folder: epath.PathLike, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
 ) -> tuple[OmniVinci, dict]:
-    """The module and its parameters, for those who bring token ids: what `load` does without the tokenizer."""
+    """`load` without the tokenizer: the module and its parameters, for callers with token ids."""
     folder = epath.Path(folder)
     model = OmniVinci(read_config(folder / "config.json"), Compute(dtype=dtype))
     check_shapes(stored_params(folder), abstract_params(model), folder / "params")
@@ -69,7 +68,7 @@ def load_model(
 
 
 def shardings_of(model: OmniVinci, mesh: Mesh | None) -> dict:
-    """The sharding of each parameter: by mesh/rules.py, or the first device where there is no mesh.
+    """The sharding of each parameter: from mesh/rules.py, or the first device without a mesh.
 
     Raises:
         ConfigError: a parameter that the mesh does not divide.
@@ -82,7 +81,7 @@ def shardings_of(model: OmniVinci, mesh: Mesh | None) -> dict:
 
 
 def load_params(folder: epath.PathLike, shardings: dict) -> dict:
-    """Those of a model directory's parameters that `shardings` has, in the types that they are stored in."""
+    """Loads the parameters of a model directory that are in `shardings`, in their stored types."""
     stored = cast("dict[tuple[str, ...], jax.ShapeDtypeStruct]", traverse_util.flatten_dict(stored_params(folder)))
     shapes = {
         path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype, sharding=sharding)
@@ -97,16 +96,16 @@ def load_params(folder: epath.PathLike, shardings: dict) -> dict:
 
 
 def stored_params(folder: epath.PathLike) -> dict:
-    """Shapes and types of a model directory's parameters; raises UserError where there are none."""
+    """Shapes and types of a model directory's parameters; raises UserError if there are no parameters."""
     path = absolute(folder) / "params"
     if not (path / "_METADATA").is_file():
-        raise UserError(f"{path}: there are no parameters (no Orbax checkpoint)")
+        raise UserError(f"{path}: no parameters (no Orbax checkpoint)")
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
 
 
-def check_shapes(stored: dict, expected: dict, where: epath.PathLike, asking: str = "config.json") -> None:
+def check_shapes(stored: dict, expected: dict, where: epath.PathLike, expected_by: str = "config.json") -> None:
     """Raises UserError, naming the parameter, unless both trees have the same leaves of the same shapes."""
     stored, expected = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
@@ -115,13 +114,13 @@ def check_shapes(stored: dict, expected: dict, where: epath.PathLike, asking: st
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
             raise UserError(
-                f"{where}: {name} has the shape {stored.get(name, 'none (it is missing)')}, and {asking} asks for "
+                f"{where}: {name} has shape {stored.get(name, 'none (it is missing)')}, but {expected_by} expects "
                 f"{expected.get(name, 'none')}"
             )
 
 
 def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenizer: Tokenizer) -> None:
-    """Writes a model directory; replaces one that is there when the new one is whole."""
+    """Writes a model directory; replaces an existing one once the new one is complete."""
     with atomic_directory(folder, replace=True) as part:
         if is_main():
             write_config(config, part / "config.json")
@@ -132,14 +131,14 @@ def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenize
 
 
 def save_params(folder: epath.Path, params: dict) -> None:
-    """Writes parameters into a directory of `atomic_directory`; raises OSError where they cannot be."""
+    """Writes parameters into the directory of an `atomic_directory` block; raises OSError if that fails."""
 
-    # Slices of stacked layers in chunks of their own, so that an export reads one at a time.
+    # One chunk per slice of stacked layers, so that an export reads one slice at a time.
     def chunks(leaf: jax.Array) -> ocp.SaveArgs:
         return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if leaf.ndim else ())
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "params", params, save_args=jax.tree.map(chunks, params))
-    except ValueError as error:  # so TensorStore tells of a full disk
+    except ValueError as error:  # TensorStore's error for a full disk
         raise OSError(str(error)) from error

@@ -1,7 +1,7 @@
-"""Paths of a disk or a bucket: `epath.Path` is both, and what here is beside it is what the two do not share.
+"""Paths on a disk or in a bucket (gs://, extra `gcs`), where `epath.Path` does not cover the difference.
 
-Buckets (gs://) need the extra `gcs`. An object there is whole or not there, but a folder is only a prefix of names:
-renaming one copies every object, so nothing may depend on that being one event.
+A bucket writes objects atomically, but a folder is only a name prefix: renaming it copies every object, so no code may
+rely on an atomic rename.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ AnyPath = Path | epath.Path
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is in a bucket."""
+    """Whether `path` is in a bucket."""
     return "://" in os.fspath(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """A path from the root on; one in a bucket always is, and `Path.absolute` would put this folder before it."""
+    """An absolute path. A bucket path already is one; `Path.absolute` would prepend the current folder."""
     path = epath.Path(path).expanduser()
     return path if is_remote(path) else path.absolute()
 
 
 @contextmanager
 def as_user_error(target: epath.PathLike) -> Iterator[None]:
-    """Turns an OSError that writing `target` raises into a UserError of one line."""
+    """Turns an OSError from writing `target` into a one-line UserError."""
     try:
         yield
     except OSError as error:
         reason = str(error).strip().splitlines()[-1][:200]
-        raise UserError(f"{target}: it could not be written ({reason}); make room there and start again") from None
+        raise UserError(f"{target}: cannot be written ({reason}); free some space there and start again") from None
 
 
 @contextmanager
@@ -63,18 +63,18 @@ def atomic_file(target: epath.PathLike) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: epath.PathLike) -> None:
-    """Deletes the files that killed processes left in `folder` while they wrote them with `atomic_file`."""
+    """Deletes partial files that killed processes left in `folder` in `atomic_file`."""
     for leftover in epath.Path(folder).glob(".*.part"):
         leftover.unlink()
 
 
 def local_copy(path: epath.PathLike) -> Path:
-    """A file as one of this machine: itself, or a copy among the temporary files, made for the first who asks."""
+    """The file itself if it is local, else a cached copy among the temporary files."""
     if not is_remote(path):
         return Path(path)
     path = epath.Path(path)
-    state = path.stat()
-    digest = hashlib.sha256(repr((str(path), state.length, state.mtime)).encode()).hexdigest()[:32]
+    stat = path.stat()
+    digest = hashlib.sha256(repr((str(path), stat.length, stat.mtime)).encode()).hexdigest()[:32]
     copy = Path(tempfile.gettempdir()) / "omnivinci" / f"{digest}-{path.name}"
     if not copy.exists():
         copy.parent.mkdir(exist_ok=True)
@@ -84,11 +84,11 @@ def local_copy(path: epath.PathLike) -> Path:
     return copy
 
 
-class Mirrored:
-    """A folder for files that grow or are written piece by piece, which objects in a bucket cannot be.
+class LocalMirror:
+    """A folder for files that grow, which objects in a bucket cannot.
 
-    On a disk `local` is the folder itself. In a bucket it is one of this machine, begun with the files that match
-    `patterns`, and `sync` uploads what has changed.
+    `local` is the folder itself if it is on a disk. For a bucket it is a temporary local folder that starts with the
+    files that match `patterns`; `sync` uploads changed files.
     """
 
     def __init__(self, folder: epath.Path, patterns: tuple[str, ...] = ()):
@@ -104,18 +104,18 @@ class Mirrored:
             for file in folder.glob(pattern):
                 copy = self.local / file.name
                 copy.write_bytes(file.read_bytes())
-                self._uploaded[copy] = _state(copy)
+                self._uploaded[copy] = _version(copy)
 
     def sync(self) -> None:
-        """Returns when everything is in the bucket."""
+        """Uploads changed files; returns when they are in the bucket."""
         if self._remote is None:
             return
         for file in sorted(self.local.rglob("*")):
-            state = _state(file)
-            if file.is_file() and self._uploaded.get(file) != state:
+            version = _version(file)
+            if file.is_file() and self._uploaded.get(file) != version:
                 (self._remote / file.relative_to(self.local)).write_bytes(file.read_bytes())
-                self._uploaded[file] = state
+                self._uploaded[file] = version
 
 
-def _state(file: Path) -> tuple[int, int]:
+def _version(file: Path) -> tuple[int, int]:
     return file.stat().st_mtime_ns, file.stat().st_size

@@ -1,4 +1,4 @@
-"""The run of `omnivinci train`: supervised training with its evaluation, report and FLOP counter."""
+"""`omnivinci train`: supervised training with evaluation, report and FLOP counter."""
 
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
     def make_evaluate(model: OmniVinci, mesh: Mesh, processor: Processor):
         eval_step = make_eval_step(model, mesh, align=config.align_weight > 0)
 
-        def measure(params: dict, index: Index) -> Evaluation:
+        def evaluate_params(params: dict, index: Index) -> Evaluation:
             return evaluate(eval_step, params, index, processor, config.data, mesh)
 
-        return measure
+        return evaluate_params
 
     def report(folder: Path, evaluation: Evaluation | None, seconds: float, parameters: int) -> None:
         write_report(folder, evaluation, seconds, parameters)

@@ -1,4 +1,4 @@
-"""What a training run is told: dataclasses, and how a file in configs/ with `--config.a.b=...` becomes them."""
+"""Settings of a training run: dataclasses, read from a file in configs/ with `--config.a.b=...` overrides."""
 
 import dataclasses
 import difflib
@@ -18,12 +18,12 @@ from omnivinci_jax.sequence.batch import Capacity
 
 @dataclass(frozen=True)
 class Source:
-    """One data set of a mixture.
+    """One source of a mixture.
 
-    name: of its metrics; modality: what its metrics are listed under.
+    name, modality: its metrics are named modality/name.
     path: a JSONL file, or a folder of shards (`omnivinci shard`).
-    weight: its part of the samples, relative to the other weights; 0 leaves it out.
-    speech_share: part of its samples whose prompts `DataConfig.voice` says.
+    weight: its share of the samples, relative to the other weights; 0 excludes it.
+    speech_share: fraction of its samples whose prompts `DataConfig.voice` speaks.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Source:
 
 @dataclass(frozen=True)
 class VoiceConfig:
-    """A voice.
+    """A text-to-speech voice.
 
-    backend: espeak-ng (the program), or a server with OpenAI's form of /v1/audio/speech.
-    voice: its name there; "" for the back end's own first choice.
-    url: of the server, up to and without /v1; model: what it calls the one that speaks.
+    backend: the espeak-ng program, or a server with OpenAI's /v1/audio/speech.
+    voice: name of the voice; "" for the backend's default.
+    url: base URL of the server, without /v1; model: name of its speech model.
     """
 
     backend: Literal["espeak-ng", "server"] = "espeak-ng"
@@ -50,17 +50,17 @@ class VoiceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where data are and how they become batches.
+    """Data sets and batching.
 
-    train, val, held_out: JSONL files, or folders of shards; val chooses the best model, held_out is measured once, at
-        the end; "" for none.
-    sources: a mixture to train on, in place of `train`; voice: what says the prompts of its `speech_share`.
-    groups: groups in a global batch; capacity: what one group holds.
+    train, val, held_out: JSONL files, or folders of shards; "" for none. val selects the best model; held_out is
+        evaluated once, at the end.
+    sources: a mixture to train on instead of `train`; voice: speaks the prompts of its `speech_share`.
+    groups: groups in a global batch; capacity: of one group.
     workers: loader processes; 0 reads in the training process.
-    too_long: a sample that does not fit a group is skipped, or its videos are sampled thinner.
-    max_skipped: largest share of samples that may be unreadable before the run stops with their list.
-    drop: leaves every sound or every picture out (blind baselines, Table 2).
-    cache: folder for indices, spoken prompts and, with cache_media, for the tiles and windows of files already read.
+    too_long: skip a sample that does not fit a group, or thin out the frames of its videos.
+    max_skipped: largest fraction of unreadable samples before the run stops and lists them.
+    drop: drops the sound or the vision stream (blind baselines, Table 2).
+    cache: folder for indices, spoken prompts and, with cache_media, tiles and windows of media files.
     """
 
     train: str = ""
@@ -82,8 +82,8 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW, or Muon for kernels with AdamW for the rest; linear warm-up, then cosine to zero.
 
-    adam_learning_rate: of what Muon leaves to AdamW; None for the same rate.
-    warmup: share of the steps (Appendix C.3: 3 %); clip_norm: of the global gradient norm, None for no clipping.
+    adam_learning_rate: for the parameters that Muon leaves to AdamW; None for the same rate.
+    warmup: fraction of the steps (Appendix C.3: 3 %); clip_norm: of the global gradient norm, None for no clipping.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -99,9 +99,9 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters: kernels stay as they are, and x @ a @ b * (alpha / rank) is added to their products.
+    """Low-rank adapters: add x @ a @ b * (alpha / rank) to the outputs of frozen kernels.
 
-    rank: 0 trains without adapters; with them, nothing else trains.
+    rank: 0 for no adapters; with adapters, nothing else is trained.
     targets: regular expressions over paths of dense kernels ("llm/layers/self_attn/q_proj/kernel").
     """
 
@@ -111,12 +111,12 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 0:
-            raise ConfigError(f"config.lora.rank is {self.rank}: it is 1 or more, or 0 for no adapters")
+            raise ConfigError(f"config.lora.rank is {self.rank}: must be 1 or more, or 0 for no adapters")
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 takes all that are left."""
+    """Devices along each mesh axis; -1 takes the rest."""
 
     data: int = 1
     fsdp: int = -1
@@ -128,20 +128,20 @@ class MeshConfig:
 class TrainConfig:
     """One training run.
 
-    start_from: a model directory, or that of a run, whose parameters are the first; "" for random ones. It must stay
-        while the run lives: what does not train is read from it again.
-    start_modules: modules that are taken from there ("llm", "vision_tower", ...), the rest being random; () for all.
+    start_from: a model directory, or a work directory, with the initial parameters; "" for random ones. Keep it until
+        the run ends: a resumed run reads the frozen parameters from it again.
+    start_modules: modules to load from there ("llm", "vision_tower", ...); the rest is random; () for all.
     tokenizer: folder with tokenizer.json.
-    align_weight: weight of the OmniAlignNet loss beside the language loss.
-    frozen: regular expressions over parameter paths ("llm/layers/..."); what one matches in full is not trained.
-    dtype: of activations and frozen parameters; those that train are float32.
-    tower_remat, decoder_remat: what the backward pass recomputes: none, dots (all but matrix products) or full.
-    attention: what computes it; auto takes the flash kernel of the hardware (models/attention_kernels.py).
-    microbatches: turns that a step takes its groups in, for memory; the update is that of the whole batch.
-    max_nonfinite: updates that may be left out, because the loss or a gradient is not finite, before the run stops.
-    steps, stop_after_conversations, stop_after_tokens: the length of the run; one of them is above 0. Conversations are
-        those that were read, tokens the slots that are not padding. The learning rate's schedule then runs over the
-        steps that the run is expected to take (train/length.py).
+    align_weight: weight of the OmniAlignNet loss, added to the language loss.
+    frozen: regular expressions over parameter paths ("llm/layers/..."); full matches are not trained.
+    dtype: of activations and frozen parameters; trainable parameters are float32.
+    tower_remat, decoder_remat: what the backward pass recomputes: none, dots (all except matrix products) or full.
+    attention: the implementation; auto selects the hardware's flash kernel (models/attention_kernels.py).
+    microbatches: parts into which a step splits its groups to save memory; the update is that of the whole batch.
+    max_nonfinite: updates skipped for a loss or gradient that is not finite, before the run stops.
+    steps, stop_after_conversations, stop_after_tokens: the length of the run; exactly one is above 0. Counted are
+        conversations that were read and slots that are not padding. The learning-rate schedule then covers the
+        expected number of steps (train/length.py).
     eval_every, checkpoint_every, log_every: in steps.
     """
 
@@ -158,7 +158,7 @@ class TrainConfig:
     stop_after_tokens: int = 0
     seed: int = 0
     align_weight: float = 0.0
-    # The features of SigLIP are those of its last layer but one, and Whisper's position table is fixed.
+    # SigLIP's features come from its second-to-last layer, and Whisper's position table is fixed.
     frozen: tuple[str, ...] = (
         "vision_tower/last_layer/.*",
         "vision_tower/post_layernorm/.*",
@@ -178,18 +178,18 @@ class TrainConfig:
         lengths = {name: getattr(self, name) for name in ("steps", "stop_after_conversations", "stop_after_tokens")}
         if min(lengths.values()) < 0 or sum(map(bool, lengths.values())) != 1:
             given = ", ".join(f"config.{name} = {value}" for name, value in lengths.items())
-            raise ConfigError(f"{given}: one of them is the length of the run, and the others are 0")
+            raise ConfigError(f"{given}: exactly one must be above 0: the length of the run")
         for name in ("microbatches", "eval_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"config.{name} is {getattr(self, name)}: it is 1 or more")
+                raise ConfigError(f"config.{name} is {getattr(self, name)}: must be 1 or more")
         if self.data.groups < 1:
-            raise ConfigError(f"config.data.groups is {self.data.groups}: it is 1 or more")
+            raise ConfigError(f"config.data.groups is {self.data.groups}: must be 1 or more")
 
 
 def to_config_dict(settings: Any) -> ConfigDict:
-    """A dataclass as a ConfigDict whose values can be overridden from the command line (None keeps its type).
+    """A dataclass as a ConfigDict whose values the command line can override (None keeps its type).
 
-    A tuple of things with names is a dictionary by name, so that each can be reached from there:
+    A tuple of named entries becomes a dictionary by name, so that overrides can reach each entry:
     `--config.data.sources.NAME.weight=0`.
     """
     hints, fields = typing.get_type_hints(type(settings)), _fields(type(settings))
@@ -208,7 +208,7 @@ def to_config_dict(settings: Any) -> ConfigDict:
 
 
 def from_mapping(cls: type, values: typing.Mapping | ConfigDict, key: str = "config") -> Any:
-    """Builds a dataclass from nested mappings; raises ConfigError for a key that it does not have."""
+    """Builds a dataclass from nested mappings; raises ConfigError for an unknown key."""
     hints, fields = typing.get_type_hints(cls), _fields(cls)
     for name in values:
         if name not in fields:
@@ -228,52 +228,51 @@ def to_mapping(settings: Any) -> Any:
 
 
 def load_config(arguments: list[str], kind: type = TrainConfig) -> Any:
-    """A `kind`, read from `--config FILE` and its overrides (`--config.a.b=value`).
+    """Reads a `kind` from `--config FILE` and its overrides (`--config.a.b=value`).
 
     Raises:
-        ConfigError: a file that cannot be read, a key that does not exist, a value of another type, a stray argument.
-        UserError: what the file itself raises.
+        ConfigError: an unreadable file, an unknown key, a value of the wrong type, an unexpected argument.
+        UserError: raised by the file itself.
     """
-    if (
-        "" not in sys.path
-    ):  # configurations import each other as `configs.tiny`, which `python -m` allows and a script not
+    # Configurations import each other as `configs.tiny`, which works under `python -m` but not in a script.
+    if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         values, rest = _parse(arguments[:1] if arguments[:1] and "=" in arguments[0] else arguments[:2])
         _check_keys(values, arguments)
         values, rest = _parse(arguments)
     except flags.Error as error:
-        raised = _first_cause(error)  # of a configuration file ml_collections tells with its traceback
+        raised = _first_cause(error)  # ml_collections wraps errors of a configuration file, traceback included
         if isinstance(raised, UserError):
             raise raised from None
         raise ConfigError(str(error).replace("\n", " ")) from None
     except (OSError, ImportError, SyntaxError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ConfigError(f"the configuration file cannot be read: {reason}") from None
+        raise ConfigError(f"cannot read the configuration file: {reason}") from None
     if rest:
-        raise ConfigError(f"unexpected argument {rest[0]!r}; overrides are written --config.key=value")
+        raise ConfigError(f"unexpected argument {rest[0]!r}; write overrides as --config.key=value")
     return from_mapping(kind, values)
 
 
 def parse_mesh(text: str) -> MeshConfig:
-    """A mesh as the commands are given it, "data=1,tensor=4": axes that are left out are 1, and fsdp takes the rest.
+    """Parses a mesh from the command line, "data=1,tensor=4": omitted axes are 1, and fsdp takes the rest.
 
     Raises:
-        ConfigError: it is not written so, or names an axis that does not exist.
+        ConfigError: a malformed text, or an unknown axis.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
         if not size.removeprefix("-").isdigit() or axis in sizes:
-            raise ConfigError(f"--mesh is {text!r}: write axes with their sizes, data=1,tensor=4 for instance")
+            raise ConfigError(f"--mesh is {text!r}: write axes with their sizes, for example data=1,tensor=4")
         sizes[axis] = int(size)
     return from_mapping(MeshConfig, sizes, "--mesh")
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:
-    """A hint for a misspelt name: "; did you mean X?", or all the names there are."""
+    """A hint for a misspelt name: "; did you mean X?", or all known names."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
+    return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(names)}"
 
 
 def _parse(arguments: list[str]) -> tuple[ConfigDict, list[str]]:
@@ -283,7 +282,7 @@ def _parse(arguments: list[str]) -> tuple[ConfigDict, list[str]]:
     rest = values(argv)[1:]
     if values.config is None:
         raise ConfigError("give a configuration: --config configs/tiny.py")
-    list(values.config)  # a file that could not be loaded raises OSError at the first use
+    list(values.config)  # a file that failed to load raises OSError on first use
     return values.config, rest
 
 
@@ -312,7 +311,7 @@ def _fields(cls: type | types.GenericAlias) -> tuple[str, ...]:
 
 
 def _is_named(hint: Any) -> bool:
-    """Whether a field is a tuple of dataclasses with names, which a configuration holds as a mapping."""
+    """Whether a field is a tuple of named dataclasses, which a configuration stores as a mapping."""
     return typing.get_origin(hint) is tuple and "name" in _fields(typing.get_args(hint)[0])
 
 
@@ -320,17 +319,17 @@ def _by_name(entries: tuple, key: str, convert: typing.Callable[[Any], typing.Ma
     named = {}
     for entry in entries:
         if entry.name in named:
-            raise ConfigError(f"{key}: there are two of the name {entry.name!r}; give each its own")
+            raise ConfigError(f"{key}: two entries are named {entry.name!r}; give each a unique name")
         named[entry.name] = {name: value for name, value in convert(entry).items() if name != "name"}
     return named
 
 
 def _build(hint: Any, value: Any, key: str) -> Any:
     if isinstance(hint, type) and _fields(hint):
-        if isinstance(value, hint):  # of a list, whose entries cannot be reached from the command line
+        if isinstance(value, hint):  # an entry of a list, which the command line cannot reach
             return value
         if not isinstance(value, typing.Mapping | ConfigDict):
-            raise ConfigError(f"{key} is {value!r}: it has the keys {', '.join(_fields(hint))}")
+            raise ConfigError(f"{key} is {value!r}: must be a mapping with the keys {', '.join(_fields(hint))}")
         return from_mapping(hint, value, key)
     origin = typing.get_origin(hint)
     if origin is dict and isinstance(value, ConfigDict):
@@ -340,19 +339,19 @@ def _build(hint: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         if value not in typing.get_args(hint):
             supported = ", ".join(map(repr, typing.get_args(hint)))
-            raise ConfigError(f"{key} is {value!r}: supported are {supported}")
+            raise ConfigError(f"{key} is {value!r}; supported: {supported}")
         return value
     if _is_named(hint):
         entry = typing.get_args(hint)[0]
         return tuple(from_mapping(entry, {"name": name, **value[name]}, f"{key}.{name}") for name in value)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, typing.Sequence):
-            raise ConfigError(f"{key} is {value!r}: it is a list")
+            raise ConfigError(f"{key} is {value!r}: must be a list")
         kinds = typing.get_args(hint)
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
         return tuple(_build(kind, entry, key) for kind, entry in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, origin or hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{key} is {value!r}: it is a {hint.__name__}")
+        raise ConfigError(f"{key} is {value!r}: must be a {hint.__name__}")
     return value

@@ -1,4 +1,4 @@
-"""Shared by all tests: run-time type checks, compiled programs, absl's parsed flags, data, and the order of tests."""
+"""Shared by all tests: run-time type checks, the compilation cache, absl flags, data, and test order."""
 
 import os
 from pathlib import Path
@@ -9,17 +9,17 @@ from jaxtyping import install_import_hook
 
 from tests import typecheck
 
-# Checks the arguments and results of every function in these packages, shapes included, when a test calls it.
+# Checks arguments and results of every function in these packages, shapes included.
 install_import_hook(["omnivinci_jax", "conversion"], f"{typecheck.__name__}.check")
-flags.FLAGS.mark_as_parsed()  # Grain's workers read them
+flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
 
 REPOSITORY = Path(__file__).parents[1]
 
-# All workers and the programs that tests start share what one of them compiled. `make clean` deletes it.
+# Shared by all workers and by the programs that tests start. `make clean` deletes it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / "runs" / "cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Files that take longest, so that no worker starts one of them when the other has finished.
+# The slowest files run first, so that the workers finish together.
 LONGEST = (
     "multidevice/test_meshes.py",
     "end_to_end/test_train.py",
@@ -36,7 +36,7 @@ LONGEST = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests go to one worker, which shares its fixtures, where they name no group of their own."""
+    """Sends all tests of a file to one worker, which shares their fixtures, unless they name a group."""
 
     def order(item: pytest.Item) -> int:
         name = item.path.relative_to(REPOSITORY / "tests").as_posix()
@@ -55,7 +55,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Recorded outputs of the reference, beside the repository."""
+    """The reference's recorded outputs, beside the repository."""
     folder = REPOSITORY.parent / "shared" / "golden"
     if not folder.is_dir():
         pytest.skip(f"the recorded reference outputs are not at {folder}")
@@ -64,7 +64,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def av_world(tmp_path_factory) -> Path:
-    """A small av_world: train.jsonl, val.jsonl, held_out.jsonl and their clips. Nobody changes it."""
+    """A small av_world: train.jsonl, val.jsonl, held_out.jsonl and their clips. Read-only."""
     from omnivinci_jax.av_world.generate import generate
 
     folder = tmp_path_factory.mktemp("av_world")

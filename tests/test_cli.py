@@ -1,4 +1,4 @@
-"""The command line: its parser, its exit codes, and what starting it imports."""
+"""The command line: parser, exit codes and imports on start."""
 
 import subprocess
 import sys
@@ -9,13 +9,13 @@ from omnivinci_jax.cli import main
 from tests.tiny import REPOSITORY
 
 
-def test_the_entry_module_imports_neither_jax_nor_numpy_nor_conversion():
+def test_the_command_line_imports_neither_jax_nor_numpy_nor_conversion():
     code = "import sys, omnivinci_jax.cli; print({'jax', 'numpy', 'conversion'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
-def test_the_tiny_tokenizer_comes_from_its_command(tmp_path):
+def test_the_tokenizer_command_reproduces_the_tiny_tokenizer(tmp_path):
     assert main(["av_world", "tokenizer", "--out", str(tmp_path)]) == 0
     kept = REPOSITORY / "configs" / "tiny_tokenizer"
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in kept.iterdir()}
@@ -23,7 +23,7 @@ def test_the_tiny_tokenizer_comes_from_its_command(tmp_path):
         assert path.read_bytes() == (kept / path.name).read_bytes(), path.name
 
 
-def test_av_world_generates_unless_an_action_is_named(tmp_path):
+def test_av_world_defaults_to_generate(tmp_path):
     clips = ["--train_clips=1", "--val_clips=0", "--held_out_clips=1", "--workers=1"]
     assert main(["av_world", f"--out={tmp_path / 'a'}", *clips]) == 0
     assert main(["av_world", "generate", f"--out={tmp_path / 'b'}", *clips]) == 0

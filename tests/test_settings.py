@@ -18,7 +18,7 @@ def test_model_configuration_round_trips_through_its_file(tmp_path):
     assert read_config(tmp_path / "config.json") == config
 
 
-def test_values_are_overridden_from_the_command_line():
+def test_command_line_overrides():
     settings = load_config(
         [
             "--config",
@@ -38,18 +38,18 @@ def test_values_are_overridden_from_the_command_line():
     [
         ("--config.data.worker=1", "config.data.worker: no such key; did you mean workers?"),
         ("--config.steps=many", "invalid literal for int"),
-        ("--config.dtype=float8", "config.dtype is 'float8': supported are 'float32', 'bfloat16'"),
-        ("--config.model.audio_compression=min", "audio_compression is 'min': supported are 'none', 'conv'"),
+        ("--config.dtype=float8", "config.dtype is 'float8'; supported: 'float32', 'bfloat16'"),
+        ("--config.model.audio_compression=min", "audio_compression is 'min'; supported: 'none', 'conv'"),
         (
             "--config.model.video_time.scheme=fourier",
-            "config.model.video_time.scheme is 'fourier': supported are 'none'",
+            "config.model.video_time.scheme is 'fourier'; supported: 'none'",
         ),
         ("--config.model.s2_scales=(14,28)", "s2_scales is (14, 28): the first must be"),
         ("--steps=3", "Unknown command line flag 'steps'"),
         ("extra", "unexpected argument 'extra'"),
     ],
 )
-def test_what_is_wrong_with_a_value_is_one_line(override, message):
+def test_invalid_values_give_one_line(override, message):
     with pytest.raises(ConfigError) as error:
         load_config([f"--config={CONFIG}", override])
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -58,12 +58,12 @@ def test_what_is_wrong_with_a_value_is_one_line(override, message):
 @pytest.mark.parametrize(
     ("argument", "message"), [("", "give the model to start from"), (":nowhere", "nowhere: no such directory")]
 )
-def test_what_a_configuration_file_raises_is_one_line(argument, message):
+def test_errors_of_a_configuration_file_are_one_line(argument, message):
     with pytest.raises(UserError) as error:
         load_config([f"--config={CONFIG.parent / 'finetune.py'}{argument}"])
     assert message in str(error.value) and "Traceback" not in str(error.value)
 
 
-def test_a_configuration_that_is_not_there():
+def test_missing_configuration_file():
     with pytest.raises(ConfigError, match=r"No such file or directory: 'configs/none\.py'"):
         load_config(["--config=configs/none.py"])

@@ -1,4 +1,4 @@
-"""The tiny model and a processor for it, which many tests use."""
+"""The tiny model's configuration and tokenizer, which many tests use."""
 
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ class _NoEndToken(Tokenizer):
 
 
 class NoEnd(Processor):
-    """Takes the place of a processor where no token ends an answer."""
+    """A processor without an end token, so that answers reach their maximum length."""
 
     def __init__(self):
         object.__setattr__(self, "tokenizer", _NoEndToken())

@@ -1,6 +1,6 @@
-"""The run-time type checker of the tests, which tests/conftest.py installs."""
+"""The run-time type checker that tests/conftest.py installs."""
 
 from beartype import BeartypeConf, beartype
 
-# As PEP 484 has it, an int is a float too.
+# PEP 484 accepts an int as a float.
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))

@@ -1,4 +1,4 @@
-"""`omnivinci ablate`: the arms of a table, each trained from several seeds, with a table and a plot of them."""
+"""`omnivinci ablate`: trains the arms of an ablation from several seeds, and writes a table and a plot."""
 
 import hashlib
 import itertools
@@ -27,12 +27,12 @@ from omnivinci_jax.train.workdir import without_machine
 
 log = logging.getLogger("omnivinci")
 
-_TIMED = 20  # questions whose first token is waited for
+_TIMED_QUESTIONS = 20  # for the time to first token
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A row of the table. changes: what it has in place of the baseline's values, as nested mappings."""
+    """A row of the table. changes: overrides of the baseline, as nested mappings."""
 
     label: str
     changes: dict[str, Any]
@@ -40,12 +40,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """A table.
+    """An ablation.
 
-    title: stands above it, and names its files. train: the baseline, which every arm starts from by configuration.
-    seeds: trainings of each arm, from the baseline's seed on.
-    kinds: held-out questions that get columns; beside them stands the accuracy over all.
-    costs: whether sound tokens a minute and the time to a first token are columns too.
+    title: heading of the table, and name of its files. train: the baseline configuration, which every arm changes.
+    seeds: runs per arm, with consecutive seeds from the baseline's.
+    kinds: kinds of held-out questions with their own columns, beside the overall accuracy.
+    costs: whether to add columns for sound tokens per minute and time to first token.
     """
 
     title: str
@@ -57,19 +57,19 @@ class AblationConfig:
 
     def __post_init__(self):
         if self.seeds < 1 or not self.arms:
-            raise ConfigError(f"config.seeds is {self.seeds}, with {len(self.arms)} arms: both are 1 or more")
+            raise ConfigError(f"config.seeds is {self.seeds}, with {len(self.arms)} arms: both must be 1 or more")
         labels = [arm.label for arm in self.arms]
         if len(set(labels)) < len(labels):
-            raise ConfigError(f"config.arms: each needs a label of its own, not {labels}")
+            raise ConfigError(f"config.arms: labels must be unique, not {labels}")
         for arm in self.arms:
-            run = self.run(arm, 0)  # so that a wrong key or value ends the command before the first training
+            run = self.run(arm, 0)  # reports a wrong key or value before the first run
             if not run.data.held_out or run.lora.rank:
-                raise ConfigError(f"config.arms.{arm.label}: an arm has config.data.held_out, and no adapters")
+                raise ConfigError(f"config.arms.{arm.label}: an arm needs config.data.held_out and no adapters")
 
-    def run(self, arm: Arm, number: int) -> TrainConfig:
-        """What an arm trains as its run of a number; raises ConfigError for a change that does not fit."""
+    def run(self, arm: Arm, seed_index: int) -> TrainConfig:
+        """The configuration of one run of an arm; raises ConfigError for an invalid change."""
         values = _merged(to_mapping(self.train), arm.changes)
-        return from_mapping(TrainConfig, values | {"seed": self.train.seed + number}, f"config.arms.{arm.label}")
+        return from_mapping(TrainConfig, values | {"seed": self.train.seed + seed_index}, f"config.arms.{arm.label}")
 
 
 class Curve(NamedTuple):
@@ -80,12 +80,10 @@ class Curve(NamedTuple):
 
 
 def ablate(config: AblationConfig, folder: epath.Path, train: Callable[[TrainConfig, epath.Path], object]) -> str:
-    """Trains what is missing of the arms in `folder`; writes TITLE.md and TITLE.png there, and returns the table.
+    """Trains the missing runs in `folder`, writes TITLE.md and TITLE.png there, and returns the table.
 
-    `train` is that of omnivinci_jax/run.py.
-
-    A run lies in a directory named by its configuration, so that arms that tables share are trained once, and the same
-    command goes on where it was stopped.
+    A run's directory is named by a hash of its configuration, so shared arms are trained once, and the same command
+    resumes an interrupted ablation. `train` is that of omnivinci_jax/run.py.
 
     Raises:
         UserError, Preempted: see train/supervised.py.
@@ -95,15 +93,15 @@ def ablate(config: AblationConfig, folder: epath.Path, train: Callable[[TrainCon
     asked = {kind_of(records.record(entry)) for entry in records.entries()}
     for kind in config.kinds:
         if kind not in asked:
-            raise ConfigError(f"config.kinds: {kind!r}: {records.path} asks no such question")
+            raise ConfigError(f"config.kinds: {kind!r}: {records.path} has no such question")
     runs: dict[str, list[epath.Path]] = {arm.label: [] for arm in config.arms}
-    # Every arm once before any twice: a table can be looked at early.
+    # Each seed over all arms first, so that early results cover every arm.
     planned = list(itertools.product(range(config.seeds), config.arms))
-    for place, (number, arm) in enumerate(planned, start=1):
-        run = config.run(arm, number)
-        path = folder / "arms" / _name(run) / f"seed_{run.seed}"
+    for count, (seed_index, arm) in enumerate(planned, start=1):
+        run = config.run(arm, seed_index)
+        path = folder / "arms" / _config_hash(run) / f"seed_{run.seed}"
         if not (path / "results.json").exists():
-            log.info("ablate: %d of %d, %s, seed %d: %s", place, len(planned), arm.label, run.seed, path)
+            log.info("ablate: %d of %d, %s, seed %d: %s", count, len(planned), arm.label, run.seed, path)
             train(run, path)
             jax.clear_caches()
         runs[arm.label].append(path)
@@ -123,8 +121,8 @@ def _merged(values: dict, changes: Mapping) -> dict:
     return merged
 
 
-def _name(run: TrainConfig) -> str:
-    """A name for a configuration, whatever its seed and the machine."""
+def _config_hash(run: TrainConfig) -> str:
+    """Hash of a configuration, ignoring the seed and machine settings."""
     values = without_machine(to_mapping(run))
     del values["seed"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -139,7 +137,7 @@ def _table(config: AblationConfig, runs: dict[str, list[epath.Path]], results: d
         found = results[arm.label]
         columns = [[result["by_kind"][kind] for result in found] for kind in config.kinds]
         columns.append([result["overall"] for result in found])
-        cells = [arm.label, *map(_spread, columns)]
+        cells = [arm.label, *map(_mean_and_deviation, columns)]
         if config.costs:
             run = config.run(arm, 0)
             minute = 60 * run.model.sampling_rate / run.model.window_samples * run.model.window_tokens
@@ -150,16 +148,16 @@ def _table(config: AblationConfig, runs: dict[str, list[epath.Path]], results: d
     return "\n".join([*lines, "", f"Per cent of held-out questions ({questions}); mean ± deviation of {config.seeds}."])
 
 
-def _spread(values: list[float]) -> str:
+def _mean_and_deviation(values: list[float]) -> str:
     deviation = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{100 * np.mean(values):.1f}{deviation}"
 
 
 def _first_token(model: epath.Path, held_out: epath.Path) -> float:
-    """Median seconds to the first token of questions about clips of which nothing is known yet, programs compiled."""
+    """Median seconds to the first token of questions about uncached clips, after compilation."""
     assistant, records = load(str(model)), open_records(held_out)
     entries = records.entries()
-    chosen = entries[:: max(1, len(entries) // (2 * _TIMED))][: 2 * _TIMED]
+    chosen = entries[:: max(1, len(entries) // (2 * _TIMED_QUESTIONS))][: 2 * _TIMED_QUESTIONS]
     asked = [records.conversation(entry).unanswered for entry in chosen]
     times = [assistant.generate(question, max_new_tokens=1).first_token_seconds for question in asked]
     return float(np.median(times[len(times) // 2 :]))  # the first half compiles
@@ -172,17 +170,17 @@ def _curves(paths: list[epath.Path]) -> Iterator[Curve]:
 
 
 def _plot(title: str, runs: dict[str, list[epath.Path]], results: dict[str, list[dict]], path: epath.Path) -> None:
-    """Validation accuracy by step, the seeds' mean with each seed thin behind it, and held-out accuracy as bars."""
+    """Plots validation accuracy by step (mean thick, seeds thin) and held-out accuracy as bars."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     names = list(runs)
-    for number, (name, paths) in enumerate(runs.items()):
-        colour, curves = f"C{number}", list(_curves(paths))
+    for index, (name, paths) in enumerate(runs.items()):
+        colour, curves = f"C{index}", list(_curves(paths))
         for curve in curves:
             left.plot(*curve, color=colour, linewidth=0.6, alpha=0.4)
         left.plot(curves[0].steps, np.mean([curve.accuracy for curve in curves], axis=0), color=colour, label=name)
         found = [result["overall"] for result in results[name]]
-        right.barh(number, np.mean(found), color=colour, alpha=0.7)
-        right.plot(found, [number] * len(found), "k.", markersize=5)
+        right.barh(index, np.mean(found), color=colour, alpha=0.7)
+        right.plot(found, [index] * len(found), "k.", markersize=5)
     left.set(xlabel="step", ylabel="validation accuracy", ylim=(0, 1))
     left.legend(fontsize=8)
     right.set(xlabel="held-out accuracy (dots: seeds)", xlim=(0, 1), yticks=range(len(names)), yticklabels=names)

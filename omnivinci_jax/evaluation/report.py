@@ -1,4 +1,4 @@
-"""The end of a run as people look at it: results.json, a loss curve, accuracy by kind, report.md."""
+"""The report of a run: results.json, loss curve, accuracy by kind, report.md."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from omnivinci_jax.train.metrics import read_metrics
 
 
 def write_report(workdir: Path, evaluation: Evaluation | None, seconds: float, parameters: int) -> None:
-    """Writes results.json (where something was measured), loss.png, accuracy.png and report.md into `workdir`."""
+    """Writes report.md and loss.png into `workdir`, and with an evaluation results.json and accuracy.png."""
     metrics = read_metrics(workdir / "metrics.jsonl")
     plot_losses(metrics, workdir / "loss.png")
     train = [line for line in metrics if line["split"] == "train"]
@@ -31,7 +31,7 @@ def write_report(workdir: Path, evaluation: Evaluation | None, seconds: float, p
         if evaluation.retrieval:
             lines += ["", "OmniAlignNet finds the other stream of a video:", "", retrieval_table(evaluation)]
         if evaluation.skipped:
-            lines += ["", f"{len(evaluation.skipped)} samples were not measured:", ""]
+            lines += ["", f"{len(evaluation.skipped)} samples were skipped:", ""]
             lines += [f"- {line}" for line in evaluation.skipped[:20]]
     (workdir / "report.md").write_text("\n".join(lines) + "\n")
 
@@ -51,7 +51,7 @@ def write_results(path: Path, evaluation: Evaluation, seconds: float) -> None:
 
 
 def plot_losses(metrics: list[dict], path: Path) -> None:
-    """Training loss by step, with the validation loss and accuracy where they were measured."""
+    """Plots training loss by step, with validation loss and accuracy if there are any."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     train = [line for line in metrics if line["split"] == "train"]
     axes.plot([line["step"] for line in train], [line["loss"] for line in train], linewidth=1, label="training loss")
@@ -70,7 +70,7 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
 
 
 def plot_accuracy(evaluation: Evaluation, path: Path) -> None:
-    """Accuracy by kind as bars."""
+    """Plots accuracy by kind."""
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     kinds = [*evaluation.by_kind, "overall"]
     values = [*evaluation.by_kind.values(), evaluation.overall]

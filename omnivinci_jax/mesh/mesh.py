@@ -16,31 +16,31 @@ AXES = ("data", "fsdp", "context", "tensor")
 
 
 def make_mesh(settings: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
-    """A mesh over `devices`, or all of this process; one axis may be -1 and takes what the others leave.
+    """A mesh over `devices` (default: all); one axis may be -1 and takes the remaining devices.
 
     Raises:
-        ConfigError: sizes that do not make the number of devices, or that do not fit the links between them.
+        ConfigError: sizes that do not multiply to the number of devices, or do not fit the torus.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _sizes(settings, len(devices))
     try:
-        # make_mesh's default axis type is Explicit, under which every operation would have to state its sharding.
+        # jax's default axis type, Explicit, would require a sharding for every operation.
         return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
     except NotImplementedError:
         shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise ConfigError(
-            f"config.mesh is {shape}: each axis must be a product of whole sides of the torus, as 4 and 16 are on 4x4x4"
+            f"config.mesh is {shape}: each axis must be a product of torus sides, for example 4 or 16 on 4x4x4"
         ) from None
 
 
 def abstract_mesh(settings: MeshConfig, devices: int) -> AbstractMesh:
-    """The mesh that `make_mesh` would make of so many devices, without any. Raises ConfigError."""
+    """The mesh that `make_mesh` would make of `devices` devices, without any device. Raises ConfigError."""
     return AbstractMesh(_sizes(settings, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextmanager
 def on_mesh(mesh: Mesh, rules: Sequence[tuple[str, str | None]] = ()) -> Iterator[None]:
-    """Runs what is inside on a mesh, with the table of logical axes; `rules` take precedence over the table."""
+    """Sets the mesh and the logical axis rules; `rules` take precedence over the table."""
     with jax.set_mesh(mesh), nn.logical_axis_rules((*rules, *RULES)):
         yield
 
@@ -50,7 +50,7 @@ def _sizes(settings: MeshConfig, count: int) -> tuple[int, ...]:
     fixed = math.prod(size for size in sizes if size != -1)
     shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ConfigError(f"config.mesh is {shape}: sizes are 1 or more, and at most one is -1")
+        raise ConfigError(f"config.mesh is {shape}: sizes must be 1 or more, and at most one -1")
     if count % fixed or (-1 not in sizes and count != fixed):
-        raise ConfigError(f"config.mesh is {shape}: that does not make {count} device(s)")
+        raise ConfigError(f"config.mesh is {shape}: does not multiply to {count} device(s)")
     return tuple(count // fixed if size == -1 else size for size in sizes)

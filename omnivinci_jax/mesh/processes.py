@@ -1,4 +1,4 @@
-"""Several processes as one run: one a host, joined by jax.distributed."""
+"""Multi-process runs: one process per host, joined by jax.distributed."""
 
 import os
 from collections.abc import Iterator
@@ -16,58 +16,58 @@ _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def join() -> None:
-    """Joins the other processes of this run; to be called before anything else asks jax for a device.
+    """Joins the other processes of this run. Call it before anything else uses a jax device.
 
-    Who they are is read from JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID,
-    which the scripts in launch/ set. On TPU pods none are needed: jax asks the machines.
+    Reads JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID, which the scripts in
+    launch/ set. TPU pods need none of them: jax finds the processes itself.
 
     Raises:
-        ConfigError: some of the variables are missing or are no numbers, or the others do not answer.
+        ConfigError: some of the variables are missing or not numbers, or other processes do not answer.
     """
     given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     try:
         if not given:
             jax.distributed.initialize()
         else:
-            address, count, number = (given[name] for name in _VARIABLES)
-            jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate")
+            address, count, process = (given[name] for name in _VARIABLES)
+            jax.distributed.initialize(address, int(count), int(process), cluster_detection_method="deactivate")
     except KeyError as error:
-        raise ConfigError(f"--distributed: {error.args[0]} is not set, and {', '.join(given)} is") from None
+        raise ConfigError(f"--distributed: {error.args[0]} is not set, but {', '.join(given)} is") from None
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"--distributed: {str(error).splitlines()[0]} (set {', '.join(_VARIABLES)}, or use a script of launch/)"
+            f"--distributed: {str(error).splitlines()[0]} (set {', '.join(_VARIABLES)}, or use a script in launch/)"
         ) from None
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes what is written once: metrics, reports, configurations."""
+    """Whether this process writes the files that one process writes: metrics, reports, configurations."""
     return jax.process_index() == 0
 
 
 def check_same(what: str, digest: str) -> None:
-    """Raises ConfigError where another process has another SHA-256 of `what`."""
+    """Raises ConfigError unless all processes have the same SHA-256 `digest` of `what`."""
     if jax.process_count() > 1:
-        own = np.frombuffer(bytes.fromhex(digest), np.uint8)
-        if (multihost_utils.process_allgather(own) != own).any():
-            raise ConfigError(f"{what} are not the same for all processes: give every host the same readable files")
+        local = np.frombuffer(bytes.fromhex(digest), np.uint8)
+        if (multihost_utils.process_allgather(local) != local).any():
+            raise ConfigError(f"{what} differ between processes: give every host the same readable files")
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here."""
+    """Waits for all processes."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextmanager
 def lost_process_as_preempted() -> Iterator[None]:
-    """Raises Preempted where another process is lost, which breaks a connection in the middle of a computation."""
+    """Turns the error that a lost process causes in a computation into Preempted."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         reason = str(error).strip().splitlines()[0][:200]
-        notice = f"another process was lost ({reason}); the last checkpoint is where to go on from"
+        notice = f"another process was lost ({reason}); start the same command again to resume from the last checkpoint"
         raise Preempted(notice) from None
 
 
@@ -79,15 +79,15 @@ def atomic_directory(folder: epath.PathLike, *, replace: bool) -> Iterator[epath
     `folder` itself, emptied first, so `folder` is incomplete until the block ends.
 
     Args:
-        folder: the directory to make.
-        replace: whether a directory that is there already is replaced.
+        folder: the directory to create.
+        replace: whether to replace an existing directory.
 
     Raises:
-        UserError: `folder` exists and is not to be replaced, or it cannot be written.
+        UserError: `folder` exists and `replace` is false, or it cannot be written.
     """
     folder = absolute(folder)
     if not replace and folder.exists():
-        raise UserError(f"{folder}: it exists already; nothing was written over")
+        raise UserError(f"{folder}: already exists; nothing was overwritten")
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
     if is_remote(folder):
         part = folder

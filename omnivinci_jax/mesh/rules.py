@@ -1,4 +1,4 @@
-"""One table from logical axes (what a dimension means) to mesh axes (which devices share it)."""
+"""The table from logical axes (the meaning of a dimension) to mesh axes (the devices that shard it)."""
 
 import math
 from functools import partial
@@ -14,10 +14,10 @@ from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import SLOT_FIELDS, Batch
 from omnivinci_jax.settings import DataConfig
 
-# What the groups of a batch are shared over.
+# The groups of a batch are sharded over these axes.
 BATCH_AXES = ("data", "fsdp")
 
-# models/sharding.py explains the names. Where two axes of one array want the same mesh axis, the first rule gets it.
+# models/sharding.py explains the names. If two dimensions of an array map to one mesh axis, the first rule wins.
 RULES = (
     ("group", BATCH_AXES),
     ("media", (*BATCH_AXES, "context", "tensor")),
@@ -35,14 +35,12 @@ RULES = (
 
 
 def parameter_shardings(variables: object, mesh: Mesh | AbstractMesh) -> object:
-    """Shardings of boxed abstract parameters (what `jax.eval_shape(model.init, ...)` returns).
+    """Shardings of boxed abstract parameters (the result of `jax.eval_shape(model.init, ...)`).
 
     Raises:
-        ConfigError: a dimension that its mesh axes do not divide, or two dimensions that the rules give one mesh axis.
+        ConfigError: mesh axes that do not divide their dimension, or two dimensions on one mesh axis.
     """
-    shardings = logical_to_mesh_sharding(
-        nn.get_partition_spec(variables), cast(Mesh, mesh), RULES
-    )  # an abstract one works too
+    shardings = logical_to_mesh_sharding(nn.get_partition_spec(variables), cast(Mesh, mesh), RULES)
     jax.tree_util.tree_map_with_path(partial(_check_layout, mesh=mesh), variables, is_leaf=_is_boxed)
     return shardings
 
@@ -68,7 +66,7 @@ def _check_layout(path: tuple, leaf: nn.LogicallyPartitioned, mesh: Mesh | Abstr
 
 
 def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
-    """Groups over data and fsdp; inside a group slots over context, tiles and windows over context and tensor."""
+    """Groups over data and fsdp; within a group, slots over context, tiles and windows over context and tensor."""
     slots, media = PartitionSpec(BATCH_AXES, None, "context"), PartitionSpec(BATCH_AXES, ("context", "tensor"))
     specs = {name: slots for name in SLOT_FIELDS} | {"tiles": media, "windows": media}
     return Batch(
@@ -80,7 +78,7 @@ def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
 
 
 def check_batch(data: DataConfig, microbatches: int, mesh: Mesh) -> None:
-    """Raises ConfigError for a batch that its mesh axes do not divide."""
+    """Raises ConfigError if the mesh axes do not divide the batch."""
     for name, size, axes, times in (
         ("groups", data.groups, BATCH_AXES, microbatches),
         ("capacity.slots", data.capacity.slots, ("context", "tensor"), 1),
@@ -94,27 +92,27 @@ def check_batch(data: DataConfig, microbatches: int, mesh: Mesh) -> None:
             raise ConfigError(f"config.data.{name} is {size}: it must be a multiple of {' x '.join(over)}")
 
 
-def own_groups(groups: int, mesh: Mesh) -> list[int]:
-    """Which groups of a global batch this process loads: those that its devices take a part of."""
-    places = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((groups,))
-    return sorted({group for (place,) in filter(None, places.values()) for group in range(groups)[place]})
+def local_groups(groups: int, mesh: Mesh) -> list[int]:
+    """The groups of a global batch that this process loads: those with a shard on its devices."""
+    indices = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((groups,))
+    return sorted({group for (index,) in filter(None, indices.values()) for group in range(groups)[index]})
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The same on every device."""
+    """Every device has the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_batch(batch: Batch, groups: int, mesh: Mesh) -> Batch:
-    """A global batch of `groups` groups of those that each process has loaded (`own_groups`)."""
-    own = own_groups(groups, mesh)
+    """The global batch of `groups` groups, from the groups that each process loaded (`local_groups`)."""
+    local_indices = local_groups(groups, mesh)
 
     def put(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # a sharded array has one
             first, last = range(groups)[index[0]][0], range(groups)[index[0]][-1]
-            return local[(slice(own.index(first), own.index(last) + 1), *index[1:])]
+            return local[(slice(local_indices.index(first), local_indices.index(last) + 1), *index[1:])]
 
-        return jax.make_array_from_callback((groups, *local.shape[1:]), sharding, part)
+        return jax.make_array_from_callback((groups, *local.shape[1:]), sharding, shard)
 
     return jax.tree.map(put, batch, batch_shardings(batch, mesh))

@@ -1,14 +1,14 @@
 """FLOPs of a training step, counted from shapes.
 
-The convention: matrix products alone (weights, the sound tower's convolutions, attention), a multiply and an add each.
-Not counted are elementwise work, table look-ups, Dynamic-S2's resizing (0.1 % of the vision tower) and whatever is
-computed a second time, so that dividing by time and peak FLOP/s gives the model FLOPs utilization (MFU). Attention is
-counted for the pairs that its mask lets through: a slot sees itself and the earlier slots of its conversation.
+Counts matrix products only (weights, the sound tower's convolutions, attention), as a multiply and an add each. It
+excludes elementwise operations, embedding look-ups, Dynamic-S2's resizing (0.1 % of the vision tower) and
+rematerialization, so that dividing by time and peak FLOP/s gives the model FLOPs utilization (MFU). Attention counts
+the unmasked pairs: a slot attends to itself and the earlier slots of its conversation.
 
-A product costs its forward pass once; once more where gradients pass through its part of the model (something is
-trained in it or before it); once more where its own weights are trained. So a trained part costs three times its
-forward pass, a frozen part behind a trained one two times, and an encoder with nothing trained in or before it once.
-Attention multiplies activations alone, and so costs three times its forward pass wherever gradients pass.
+A product costs its forward pass once; once more for the activation gradient, if anything in or before its part of the
+model is trained; once more for the weight gradient, if its weights are trained. So a trained part costs three forward
+passes, a frozen part behind a trained one two, and a frozen part with nothing trained before it one. Attention has no
+weights and two activation operands, so it costs three forward passes wherever gradients flow.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from omnivinci_jax.train.state import initial_params, split_trainable
 
 
 def full_work(data: DataConfig) -> Work:
-    """The work of a step whose groups are full: one conversation in each row, every tile a frame of some clip."""
+    """The work of a step with full groups: one conversation per row, every tile a frame of a clip."""
     groups, capacity = data.groups, data.capacity
     rows = groups * capacity.rows
     return Work(
@@ -54,42 +54,42 @@ class Flops(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Of all parts."""
+        """Sum over all parts."""
         return sum(self)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Products of one place in the model.
+    """The products of one module.
 
-    of: the field of Flops; path: of the parameters.
-    before: paths of the parameters that the input depends on.
-    rows: how many vectors each matrix multiplies; attention: FLOPs of the forward pass's attention.
-    remat: what of them the backward pass computes again.
+    field: the field of Flops; path: of the parameters.
+    upstream: paths of the parameters that the input depends on.
+    rows: number of vectors that each matrix multiplies; attention: FLOPs of attention in the forward pass.
+    remat: what the backward pass recomputes.
     """
 
-    of: str
+    field: str
     path: str
     rows: Callable[[Work], float]
-    before: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
     attention: Callable[[Work], float] = lambda work: 0.0
     remat: Remat = "none"
 
 
 class _Counted(NamedTuple):
-    """A part with the sizes of its trained and of all its matrices, and whether gradients pass through it."""
+    """A part, the sizes of its trained and of all its matrices, and whether gradients flow through it."""
 
     part: _Part
     trained: int
     weights: int
-    passes: bool
+    has_gradient: bool
 
 
 class FlopCounter:
-    """Counts for one configuration. Make it once: it traces the initialisation of the model.
+    """Counts the FLOPs of one configuration. Reuse it: construction traces the model's initialisation.
 
     Raises:
-        ConfigError: `config.frozen` names no parameter, or all of them.
+        ConfigError: `config.frozen` matches no parameter, or all of them.
     """
 
     def __init__(self, config: TrainConfig):
@@ -100,50 +100,53 @@ class FlopCounter:
         trained, frozen = (traverse_util.flatten_dict(tree, sep="/") for tree in trees)
 
         def matrices(part: _Part, leaves: dict) -> int:
-            return sum(leaf.size for path, leaf in leaves.items() if _under(path, part.path) and roles[path].multiplies)
+            return sum(leaf.size for path, leaf in leaves.items() if _is_in(path, part.path) and roles[path].multiplies)
 
         self._counted = [
             _Counted(
                 part,
                 trained=matrices(part, trained),
                 weights=matrices(part, trained | frozen),
-                passes=any(_under(path, place) for path in trained for place in (part.path, *part.before)),
+                has_gradient=any(_is_in(path, module) for path in trained for module in (part.path, *part.upstream)),
             )
             for part in _parts(config)
         ]
 
     def forward(self, work: Work) -> Flops:
-        """Of the forward pass."""
+        """FLOPs of the forward pass."""
         return self._sum(work, lambda count: (count.weights, 1))
 
     def step(self, work: Work) -> Flops:
-        """Of the forward and the backward pass."""
-        return self._sum(work, lambda count: (count.weights * (1 + count.passes) + count.trained, 1 + 2 * count.passes))
+        """FLOPs of the forward and the backward pass."""
+        return self._sum(
+            work, lambda count: (count.weights * (1 + count.has_gradient) + count.trained, 1 + 2 * count.has_gradient)
+        )
 
     def recomputed(self, work: Work) -> Flops:
-        """What rematerialization adds to `step`, or a little more: XLA leaves out what nothing reads."""
+        """An upper bound of what rematerialization adds to `step`: XLA removes unused results."""
         return self._sum(
             work,
             lambda count: (
-                count.weights * count.passes * (count.part.remat == "full"),
-                count.passes * (count.part.remat != "none"),
+                count.weights * count.has_gradient * (count.part.remat == "full"),
+                count.has_gradient * (count.part.remat != "none"),
             ),
         )
 
-    def _sum(self, work: Work, times: Callable[[_Counted], tuple[float, float]]) -> Flops:
-        """Over all parts, `times` giving how many weights multiply a row, and how often attention is computed."""
+    def _sum(self, work: Work, factors: Callable[[_Counted], tuple[float, float]]) -> Flops:
+        """Sums over all parts; `factors` gives the weights that multiply a row and the passes of attention."""
         flops = dict.fromkeys(Flops._fields, 0.0)
         for count in self._counted:
-            weights, attentions = times(count)
-            flops[count.part.of] += 2 * weights * count.part.rows(work) + attentions * count.part.attention(work)
+            weights, attention_passes = factors(count)
+            part = count.part
+            flops[part.field] += 2 * weights * part.rows(work) + attention_passes * part.attention(work)
         return Flops(**flops)
 
 
 def make_flop_rates(config: TrainConfig, mesh: Mesh) -> Callable[[Work], dict[str, float]]:
-    """From the work of a second to metrics of a training run on `mesh`.
+    """Returns a function from the work per second to metrics of a training run on `mesh`.
 
-    `tflops_per_second`, and of these the encoders' (`encoder_tflops_per_second`); where the chip's peak is known, the
-    model FLOPs utilization (`mfu`).
+    The metrics are `tflops_per_second`, the encoders' share of it (`encoder_tflops_per_second`) and, if the chip's peak
+    is known, the model FLOPs utilization (`mfu`).
     """
     counter, chip = FlopCounter(config), chip_of(mesh.devices.flat[0].device_kind)
 
@@ -158,17 +161,17 @@ def make_flop_rates(config: TrainConfig, mesh: Mesh) -> Callable[[Work], dict[st
     return rates
 
 
-def _under(path: str, place: str) -> bool:
-    return path.startswith(f"{place}/")
+def _is_in(path: str, module: str) -> bool:
+    return path.startswith(f"{module}/")
 
 
 def _parts(config: TrainConfig) -> list[_Part]:
     model = config.model
     vision, audio, text = model.vision, model.audio, model.text
-    patches, moments = vision.grid**2, audio.max_source_positions
-    # The last layer of SigLIP and the norm after it are parameters that nothing computes with.
+    patches, positions = vision.grid**2, audio.max_source_positions
+    # SigLIP's last layer and final norm are stored but never computed.
     tower = tuple(f"vision_tower/{name}" for name in ("patch_embedding", "position_embedding", "layers"))
-    see, hear = (*tower, "mm_projector"), ("sound_tower", "sound_mm_projector")
+    vision_modules, sound_modules = (*tower, "mm_projector"), ("sound_tower", "sound_mm_projector")
     parts = [
         _Part("vision", tower[0], lambda work: work.tiles * patches),
         _Part(
@@ -176,59 +179,59 @@ def _parts(config: TrainConfig) -> list[_Part]:
             tower[2],
             lambda work: work.tiles * patches,
             tower[:2],
-            lambda work: work.tiles * (vision.num_hidden_layers - 1) * _pairs(vision.hidden_size) * patches**2,
+            lambda work: work.tiles * (vision.num_hidden_layers - 1) * _pair_flops(vision.hidden_size) * patches**2,
             config.tower_remat,
         ),
         _Part("vision", "mm_projector", lambda work: work.tiles * model.tile_grid**2, tower),
-        _Part("vision", "video_time", lambda work: _vision_tokens(model, work), see),
+        _Part("vision", "video_time", lambda work: _vision_tokens(model, work), vision_modules),
         _Part("sound", "sound_tower/conv1", lambda work: work.windows * audio.window_frames),
-        _Part("sound", "sound_tower/conv2", lambda work: work.windows * moments, ("sound_tower/conv1",)),
+        _Part("sound", "sound_tower/conv2", lambda work: work.windows * positions, ("sound_tower/conv1",)),
         _Part(
             "sound",
             "sound_tower/layers",
-            lambda work: work.windows * moments,
+            lambda work: work.windows * positions,
             ("sound_tower/conv1", "sound_tower/conv2"),
-            lambda work: work.windows * audio.encoder_layers * _pairs(audio.d_model) * moments**2,
+            lambda work: work.windows * audio.encoder_layers * _pair_flops(audio.d_model) * positions**2,
             config.tower_remat,
         ),
         _Part("sound", "sound_mm_projector", lambda work: work.windows * model.window_tokens, ("sound_tower",)),
-        _Part("sound", "sound_time", lambda work: work.windows * model.window_tokens, hear),
+        _Part("sound", "sound_time", lambda work: work.windows * model.window_tokens, sound_modules),
         _Part(
             "decoder",
             "llm/layers",
             lambda work: work.slots,
-            (*see, *hear, "video_time", "sound_time", "llm/embed_tokens"),
-            lambda work: text.num_hidden_layers * _pairs(text.hidden_size) * (work.slot_pairs + work.slots) / 2,
+            (*vision_modules, *sound_modules, "video_time", "sound_time", "llm/embed_tokens"),
+            lambda work: text.num_hidden_layers * _pair_flops(text.hidden_size) * (work.slot_pairs + work.slots) / 2,
             config.decoder_remat,
         ),
-        _head(text.tie_word_embeddings, (*see, *hear, "video_time", "sound_time", "llm")),
+        _head(text.tie_word_embeddings, (*vision_modules, *sound_modules, "video_time", "sound_time", "llm")),
     ]
     if config.align_weight:
         parts += [
-            _align(config, "vision", lambda work: _vision_tokens(model, work), see),
-            _align(config, "audio", lambda work: work.windows * model.window_tokens, hear),
+            _align(config, "vision", lambda work: _vision_tokens(model, work), vision_modules),
+            _align(config, "audio", lambda work: work.windows * model.window_tokens, sound_modules),
         ]
     return parts
 
 
-def _pairs(width: int) -> int:
-    """FLOPs of one pair of query and key over heads of `width` channels together: a score, and a weighted value."""
+def _pair_flops(width: int) -> int:
+    """Attention FLOPs of one query-key pair, over heads with `width` channels in total: score and value."""
     return 4 * width
 
 
 def _vision_tokens(model: OmniVinciConfig, work: Work) -> float:
-    """Tokens that the videos' pools make of `work.tiles` frames."""
+    """Tokens of `work.tiles` frames after the videos' pools."""
     pools = ((model.vision_pools.index(pool), pool[0]) for pool in dict.fromkeys(model.pool_sizes))
     return sum(work.tiles / frames * model.pool_tokens(pool) for pool, frames in pools)
 
 
-def _head(tied: bool, before: tuple[str, ...]) -> _Part:
-    return _Part("decoder", "llm/embed_tokens" if tied else "llm/lm_head", lambda work: work.slots, before)
+def _head(tied: bool, upstream: tuple[str, ...]) -> _Part:
+    return _Part("decoder", "llm/embed_tokens" if tied else "llm/lm_head", lambda work: work.slots, upstream)
 
 
-def _align(config: TrainConfig, modality: str, tokens: Callable[[Work], float], before: tuple[str, ...]) -> _Part:
-    """One modality of OmniAlignNet: each clip's query and tokens see each other."""
-    pair = config.model.omni_align.num_layers * _pairs(config.model.text.hidden_size)
+def _align(config: TrainConfig, modality: str, tokens: Callable[[Work], float], upstream: tuple[str, ...]) -> _Part:
+    """One modality of OmniAlignNet, where each clip's query and tokens attend to each other."""
+    pair_flops = config.model.omni_align.num_layers * _pair_flops(config.model.text.hidden_size)
 
     def length(work: Work) -> float:
         return tokens(work) / work.clips + 1 if work.clips else 0.0
@@ -237,7 +240,7 @@ def _align(config: TrainConfig, modality: str, tokens: Callable[[Work], float], 
         "align",
         f"omni_align/{modality}",
         lambda work: work.clips * length(work),
-        before,
-        lambda work: work.clips * length(work) ** 2 * pair,
+        upstream,
+        lambda work: work.clips * length(work) ** 2 * pair_flops,
         config.decoder_remat,
     )

@@ -1,7 +1,7 @@
-"""What a compiled program sends between chips, read from its HLO text.
+"""Traffic between chips of a compiled program, from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once and knows no collectives. Here each collective counts as often
-as the loops around it run, and for the mesh axes along which its groups of devices differ.
+XLA's cost analysis counts a loop body once and ignores collectives. Here each collective is multiplied by the trip
+counts of the loops around it, and attributed to the mesh axes along which its device groups extend.
 """
 
 import math
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-# What a chip sends for an input of one byte in a group of n chips, when every byte takes the shortest way round a ring.
-_SENT = {
+# Bytes that a chip sends per input byte in a ring of n chips.
+_SENT_PER_BYTE = {
     "all-gather": lambda n: n - 1,
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
@@ -24,7 +24,7 @@ _SENT = {
     "collective-permute": lambda n: 1,
 }
 
-_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)(?:e\w+)?\[([\d,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -33,7 +33,7 @@ _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)
 
 
 class Instruction(NamedTuple):
-    """One line: `shape`, `operands` (names) and `attributes` are as in the text."""
+    """One line of HLO; `shape`, `operands` (names) and `attributes` are as in the text."""
 
     name: str
     shape: str
@@ -48,10 +48,10 @@ class Instruction(NamedTuple):
         return found and found[1]
 
     def attribute(self, pattern: str) -> str:
-        """The first group of a pattern in the attributes, which must have it."""
+        """Like `find`; raises ValueError if the pattern does not match."""
         found = self.find(pattern)
         if found is None:
-            raise ValueError(f"{self.name}: there is no {pattern} in its attributes")
+            raise ValueError(f"{self.name}: no {pattern} in its attributes")
         return found
 
 
@@ -60,14 +60,14 @@ class Computation(dict[str, Instruction]):
 
     @property
     def root(self) -> Instruction:
-        """The result."""
+        """The root instruction."""
         return next(instruction for instruction in self.values() if instruction.root)
 
 
 class Collective(NamedTuple):
-    """opcode: "all-gather" and so on; axes: mesh axes that it runs along; times: executions in one run of the program.
+    """opcode: "all-gather" and so on; axes: its mesh axes; times: executions per run of the program.
 
-    sent: bytes that a chip sends in one execution.
+    sent: bytes that a chip sends per execution.
     """
 
     opcode: str
@@ -77,13 +77,13 @@ class Collective(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """collectives: all of one run; unknown_loops: loops with collectives inside whose length the text does not tell."""
+    """collectives: all of one run; unknown_loops: loops with collectives whose trip count is unknown."""
 
     collectives: list[Collective]
     unknown_loops: int
 
     def by_axes(self) -> dict[tuple[str, ...], dict[str, float]]:
-        """Bytes that a chip sends in one run: for each set of mesh axes, by opcode."""
+        """Bytes that a chip sends per run, by mesh axes and opcode."""
         totals: dict[tuple[str, ...], dict[str, float]] = {}
         for collective in self.collectives:
             kinds = totals.setdefault(collective.axes, defaultdict(float))
@@ -92,14 +92,14 @@ class Traffic(NamedTuple):
 
 
 def read_traffic(text: str, mesh_shape: Mapping[str, int]) -> Traffic:
-    """Collectives of a compiled program's text (`Compiled.as_text()`).
+    """Reads the collectives from a compiled program's text (`Compiled.as_text()`).
 
     Args:
         text: HLO after all optimizations.
-        mesh_shape: size of each mesh axis, in the order in which the program numbers its devices.
+        mesh_shape: size of each mesh axis, in the program's device order.
 
     Raises:
-        ValueError: text of a kind that this reader does not know.
+        ValueError: text in an unknown form.
     """
     computations, entry = parse(text)
     times, unknown = executions(computations, entry)
@@ -107,24 +107,23 @@ def read_traffic(text: str, mesh_shape: Mapping[str, int]) -> Traffic:
     for name, count in times.items():
         for instruction in computations[name].values():
             opcode = instruction.opcode.removesuffix("-start")
-            if opcode not in _SENT:
+            if opcode not in _SENT_PER_BYTE:
                 continue
-            # On TPUs an all-reduce of which each chip keeps its part is how a reduce-scatter is written.
+            # TPUs write a reduce-scatter as an all-reduce of which each chip keeps its shard.
             if "all-reduce-scatter" in name:
                 opcode = "reduce-scatter"
             groups = _groups(instruction, math.prod(mesh_shape.values()))
             size = sum(_bytes(computations[name][operand].shape) for operand in instruction.operands)
-            sent = size * _SENT[opcode](groups.shape[1])
+            sent = size * _SENT_PER_BYTE[opcode](groups.shape[1])
             collective = Collective(opcode, _axes(groups, mesh_shape), count, sent)
-            # A TPU runs the steps of one collective inside several fusions, of which the rarest is executed as often
-            # as the whole.
-            whole = (name, instruction.name)
+            # A TPU splits an async collective into several fusions: count it as often as the rarest one.
+            key = (name, instruction.name)
             if "async_collective_fusion_config" in instruction.attributes:
-                whole = (opcode, instruction.find(r"channel_id=(\d+)"))
-            if whole not in found or count < found[whole].times:
-                found[whole] = collective
-    sending = [collective for collective in found.values() if collective.axes]
-    return Traffic(sending, unknown)
+                key = (opcode, instruction.find(r"channel_id=(\d+)"))
+            if key not in found or count < found[key].times:
+                found[key] = collective
+    between_chips = [collective for collective in found.values() if collective.axes]
+    return Traffic(between_chips, unknown)
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -132,7 +131,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     computations: dict[str, Computation] = {}
     current, entry = Computation(), ""
     for line in text.splitlines():
-        if head := _HEAD.match(line):
+        if head := _HEADER.match(line):
             current = computations[head[1]] = Computation()
             entry = head[1] if line.startswith("ENTRY") else entry
         elif found := _INSTRUCTION.match(line):
@@ -145,23 +144,23 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def executions(computations: dict[str, Computation], entry: str) -> tuple[Counter[str], int]:
-    """How often one run of the program executes each computation, and how many loops had to be taken as one turn.
+    """Executions of each computation per program run, and the number of loops of unknown trip count (taken as 1).
 
-    Both branches of a condition count.
+    Both branches of a conditional count.
     """
     times, unknown = Counter(), set()
 
     def visit(name: str, count: int) -> None:
         times[name] += count
         for instruction in computations[name].values():
-            turns = 1
+            trips = 1
             if instruction.opcode == "while":
-                turns = _turns(instruction, computations[name], computations)
-                if turns is None:
+                trips = _trip_count(instruction, computations[name], computations)
+                if trips is None:
                     unknown.add(instruction.attribute(r"body=%?([\w.\-]+)"))
-                    turns = 1
+                    trips = 1
             for called in _called(instruction):
-                visit(called, count * turns)
+                visit(called, count * trips)
 
     visit(entry, 1)
     counted = sum(_has_collectives(name, computations) for name in unknown)
@@ -169,7 +168,7 @@ def executions(computations: dict[str, Computation], entry: str) -> tuple[Counte
 
 
 def _called(instruction: Instruction) -> Iterator[str]:
-    if instruction.opcode in ("async-update", "async-done"):  # the computation that async-start has started
+    if instruction.opcode in ("async-update", "async-done"):  # async-start has counted the computation
         return
     yield from _CALLED.findall(instruction.attributes)
     for names in _BRANCHES.findall(instruction.attributes):
@@ -178,14 +177,14 @@ def _called(instruction: Instruction) -> Iterator[str]:
 
 def _has_collectives(name: str, computations: dict[str, Computation]) -> bool:
     return any(
-        instruction.opcode.removesuffix("-start") in _SENT
+        instruction.opcode.removesuffix("-start") in _SENT_PER_BYTE
         or any(_has_collectives(called, computations) for called in _called(instruction))
         for instruction in computations[name].values()
     )
 
 
-def _turns(loop: Instruction, outer: Computation, computations: dict[str, Computation]) -> int | None:
-    """Turns of a loop: as the compiler notes them, or of a counter that goes from a constant to below a constant."""
+def _trip_count(loop: Instruction, outer: Computation, computations: dict[str, Computation]) -> int | None:
+    """Trip count of a loop: the compiler's annotation, or that of a counter between two constants; None if unknown."""
     known = loop.find(r'"known_trip_count":\{"n":"(\d+)"\}')
     if known:
         return int(known)
@@ -206,9 +205,9 @@ def _turns(loop: Instruction, outer: Computation, computations: dict[str, Comput
 
 
 def _element(name: str, index: int, computation: Computation) -> str:
-    """The operand that a tuple has at `index`; the tuple itself where it is not made here."""
-    made = computation[name]
-    return made.operands[index] if made.opcode == "tuple" else name
+    """The operand of a tuple at `index`, or `name` if this computation does not build the tuple."""
+    producer = computation[name]
+    return producer.operands[index] if producer.opcode == "tuple" else name
 
 
 def _constant(name: str, computation: Computation) -> int | None:
@@ -221,14 +220,14 @@ def _constant(name: str, computation: Computation) -> int | None:
 
 
 def _split_operands(rest: str) -> tuple[tuple[str, ...], str]:
-    """Names (or a constant's value) up to the parenthesis that closes the operands, and what comes after it."""
+    """Splits after the closing parenthesis of the operands: operand names (or a constant's value), attributes."""
     depth = 1
     for position, character in enumerate(rest):
         depth += (character == "(") - (character == ")")
         if not depth:
             inside = rest[:position]
             return tuple(_NAME.findall(inside)) or (inside,), rest[position + 1 :]
-    raise ValueError(f"an instruction without an end: {rest[:80]}")
+    raise ValueError(f"an instruction is not terminated: {rest[:80]}")
 
 
 def _bytes(shape: str) -> int:
@@ -242,17 +241,17 @@ def _bytes(shape: str) -> int:
 
 def _axes(groups: Int[np.ndarray, "groups members"], mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
     """Mesh axes along which the members of a group differ."""
-    places = np.unravel_index(groups, tuple(mesh_shape.values()))
-    return tuple(axis for axis, place in zip(mesh_shape, places, strict=True) if (place != place[:, :1]).any())
+    coordinates = np.unravel_index(groups, tuple(mesh_shape.values()))
+    return tuple(axis for axis, index in zip(mesh_shape, coordinates, strict=True) if (index != index[:, :1]).any())
 
 
 def _groups(instruction: Instruction, devices: int) -> Int[np.ndarray, "groups members"]:
-    """Devices that exchange with each other; of a permutation, each pair of sender and receiver."""
+    """Device groups of a collective; for a permutation, the pairs of sender and receiver."""
     if pairs := instruction.find(r"source_target_pairs=\{(\{.*?\})\}"):
         return _lists(pairs)
     groups = instruction.find(r"replica_groups=(.*?)(?:, (?!device_ids)[a-z_]+=|$)")
     if groups is None:
-        raise ValueError(f"{instruction.name}: a collective without groups of devices")
+        raise ValueError(f"{instruction.name}: a collective without device groups")
     if groups == "{}":
         return np.arange(devices)[None]
     if groups.startswith("{"):
@@ -267,27 +266,27 @@ def _lists(text: str) -> Int[np.ndarray, "groups members"]:
 
 
 def _iota(text: str) -> Int[np.ndarray, "..."]:
-    """[4,2]<=[2,4]T(1,0): 0 ... 7 in the shape 2 x 4, transposed, in the shape 4 x 2; [2,4]T(1,0): in the first."""
+    """[4,2]<=[2,4]T(1,0): 0 ... 7 as 2 x 4, transposed, reshaped to 4 x 2; [2,4]T(1,0): not reshaped."""
     found = re.fullmatch(r"(?:\[([\d,]+)\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not found:
-        raise ValueError(f"groups of devices in an unknown form: {text}")
+        raise ValueError(f"device groups in an unknown form: {text}")
     shape, source, order = ([int(n) for n in part.split(",")] if part else [] for part in found.groups())
     devices = np.arange(math.prod(source)).reshape(source).transpose(order or None)
     return devices.reshape(shape) if shape else devices
 
 
 def _mesh_groups(text: str) -> Int[np.ndarray, "groups members"]:
-    """mesh['a'=4,'b'=2] {'b'}: devices that differ along b alone; 'a':(2)2 is the part of a of size 2 within 2."""
+    """mesh['a'=4,'b'=2] {'b'}: devices that differ only along b; 'a':(2)2 is the sub-axis of a of size 2 after 2."""
     found = re.fullmatch(r"mesh\[(.*?)\](?:, device_ids=\((.*)\))? \{(.*)\}", text)
     if not found:
-        raise ValueError(f"groups of devices in an unknown form: {text}")
+        raise ValueError(f"device groups in an unknown form: {text}")
     sizes = {name: int(size) for name, size in re.findall(r"([^,=]+)=(\d+)", found[1])}
     devices = np.arange(math.prod(sizes.values()))
     if found[2]:
         devices = (
             _iota(found[2]) if found[2].startswith("[") else np.array([int(n) for n in re.findall(r"\d+", found[2])])
         )
-    # Every axis in three parts, of which a group takes the middle one, or no part.
+    # Splits every axis in three; groups extend along the middle one, which may have size 1.
     parts = {name: (1, 1, size) for name, size in sizes.items()}
     for name, before, size in re.findall(r"([^,:]+)(?::\((\d+)\)(\d+))?(?:,|$)", found[3]):
         before, size = (int(before), int(size)) if size else (1, sizes[name])

@@ -1,9 +1,9 @@
-"""Plans a training step for a machine that is not here: compiles it with that machine's compiler, and reads the result.
+"""Plans a training step for another machine: compiles it with that machine's compiler and reads the result.
 
     omnivinci plan --config configs/omnivinci_9b.py --topology v5p:4x4x4 --config.data.groups=64
 
-It prints what the step needs of a chip's memory, its FLOPs, what each chip sends along each mesh axis, and how fast the
-step can be at most. It ends with 1 where the step does not fit, with 2 where the configuration cannot be used.
+Prints the step's memory per chip, its FLOPs, the bytes that a chip sends along each mesh axis, and bounds of the step
+time. Exits with 1 if the step does not fit, and with 2 if the configuration is invalid.
 """
 
 import math
@@ -32,7 +32,7 @@ from omnivinci_jax.train.state import TrainState, abstract_state, make_model
 from omnivinci_jax.train.step import make_train_step
 from omnivinci_jax.train.supervised_loss import SupervisedLoss
 
-# XLA finds the tile sizes of its own matrix kernels by running them; without a GPU it stops at some that cannot be.
+# XLA tunes its Triton matrix kernels by running them; without a GPU it fails on invalid tile sizes.
 COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 
@@ -44,10 +44,9 @@ class DoesNotFit(UserError):
 class Memory:
     """Bytes on one chip.
 
-    parameters, optimizer: of the state; batch: the rest of the arguments, with padding; activations: the most that is
-    held beside them at once.
-    outputs: results that do not take the place of an argument; program: the code.
-    available: what programs can have.
+    parameters, optimizer: the state; batch: the other arguments, with padding; activations: peak of the temporaries.
+    outputs: results that do not reuse an argument's buffer; program: the code.
+    available: memory for programs.
     """
 
     parameters: int
@@ -60,7 +59,7 @@ class Memory:
 
     @property
     def needed(self) -> int:
-        """Everything that the step holds at once."""
+        """Peak memory of the step."""
         return self.parameters + self.optimizer + self.batch + self.activations + self.outputs + self.program
 
 
@@ -69,9 +68,8 @@ class Plan:
     """One compiled step.
 
     mesh: chips along each axis.
-    flops, recomputed: of all chips, the groups being full; traffic: what each chip sends.
-    compute_seconds: all of them at the chips' peak. axis_seconds: for each set of mesh axes, what it carries at the
-    peak of the links that it spans.
+    flops, recomputed: over all chips, with full groups; traffic: of each chip.
+    compute_seconds: FLOPs at the chips' peak. axis_seconds: traffic of each set of mesh axes at the peak of its links.
     """
 
     topology: Topology
@@ -84,26 +82,26 @@ class Plan:
     axis_seconds: dict[tuple[str, ...], float]
 
     @property
-    def least_seconds(self) -> float:
-        """A step in which everything overlaps."""
+    def overlapped_seconds(self) -> float:
+        """Step time if compute and all traffic overlap."""
         return max(self.compute_seconds, *self.axis_seconds.values(), 0.0)
 
     @property
-    def most_seconds(self) -> float:
-        """A step in which nothing overlaps, still at the peak of everything."""
+    def serial_seconds(self) -> float:
+        """Step time if nothing overlaps, everything at its peak rate."""
         return self.compute_seconds + sum(self.axis_seconds.values())
 
     def check_memory(self) -> None:
-        """Raises DoesNotFit where the step needs more than there is."""
+        """Raises DoesNotFit if the step needs more memory than is available."""
         memory = self.memory
         if memory.needed > memory.available:
             raise DoesNotFit(
-                f"{self.topology.name}: the step does not fit: it needs {memory.needed / GIB:.2f} GiB a chip, of which "
-                f"{memory.activations / GIB:.2f} are activations, and there are {memory.available / GIB:.2f}"
+                f"{self.topology.name}: the step does not fit: it needs {memory.needed / GIB:.2f} GiB per chip "
+                f"({memory.activations / GIB:.2f} of them activations), and {memory.available / GIB:.2f} are available"
             )
 
     def utilization(self, seconds: float) -> float:
-        """Model FLOPs utilization (MFU) of a step that takes so long."""
+        """Model FLOPs utilization (MFU) of a step that takes `seconds`."""
         return self.flops.total / math.prod(self.mesh.values()) / self.topology.chip.flops / seconds
 
 
@@ -113,11 +111,11 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
     Args:
         config: of the run.
         topology: the machine.
-        hlo: a file to write the compiled program's text to.
+        hlo: file for the compiled program's text.
 
     Raises:
         ConfigError: a configuration that does not suit the machine.
-        DoesNotFit: the compiler finds no way to keep the step within a chip's memory. (That for GPUs does not ask.)
+        DoesNotFit: the compiler cannot fit the step into a chip's memory (the GPU compiler does not check).
     """
     check_capacity(config.data.capacity, config.model)
     mesh = make_mesh(config.mesh, topology.devices)
@@ -126,7 +124,7 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
     flops, recomputed = counter.step(work), counter.recomputed(work)
     state, compiled = _compile(config, mesh, topology)
     text = compiled.as_text()
-    assert text is not None  # every compiler here gives it
+    assert text is not None  # all supported compilers provide it
     if hlo:
         hlo.write_text(text)
     traffic = read_traffic(text, mesh.shape)
@@ -145,12 +143,12 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
 
 
 def _compile(config: TrainConfig, mesh: Mesh, topology: Topology) -> tuple[TrainState, jax.stages.Compiled]:
-    """The state's shapes with their shardings, and the step compiled for them."""
+    """The abstract state with shardings, and the step compiled for it."""
     model = make_model(config, topology.devices[0].platform)
     optimizer = make_optimizer(config.optimizer, config.steps, config.model)
-    # Outside the mesh: what it computes of constants, it computes on this machine.
+    # Not under the mesh, because it computes constants on this machine.
     shapes, shardings = abstract_state(model, optimizer, config, mesh)
-    state = jax.tree.map(_sharded, shapes, shardings)
+    state = jax.tree.map(_with_sharding, shapes, shardings)
     step = make_train_step(
         SupervisedLoss(model, config.align_weight), optimizer, shardings, microbatches=config.microbatches
     )
@@ -181,22 +179,22 @@ def _abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     )
 
 
-def _sharded(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _memory(state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> Memory:
     analysis = compiled.memory_analysis()
-    assert analysis is not None  # every compiler here gives it
+    assert analysis is not None  # all supported compilers provide it
     sizes = jax.tree.map(lambda leaf: bytes_per_device(leaf, leaf.sharding), state)
     parameters = sum(jax.tree.leaves((sizes.trainable, sizes.frozen)))
     optimizer = sum(jax.tree.leaves(sizes.opt_state))
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     if chip.torus:
-        # The size of all temporaries is more than is ever held: more than a chip has where the compiler is content.
+        # The total of all temporaries exceeds the peak: it can exceed the chip's memory in a step that fits.
         activations = analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes - outputs
     else:
-        activations = analysis.temp_size_in_bytes  # which the peak leaves out
+        activations = analysis.temp_size_in_bytes  # the GPU's peak does not include them
     share = 1.0 if chip.torus else float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
     return Memory(
         parameters=parameters,
@@ -210,18 +208,18 @@ def _memory(state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> Mem
 
 
 def _bandwidth(axes: tuple[str, ...], mesh: Mesh, chip: Chip) -> float:
-    """Bytes/s that a chip can send along mesh axes: of a torus's links those in the directions that they span."""
+    """Bytes/s that a chip can send along mesh axes; on a torus, over the links of the dimensions that they span."""
     if not chip.torus:
         return chip.interconnect
     spanned = set()
     for axis in axes:
-        line = mesh.devices[tuple(slice(None) if name == axis else 0 for name in AXES)]
-        spanned |= {side for side in range(3) if len({device.coords[side] for device in line}) > 1}
+        devices = mesh.devices[tuple(slice(None) if name == axis else 0 for name in AXES)]
+        spanned |= {side for side in range(3) if len({device.coords[side] for device in devices}) > 1}
     return chip.interconnect * len(spanned) / chip.torus
 
 
 def describe(plan: Plan, data: DataConfig) -> str:
-    """The plan in words and numbers."""
+    """The plan as text."""
     capacity, memory = data.capacity, plan.memory
     shape = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     lines = [
@@ -229,26 +227,26 @@ def describe(plan: Plan, data: DataConfig) -> str:
         f"{data.groups} groups of {capacity.rows} x {capacity.slots:,} slots, {capacity.tiles} tiles, "
         f"{capacity.windows} windows",
         "",
-        "memory of a chip, GiB",
+        "memory per chip, GiB",
         *(
             f"  {name:16}{getattr(memory, name) / GIB:8.2f}"
             for name in ("parameters", "optimizer", "batch", "activations", "outputs", "program", "needed", "available")
         ),
         "",
-        "FLOPs of a step",
+        "FLOPs per step",
         *(f"  {part:16}{flops:8.2e}" for part, flops in zip(Flops._fields, plan.flops, strict=True)),
         f"  {'model':16}{plan.flops.total:8.2e}",
         f"  {'recomputed':16}{plan.recomputed.total:8.2e}",
         "",
-        "a chip sends in a step, GB",
+        "sent per chip and step, GB",
     ]
     for axes, sent in plan.traffic.by_axes().items():
         largest_first = sorted(sent.items(), key=lambda item: -item[1])
         kinds = ", ".join(f"{opcode} {size / 1e9:.2f}" for opcode, size in largest_first)
         lines.append(f"  {'+'.join(axes):16}{sum(sent.values()) / 1e9:8.2f}  {plan.axis_seconds[axes]:6.3f} s  {kinds}")
     if plan.traffic.unknown_loops:
-        lines.append(f"  and more: {plan.traffic.unknown_loops} loops of unknown length are counted as one turn")
+        lines.append(f"  and more: {plan.traffic.unknown_loops} loops of unknown length are counted once")
     lines += ["", f"{'compute at peak':18}{plan.compute_seconds:8.3f} s"]
-    for name, seconds in (("all overlapped", plan.least_seconds), ("none overlapped", plan.most_seconds)):
+    for name, seconds in (("all overlapped", plan.overlapped_seconds), ("none overlapped", plan.serial_seconds)):
         lines.append(f"{name:18}{seconds:8.3f} s, {plan.utilization(seconds):.0%} MFU")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Devices of machines that are not here, to compile for: TPU slices, and one host of GPUs.
+"""Devices of other machines to compile for: TPU slices, and one host of GPUs.
 
-The compilers are needed, the hardware and CUDA are not. That for TPUs is libtpu, `pip install "omnivinci-jax[tpu]"`;
-that for GPUs is jax's CUDA plugin of jax's own version V, without what it depends on:
+This needs the compilers, but neither the hardware nor CUDA. The TPU compiler is libtpu: `pip install
+"omnivinci-jax[tpu]"`. The GPU compiler is jax's CUDA plugin in jax's version V, without its dependencies:
 `pip install --no-deps jax-cuda12-plugin==V jax-cuda12-pjrt==V`.
 """
 
@@ -16,9 +16,9 @@ from jax.experimental import topologies
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.planning.hardware import CHIPS, Chip
 
-GPUS_A_HOST = 8
+GPUS_PER_HOST = 8
 
-# libtpu is only asked to compile: it need not own a TPU, and is not to look for the machine that it runs on.
+# libtpu only compiles: it must neither lock a TPU nor query the machine that it runs on.
 _LIBTPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -28,7 +28,7 @@ _LIBTPU = {
 
 
 class Topology(NamedTuple):
-    """name: "v5p:4x4x4"; chip: what it is made of; devices: in jax's order, for compiling alone."""
+    """name: "v5p:4x4x4"; devices: in jax's order, only for compiling."""
 
     name: str
     chip: Chip
@@ -36,22 +36,22 @@ class Topology(NamedTuple):
 
 
 def get_topology(name: str) -> Topology:
-    """The machine "v5p:4x4x4" (chip and shape of a TPU slice) or "h100:8" (GPUs of one host).
+    """The machine of a name like "v5p:4x4x4" (chip and shape of a TPU slice) or "h100:8" (GPUs of one host).
 
     Raises:
-        ConfigError: a name that is not one, a shape that does not exist, or a compiler that is not installed.
+        ConfigError: a malformed name, a shape that does not exist, or a missing compiler.
     """
     kind, _, shape = name.partition(":")
     chip = next((chip for chip in CHIPS if chip.name == kind), None)
     if chip is None or not re.fullmatch(r"\d+(x\d+)*", shape):
         chips = ", ".join(chip.name for chip in CHIPS)
         raise ConfigError(
-            f"--topology is {name!r}: write a chip ({chips}) and its shape, v5p:4x4x4 for TPUs, h100:8 for GPUs"
+            f"--topology is {name!r}: write a chip ({chips}) and its shape, for example v5p:4x4x4 or h100:8"
         )
     if chip.torus:
         devices = _tpus(name)
-    elif not shape.isdigit() or not 1 <= int(shape) <= GPUS_A_HOST:
-        raise ConfigError(f"--topology is {name!r}: GPUs are planned for one host, 1 to {GPUS_A_HOST} of them")
+    elif not shape.isdigit() or not 1 <= int(shape) <= GPUS_PER_HOST:
+        raise ConfigError(f"--topology is {name!r}: GPU plans cover one host, 1 to {GPUS_PER_HOST} GPUs")
     else:
         devices = _gpus(chip, int(shape))
     return Topology(name, chip, devices)
@@ -65,9 +65,7 @@ def _tpus(name: str) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeFo
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(f"--topology is {name!r}: libtpu does not know it ({_first_line(error)})") from None
     except RuntimeError:
-        raise ConfigError(
-            'TPUs are compiled for by libtpu, which is missing: pip install "omnivinci-jax[tpu]"'
-        ) from None
+        raise ConfigError('compiling for TPUs needs libtpu: pip install "omnivinci-jax[tpu]"') from None
 
 
 def _gpus(chip: Chip, count: int) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
@@ -81,14 +79,14 @@ def _gpus(chip: Chip, count: int) -> list[jax.Device]:  # pyright: ignore[report
     except NotImplementedError:
         version = jax.__version__
         raise ConfigError(
-            "GPUs are compiled for by jax's CUDA plugin, which is missing: "
+            "compiling for GPUs needs jax's CUDA plugin: "
             f"pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}"
         ) from None
     return topology.devices
 
 
 def target_config(chip: Chip) -> str:
-    """XLA's description of a GPU: an H200 is an H100 with another memory."""
+    """XLA's description of a GPU: an H200 is an H100 with other memory."""
     text = resources.files("omnivinci_jax.planning").joinpath("h100.target_config.txtpb").read_text()
     for field, value in (
         ("device_memory_size", chip.memory),

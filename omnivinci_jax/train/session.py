@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from omnivinci_jax.errors import Preempted
 from omnivinci_jax.mesh.mesh import on_mesh
 from omnivinci_jax.mesh.processes import is_main, lost_process_as_preempted
-from omnivinci_jax.paths import Mirrored
+from omnivinci_jax.paths import LocalMirror
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.checkpoints import Checkpoints
 from omnivinci_jax.train.claim import Claim
@@ -26,7 +26,7 @@ class Session:
     """A work directory that is held. `cleanup` runs when it is released."""
 
     checkpoints: Checkpoints
-    files: Mirrored
+    files: LocalMirror
     claim: Claim
     cleanup: ExitStack
 
@@ -72,7 +72,7 @@ def open_session(workdir: epath.Path, config: TrainConfig, mesh: Mesh) -> Iterat
     with ExitStack() as stack:
         claim = stack.enter_context(claimed(workdir, config))
         stack.enter_context(on_mesh(mesh))
-        files = Mirrored(workdir, ("metrics.jsonl", skipped_name()))
+        files = LocalMirror(workdir, ("metrics.jsonl", skipped_name()))
         stack.callback(files.sync)
         stack.enter_context(lost_process_as_preempted())
         yield Session(Checkpoints(workdir / "checkpoints"), files, claim, stack)

@@ -30,7 +30,7 @@ def find_start(config: TrainConfig, model: OmniVinci) -> epath.Path | None:
         if module not in expected:
             raise ConfigError(f"config.start_modules: {module!r}: no such module{nearest(module, expected)}")
     stored, expected = (only_modules(tree, modules) for tree in (stored_params(folder), expected))
-    check_shapes(stored, expected, folder / "params", asking="config.model")
+    check_shapes(stored, expected, folder / "params", expected_by="config.model")
     return folder
 
 

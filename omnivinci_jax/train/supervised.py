@@ -20,7 +20,7 @@ from omnivinci_jax.data.setup import make_processor, open_data, open_mixture
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.processes import check_same, is_main
-from omnivinci_jax.mesh.rules import check_batch, own_groups, put_batch
+from omnivinci_jax.mesh.rules import check_batch, local_groups, put_batch
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.assemble import check_capacity
@@ -137,7 +137,7 @@ def train(
         ]
         trainer = Trainer(state, train_step, progress, hooks)
         del state  # its buffers are the trainer's
-        own = own_groups(config.data.groups, mesh)
+        own = local_groups(config.data.groups, mesh)
         loaded = read_batches(
             data.mixture, plan, data.processor, config.data, own, start=progress.step, stop=config.steps or None
         )

@@ -1,4 +1,4 @@
-"""Checkpoints to convert: small ones of random bits, and what is in a model directory."""
+"""Small checkpoints of random bits to convert, and the parameters of a model directory."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ __all__ = ["different", "make", "parameters", "rewrite"]
 
 
 def make(folder: Path, layout: str = "merged", dtype: str = "BF16", config: OmniVinciConfig | None = None) -> Path:
-    """A checkpoint of the tiny model in `folder`."""
+    """Writes a checkpoint of the tiny model to `folder`."""
     random_checkpoint(config or tiny_config(), folder, layout, DTYPES[dtype])
     return folder
 
 
 def parameters(model: Path) -> dict[str, np.ndarray]:
-    """What Orbax reads from a model directory, by path."""
+    """The parameters that Orbax reads from a model directory, by path."""
     with ocp.StandardCheckpointer() as checkpointer:
         return {
             path: np.asarray(leaf)
@@ -30,7 +30,7 @@ def parameters(model: Path) -> dict[str, np.ndarray]:
 
 
 def rewrite(folder: Path, change, limit: int = 10**9) -> None:
-    """Rewrites the tensors of a folder after `change` has changed the dict of them."""
+    """Applies `change` to the dict of a folder's tensors and writes them back."""
     tensors = {name: tensor.read() for name, tensor in stored_tensors(folder).items()}
     change(tensors)
     writer = TensorWriter(folder, [(name, x.shape, x.dtype) for name, x in tensors.items()], limit)

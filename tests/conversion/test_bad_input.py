@@ -1,4 +1,4 @@
-"""What is wrong with PyTorch files is one line that names the key or the file; nothing is written."""
+"""Bad PyTorch files give a one-line error that names the key or the file, and nothing is written."""
 
 import json
 import struct
@@ -46,33 +46,33 @@ def not_safetensors(folder):
     return f"{SINGLE}: .*not a safetensors file"
 
 
-def another_shape(folder):
+def wrong_shape(folder):
     rewrite(folder, lambda tensors: tensors.update({NORM: np.zeros(3, tensors[NORM].dtype)}))
-    return rf"{SINGLE}: {NORM} has the shape \(3,\), and config.json asks for \(128,\)"
+    return rf"{SINGLE}: {NORM} has shape \(3,\), but config.json expects \(128,\)"
 
 
 def unknown_key(folder):
     rewrite(folder, lambda tensors: tensors.update({"llm.model.norm.wait": tensors[NORM]}))
-    return f"{SINGLE}: llm.model.norm.wait is a tensor that this model does not have"
+    return f"{SINGLE}: this model has no tensor llm.model.norm.wait"
 
 
 def missing_key(folder):
     rewrite(folder, lambda tensors: tensors.pop(NORM))
-    return f"the tensor {NORM} is missing"
+    return f"tensor {NORM} is missing"
 
 
 def index_outside(folder):
     index = json.loads((shard(folder) / INDEX).read_text())
     index["weight_map"][NORM] = "../secret.safetensors"
     (folder / INDEX).write_text(json.dumps(index))
-    return f"{INDEX}: it names '../secret.safetensors', which is outside the directory"
+    return f"{INDEX}: names '../secret.safetensors', which is outside the directory"
 
 
 def index_disagrees(folder):
     index = json.loads((shard(folder) / INDEX).read_text())
     index["weight_map"]["llm.model.extra"] = SHARDS[0]
     (folder / INDEX).write_text(json.dumps(index))
-    return f"{SHARDS[0]}: there is no tensor llm.model.extra"
+    return f"{SHARDS[0]}: no tensor llm.model.extra"
 
 
 def no_config(folder):
@@ -82,7 +82,7 @@ def no_config(folder):
 
 @pytest.mark.parametrize(
     "damage",
-    [missing_shard, truncated, truncated_header, not_safetensors, another_shape, unknown_key, missing_key,
+    [missing_shard, truncated, truncated_header, not_safetensors, wrong_shape, unknown_key, missing_key,
      index_outside, index_disagrees, no_config],
 )  # fmt: skip
 def test_damaged_checkpoints(damage, tmp_path):
@@ -93,22 +93,22 @@ def test_damaged_checkpoints(damage, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
-def test_a_part_that_is_not_there(tmp_path):
+def test_missing_part(tmp_path):
     make(tmp_path / "source", "released")
     (tmp_path / "source" / "mm_projector" / SINGLE).unlink()
-    with pytest.raises(UserError, match=r"mm_projector: there is no model.safetensors; the part is missing"):
+    with pytest.raises(UserError, match=r"mm_projector: no model.safetensors; this part is missing"):
         from_torch(tmp_path / "source", tmp_path / "model")
 
 
 def test_no_checkpoint_at_all(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config.json: there is no text_config"):
+    with pytest.raises(UserError, match=r"config.json: no text_config"):
         from_torch(tmp_path, tmp_path / "model")
-    with pytest.raises(UserError, match="without a checkpoint to start from, give --vision_tower"):
+    with pytest.raises(UserError, match="without a source checkpoint, --vision_tower is required"):
         from_torch(None, tmp_path / "model", parts={"llm": tmp_path})
 
 
-def test_commands_write_nothing_over_and_exit_with_2(tmp_path):
+def test_commands_do_not_overwrite_and_exit_with_2(tmp_path):
     source, model = make(tmp_path / "source"), tmp_path / "model"
     model.mkdir()
     (model / "precious").write_text("x")
@@ -116,17 +116,17 @@ def test_commands_write_nothing_over_and_exit_with_2(tmp_path):
         run = [sys.executable, "-m", f"conversion.{command[0]}", *map(str, command[1:])]
         done = subprocess.run(run, capture_output=True, text=True, cwd=REPOSITORY)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert "it exists already; nothing was written over" in done.stderr
+        assert "already exists; nothing was overwritten" in done.stderr
     assert [path.name for path in model.iterdir()] == ["precious"]
 
 
-def test_model_directories_that_do_not_fit_their_configuration(tmp_path):
+def test_model_directory_that_contradicts_its_configuration(tmp_path):
     from_torch(make(tmp_path / "source"), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     config["text_config"]["intermediate_size"] = 256
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"params: llm/layers/mlp/down_proj/kernel has the shape \(3, 384, 128\)"):
+    with pytest.raises(UserError, match=r"params: llm/layers/mlp/down_proj/kernel has shape \(3, 384, 128\)"):
         to_torch(tmp_path / "model", tmp_path / "back", layout="merged")
     assert parameters(tmp_path / "model")["llm/norm/scale"].shape == (128,)
-    with pytest.raises(UserError, match="there are no parameters"):
+    with pytest.raises(UserError, match="no parameters"):
         to_torch(tmp_path / "source", tmp_path / "back", layout="merged")

@@ -1,4 +1,4 @@
-"""The published forms of config.json, and OmniVinciConfig from and to them."""
+"""Conversion between the published forms of config.json and OmniVinciConfig."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ CONFIGS = st.builds(
 
 @settings(max_examples=30, deadline=None)
 @given(config=CONFIGS)
-def test_every_field_comes_back(config):
+def test_every_field_round_trips(config):
     back = from_json(json.loads(json.dumps(to_json(config))))
     for field in dataclasses.fields(config):
         assert getattr(back, field.name) == getattr(config, field.name), field.name
@@ -54,7 +54,7 @@ def test_every_field_comes_back(config):
 
 @settings(max_examples=30, deadline=None)
 @given(config=CONFIGS)
-def test_every_field_comes_back_from_the_released_form(tmp_path_factory, config):
+def test_every_field_round_trips_through_the_released_form(tmp_path_factory, config):
     folder = tmp_path_factory.mktemp("released")
     for name, values in to_released(to_json(config)).items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ def test_legacy_names_and_forms(tmp_path):
     assert config.replace(text=OmniVinciConfig().text, max_sound_seconds=3600.0) == OmniVinciConfig()
 
 
-def test_published_keys_without_ours():
+def test_published_keys_alone():
     root = published()
     for key in ("omnivinci_jax", "audio_hop_length", "interleaved_video_segment_duration"):
         del root[key]
@@ -101,25 +101,25 @@ def test_published_keys_without_ours():
     [
         (
             {"video_encoder": {"end_tokens": None, "embed_time": "True", "period_fix": "fourier"}},
-            "video_encoder.period_fix is 'fourier': supported are 'shortest', 'MTCT', 'longest', 'True', 'False'",
+            "video_encoder.period_fix is 'fourier'; supported: 'shortest', 'MTCT', 'longest', 'True', 'False'",
         ),
         (
             {"sound_encoder": {"end_tokens": None, "embed_time": "True", "max_time": 60, "time_embed_type": "wave"}},
-            "sound_encoder.time_embed_type is 'wave': supported are 'pixel', 'lang'",
+            "sound_encoder.time_embed_type is 'wave'; supported: 'pixel', 'lang'",
         ),
-        ({"mm_projector_cfg": {"mm_projector_type": "resampler"}}, "mm_projector_type is 'resampler': supported are"),
-        ({"sound_mm_projector": "mlp_downsample"}, "sound_mm_projector_type is 'mlp_downsample': supported are 'mlp'"),
-        ({"video_encoder": {}}, r"video_encoder.end_tokens is '\\n': supported are None"),
+        ({"mm_projector_cfg": {"mm_projector_type": "resampler"}}, "mm_projector_type is 'resampler'; supported:"),
+        ({"sound_mm_projector": "mlp_downsample"}, "sound_mm_projector_type is 'mlp_downsample'; supported: 'mlp'"),
+        ({"video_encoder": {}}, r"video_encoder.end_tokens is '\\n'; supported: None"),
         ({"sound_encoder": {"_target_": "x.WindowSoundEncoder"}}, "sound_encoder._target_ is 'WindowSoundEncoder'"),
-        ({"dynamic_s2": False}, "dynamic_s2 is False: supported are True"),
-        ({"mm_vision_select_layer": -1}, "mm_vision_select_layer is -1: supported are -2"),
-        ({"mm_use_bos_eos_tokens": True}, "mm_use_bos_eos_tokens is True: supported are False"),
-        ({"text_config": {"hidden_size": 8}}, "text_config: there is no vocab_size"),
-        ({"s2_scales": "448,large"}, "s2_scales is 'large': it is a number"),
-        ({"vision_config": None}, "there is no vision_config, no vision_tower_cfg and no vision_tower/config.json"),
+        ({"dynamic_s2": False}, "dynamic_s2 is False; supported: True"),
+        ({"mm_vision_select_layer": -1}, "mm_vision_select_layer is -1; supported: -2"),
+        ({"mm_use_bos_eos_tokens": True}, "mm_use_bos_eos_tokens is True; supported: False"),
+        ({"text_config": {"hidden_size": 8}}, "text_config: no vocab_size"),
+        ({"s2_scales": "448,large"}, "s2_scales is 'large': must be a number"),
+        ({"vision_config": None}, "no vision_config, vision_tower_cfg or vision_tower/config.json"),
     ],
 )
-def test_what_is_not_supported_names_key_and_value(change, message):
+def test_unsupported_values_are_named(change, message):
     with pytest.raises(ConfigError, match=message) as error:
         from_json(published(**change))
     assert "\n" not in str(error.value)
@@ -128,5 +128,5 @@ def test_what_is_not_supported_names_key_and_value(change, message):
 def test_rope_scaling_is_not_supported():
     root = published()
     root["text_config"]["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e6}
-    with pytest.raises(ConfigError, match="rope_type is 'yarn': supported are 'default'"):
+    with pytest.raises(ConfigError, match="rope_type is 'yarn'; supported: 'default'"):
         from_json(root)

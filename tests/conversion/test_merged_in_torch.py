@@ -1,4 +1,4 @@
-"""The merged export in PyTorch: modules of transformers' parts take it with strict key checks."""
+"""transformers' modules load the merged export with strict key checks."""
 
 import numpy as np
 from safetensors.torch import load_file
@@ -10,7 +10,7 @@ from tests.parity.torch_model import Merged
 from tests.tiny import tiny_config
 
 
-def test_it_loads_strictly(tmp_path):
+def test_strict_load(tmp_path):
     config = tiny_config()
     from_torch(make(tmp_path / "source", "released", "F32", config), tmp_path / "model")
     to_torch(tmp_path / "model", tmp_path / "merged", layout="merged")

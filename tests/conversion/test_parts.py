@@ -1,4 +1,4 @@
-"""A starting point from parts of their own, with a tokenizer that knows no media."""
+"""A model from separate parts, with a tokenizer that has no media tokens."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from tests.tiny import tiny_tokenizer
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Folders as their publishers save them: Qwen2.5, a whole SigLIP, a sound tower."""
+    """Folders as published: Qwen2.5, a full SigLIP, a sound tower."""
     folder = tmp_path_factory.mktemp("parts")
     tokens = without_media(tiny_tokenizer().path.parent, folder / "llm")
     text = dict(vocab_size=tokens, hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
@@ -44,7 +44,7 @@ def parts(tmp_path_factory):
 
 
 def without_media(source, folder) -> int:
-    """Copies a tokenizer without its media tokens and returns how many ids it has."""
+    """Copies a tokenizer without its media tokens and returns its number of ids."""
     shutil.copytree(source, folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     kept = [token for token in tokenizer["added_tokens"] if token["content"] not in PLACEHOLDERS.values()]
@@ -69,11 +69,11 @@ def test_parts_become_a_model(parts, tmp_path):
     text = "\n".join(notes)
     assert "initialised" in text and "mm_projector, omni_align, sound_mm_projector" in text
     assert f"grows from {len(old)} to {rows} rows" in text and "<vila/video> is new" in text
-    assert "that vision_tower has no use for are left out" in text
+    assert "tensors that vision_tower does not use" in text
 
 
-def test_a_part_replaces_that_of_a_checkpoint(parts, golden, tmp_path):
-    with pytest.raises(UserError, match=r"mm_projector.layers.2.weight has the shape \(64, 384\)"):
+def test_a_part_must_fit_the_checkpoint(parts, golden, tmp_path):
+    with pytest.raises(UserError, match=r"mm_projector.layers.2.weight has shape \(64, 384\)"):
         from_torch(golden / "checkpoint_merged", tmp_path / "model", parts={"llm": parts["llm"]})
     assert not (tmp_path / "model").exists()
 

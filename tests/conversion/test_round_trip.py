@@ -1,4 +1,4 @@
-"""to_torch(from_torch(x)) is x, bit for bit, and nothing that training adds is lost on the way."""
+"""to_torch(from_torch(x)) is x bit for bit, and keeps the modules that training adds."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_types_are_cast(golden, tmp_path):
         np.testing.assert_array_equal(after[name].read(), expected)
 
 
-def test_shards_and_their_index(tmp_path):
+def test_shards_and_index(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(size=(50, 10)).astype(np.float32) for name in "abcde"}
     writer = TensorWriter(tmp_path, [(name, x.shape, x.dtype) for name, x in arrays.items()], limit=5000)
@@ -68,7 +68,7 @@ def test_shards_and_their_index(tmp_path):
         np.testing.assert_array_equal(tensor.read(), arrays[name])
 
 
-def test_sound_tower_with_the_prefix_of_some_published_files(tmp_path):
+def test_sound_tower_with_the_audio_tower_prefix(tmp_path):
     make(tmp_path / "source", "released")
     sound = tmp_path / "source" / "sound_tower"
     tensors = {f"audio_tower.{name}": tensor.read() for name, tensor in stored_tensors(sound).items()}
@@ -81,14 +81,14 @@ def test_sound_tower_with_the_prefix_of_some_published_files(tmp_path):
     from_torch(tmp_path / "source", tmp_path / "model")
 
 
-def test_a_trained_model_comes_back_whole(tmp_path):
+def test_a_trained_model_round_trips(tmp_path):
     learned = TimeEmbeddingConfig("learned", max_time=10.0, trope_dim=128)
     text = Qwen2Config(1000, 128, 384, 3, 4, 2, tie_word_embeddings=True)
     config = tiny_config(audio_compression="conv", video_time=learned, sound_time=learned, text=text)
     model = OmniVinci(config)
     init = jax.jit(lambda key: nn.meta.unbox(model.init(key, init_batch(config))["params"]))
     params = jax.tree.map(lambda x: x + 0.5, init(jax.random.key(0)))
-    # Rows past the vocabulary are padding: an export has the real rows alone.
+    # Rows past the vocabulary are padding, which an export drops.
     table = params["llm"]["embed_tokens"]["embedding"]
     params["llm"]["embed_tokens"]["embedding"] = table.at[1000:].set(0)
     save(tmp_path / "model", config, params, tiny_tokenizer())
@@ -104,7 +104,7 @@ def test_a_trained_model_comes_back_whole(tmp_path):
         assert (tmp_path / f"model_{layout}" / "tokenizer.json").is_file()
 
 
-def test_both_ways_to_load_give_the_same_model(tmp_path):
+def test_both_loaders_give_the_same_model(tmp_path):
     from_torch(make(tmp_path / "torch", dtype="BF16"), tmp_path / "model", tokenizer=tiny_tokenizer().path.parent)
     to_torch(tmp_path / "model", tmp_path / "back", layout="released")
     first, second = omnivinci_jax.load(tmp_path / "model"), conversion.load(tmp_path / "back")
@@ -131,7 +131,7 @@ def peak_bytes(command: str, *arguments: str) -> int:
 
 
 def test_memory_is_bounded(tmp_path):
-    """Layers that make a model larger add at most 8/17.5 of their size: the share allowed at full size."""
+    """Additional layers raise the peak by at most 8/17.5 of their size, the ratio allowed at full size."""
     align, peaks, sizes = type(tiny_config().omni_align)(num_layers=1, num_heads=8), [], []
     for layers in (2, 6):
         config = tiny_config(text=Qwen2Config(4096, 1024, 4096, layers, 8, 2), omni_align=align)

@@ -1,4 +1,4 @@
-"""The published size, by abstract shapes."""
+"""Parameter counts of the published sizes, from abstract shapes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's layout: names, shapes, and what they do to a linear layer of PyTorch."""
+"""Adapters in PEFT's layout: names, shapes, and their effect on a PyTorch linear layer."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from tests.tiny import tiny_settings, tiny_tokenizer
 
 @pytest.fixture(scope="module")
 def make_run(tmp_path_factory):
-    """Makes the directory of a run as training leaves it, with adapters of random numbers."""
+    """Makes a run's work directory as training leaves it, with random adapters."""
 
     def make(*targets: str):
         folder = tmp_path_factory.mktemp("run")
@@ -59,7 +59,7 @@ def test_every_adapted_module_of_every_layer(make_run, tmp_path):
     for module in ("llm.model.layers.2.self_attn.k_proj", "llm.lm_head", "mm_projector.layers.2"):
         assert module in config["target_modules"]
 
-    # In PyTorch a merged weight is W + B @ A * (alpha / r): that of our own export, as PyTorch files.
+    # A weight that PyTorch merges, W + B @ A * (alpha / r), equals that of our export.
     export(folder / "run", tmp_path / "model")
     for source, target in ((folder / "base", "before"), (tmp_path / "model", "after")):
         to_torch(source, tmp_path / target, layout="merged")
@@ -73,8 +73,10 @@ def test_every_adapted_module_of_every_layer(make_run, tmp_path):
         np.testing.assert_allclose(after[name].read(), expected, atol=1e-5, err_msg=name)
 
 
-def test_a_part_that_peft_cannot_adapt_is_one_line(make_run, tmp_path):
+def test_a_module_that_peft_cannot_adapt(make_run, tmp_path):
     folder = make_run("omni_align/.*")
-    with pytest.raises(UserError, match="omni_align/audio/layers/self_attn/k_proj is no linear layer of the published"):
+    with pytest.raises(
+        UserError, match="omni_align/audio/layers/self_attn/k_proj is not a published linear layer, so PEFT"
+    ):
         to_peft(folder / "run", tmp_path / "peft")
     assert not (tmp_path / "peft").exists()

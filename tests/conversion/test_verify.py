@@ -1,4 +1,4 @@
-"""A model directory against PyTorch files: what agrees, and every kind of difference."""
+"""`verify`: agreement, and every kind of difference."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ NORM, EMBEDDING = "llm.model.norm.weight", "llm.model.embed_tokens.weight"
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[Path, Path]:
-    """A model directory and the float32 checkpoint that it was made from. Nobody changes them."""
+    """A model directory and the float32 checkpoint it was converted from; tests must not change them."""
     folder = tmp_path_factory.mktemp("pair")
     make(folder / "torch", "merged", "F32")
     values = np.random.default_rng(0).normal(size=10_000).astype(np.float32)
@@ -36,7 +36,7 @@ def pair(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def changed(pair, tmp_path):
-    """The model directory, and a copy of the checkpoint to change."""
+    """The model directory, and a copy of the checkpoint that tests may change."""
     return pair[0], Path(shutil.copytree(pair[1], tmp_path / "torch"))
 
 
@@ -47,7 +47,7 @@ def test_a_converted_model_agrees_in_either_layout(pair, layout, tmp_path, capsy
     assert not report.differences and report.tensors == len(stored_tensors(source))
     assert len(report.notes) == 1 and "not compared" in report.notes[0] and "omni_align" in report.notes[0]
     to_torch(model, tmp_path / layout, layout=layout)
-    whole = verify(model, tmp_path / layout)  # the parameters without a published name are there too
+    whole = verify(model, tmp_path / layout)  # unpublished parameters included
     assert whole.tensors > report.tensors and not whole.differences and not whole.notes
     assert main(["convert", "verify", str(model), str(tmp_path / layout)]) == 0
     assert capsys.readouterr().out.endswith(f"all {whole.tensors} tensors agree\n")
@@ -70,15 +70,15 @@ def test_changed_tensors(changed, capsys):
     assert "2 differences; " in capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("place", "value", "largest"), [(0, -0.0, "0"), (1, np.nan, "inf"), (1, -np.inf, "inf")])
-def test_the_sign_of_a_zero_a_nan_and_an_infinity_are_differences(changed, place, value, largest):
+@pytest.mark.parametrize(("index", "value", "largest"), [(0, -0.0, "0"), (1, np.nan, "inf"), (1, -np.inf, "inf")])
+def test_signed_zero_nan_and_infinity_are_differences(changed, index, value, largest):
     model, torch = changed
-    rewrite(torch, lambda tensors: tensors[NORM].put(place, value))
+    rewrite(torch, lambda tensors: tensors[NORM].put(index, value))
     (difference,) = verify(model, torch).differences
     assert difference == f"{NORM}: shape (128,), 1 of 128 values differ, largest difference {largest}"
 
 
-def test_tensors_that_one_side_lacks_or_has_in_another_shape(changed):
+def test_missing_tensors_and_shape_mismatches(changed):
     model, torch = changed
 
     def change(tensors):
@@ -109,7 +109,7 @@ def test_a_changed_configuration(changed):
 
 
 @pytest.mark.parametrize("cast", ["bfloat16", "float16"])
-def test_a_cast_is_a_note_and_a_change_beside_it_a_difference(changed, cast, tmp_path):
+def test_a_cast_is_a_note_and_a_changed_value_a_difference(changed, cast, tmp_path):
     _, torch = changed
     model = tmp_path / "model"
     from_torch(torch, model, dtype=cast)
@@ -122,15 +122,15 @@ def test_a_cast_is_a_note_and_a_change_beside_it_a_difference(changed, cast, tmp
     assert difference == f"{NORM}: shape (128,), 1 of 128 values differ, largest difference 1e+03 ({types})"
 
 
-def test_what_the_user_can_fix_is_one_line_and_exit_code_2(pair, tmp_path, capsys):
+def test_user_errors_are_one_line_with_exit_code_2(pair, tmp_path, capsys):
     with pytest.raises(UserError, match="no such directory"):
         verify(pair[0], tmp_path / "nothing")
     assert main(["convert", "verify", str(pair[1]), str(pair[1])]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("omnivinci convert: ") and "there are no parameters" in error and error.count("\n") == 1
+    assert error.startswith("omnivinci convert: ") and "no parameters" in error and error.count("\n") == 1
 
 
-def test_the_module_is_the_same_command(pair):
+def test_the_module_runs_the_same_command(pair):
     run = [sys.executable, "-m", "conversion.verify", *map(str, pair)]
     done = subprocess.run(run, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0 and "tensors agree" in done.stdout, done.stderr

@@ -170,7 +170,7 @@ def test_a_mixture_without_samples_or_weights_raises_one_line_errors(processor, 
         opened(good, train=good.path)
     with pytest.raises(ConfigError, match="neither is given"):
         opened()
-    with pytest.raises(ConfigError, match=r"sources: there are two of the name 'good'"):
+    with pytest.raises(ConfigError, match=r"sources: two entries are named 'good'"):
         to_config_dict(DataConfig(sources=(good, good)))
 
 
@@ -181,7 +181,7 @@ def test_two_sources_of_one_name_raise_a_one_line_error(tmp_path):
         "def get_config(): return to_config_dict(TrainConfig(data=DataConfig(sources=sources)))",
     ]
     (tmp_path / "config.py").write_text("\n".join(lines))
-    with pytest.raises(ConfigError, match=r"^sources: there are two of the name 'a'; give each its own$"):
+    with pytest.raises(ConfigError, match=r"^sources: two entries are named 'a'; give each a unique name$"):
         load_config([f"--config={tmp_path / 'config.py'}"])
 
 

@@ -1,4 +1,4 @@
-"""The real command as tests run it, on a configuration of seconds."""
+"""Runs the real command on a configuration that takes seconds."""
 
 import json
 import subprocess
@@ -13,8 +13,8 @@ from omnivinci_jax import cli
 from tests.tiny import CONFIG, REPOSITORY
 
 STEPS = 12
-TIMEOUT = 1800  # seconds; ends what hangs, and never what is slow
-# The model of all runs, so that they share compiled programs: as few layers as there can be compile in half the time.
+TIMEOUT = 1800  # seconds; long enough that only a hang reaches it
+# All runs share this model and its compiled programs; the minimum of layers halves compile time.
 MODEL = (
     "--config.model.text.num_hidden_layers=1",
     "--config.model.vision.num_hidden_layers=2",
@@ -31,7 +31,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def run_here(arguments: list[str], capfd: pytest.CaptureFixture) -> subprocess.CompletedProcess:
-    """The command in this process, for commands that end before they compute: starting a program takes longer."""
+    """Runs a command that fails before it computes in this process, which is faster than a new one."""
     capfd.readouterr()
     code = cli.main(arguments[3:])
     return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
@@ -71,23 +71,23 @@ def losses(workdir: Path) -> list[tuple[int, str, float]]:
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
-    """Waits until a run has logged a step. The run must not end before. Its checkpoints may be behind."""
+    """Waits until a running process has logged `step`; its checkpoints may lag behind."""
     metrics = workdir / "metrics.jsonl"
     wait_until(process, lambda: metrics.exists() and any(done >= step for done, _, _ in losses(workdir)))
 
 
 def wait_for_checkpoint(process: subprocess.Popen, workdir: Path, step: int) -> None:
-    """Waits until the checkpoint of a step or of a later one is finished. The run must not end before."""
+    """Waits until a running process has finished the checkpoint of `step` or a later one."""
     wait_until(process, lambda: last_checkpoint(workdir) >= step)
 
 
 def last_checkpoint(workdir: Path) -> int:
-    """Step of the last finished checkpoint, 0 without one: Orbax names a checkpoint by its step when it is whole."""
+    """Step of the last finished checkpoint, 0 without one: Orbax names only complete checkpoints by step."""
     return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
 
 
 def wait_until(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
-    """Waits for a state that a process brings about. The process must not end before."""
+    """Waits until `reached` is true; fails if the process ends first."""
     deadline = time.monotonic() + TIMEOUT
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline

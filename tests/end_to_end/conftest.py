@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Of the programs that tests start: that of the tests, with its compiled programs."""
+    """The environment of programs that tests start, with the shared compilation cache."""
     return dict(os.environ)

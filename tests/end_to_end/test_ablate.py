@@ -1,4 +1,4 @@
-"""`omnivinci ablate`: every arm trained once, whoever asks, and a table of what came out."""
+"""`omnivinci ablate`: shared arms are trained once, and results go into a table."""
 
 import json
 from dataclasses import replace
@@ -57,7 +57,7 @@ def test_arms_are_trained_once_and_compared(av_world, tmp_path, environment):
     assert (tmp_path / "out" / "pooling_of_sounds.png").stat().st_size > 10_000
 
     before = [run.stat().st_mtime_ns for run in runs]
-    assert "| max |" in ablate(av_world, tmp_path, "Other", 1, environment)  # its arm is known
+    assert "| max |" in ablate(av_world, tmp_path, "Other", 1, environment)  # its arm is already trained
     assert [run.stat().st_mtime_ns for run in results(tmp_path)] == before
 
 
@@ -67,17 +67,17 @@ def test_the_papers_tables_are_configurations(table):
     runs = [config.run(arm, 0) for arm in config.arms]
     assert len(set(map(str, runs))) == len(runs) >= 3 and config.seeds == 3
     baseline = {run.optimizer for run in runs}, {run.steps for run in runs}, {run.data.capacity for run in runs}
-    assert all(len(values) == 1 for values in baseline)  # no arm is tuned by itself
+    assert all(len(values) == 1 for values in baseline)  # no arm is tuned separately
 
 
-def test_kinds_that_nobody_asks_end_it_before_the_first_training(av_world, tmp_path):
+def test_unknown_kinds_fail_before_training(av_world, tmp_path):
     config = AblationConfig("x", tiny_settings(), (Arm("max", {}),), kinds=("smelt",))
     data = replace(config.train.data, held_out=str(av_world / "held_out.jsonl"))
-    with pytest.raises(ConfigError, match=r"config\.kinds: 'smelt': .*held_out.jsonl asks no such question"):
+    with pytest.raises(ConfigError, match=r"config\.kinds: 'smelt': .*held_out.jsonl has no such question"):
         ablate_arms(replace(config, train=replace(config.train, data=data)), epath.Path(tmp_path), train)
 
 
-def test_a_change_that_does_not_fit_is_named(tmp_path):
+def test_invalid_changes_are_named(tmp_path):
     (tmp_path / "config.py").write_text(TABLE.format(title="x", first=0).replace("audio_compression", "compression"))
     with pytest.raises(ConfigError, match=r"config\.arms\.average\.model\.compression: no such key"):
         load_config(["--config", str(tmp_path / "config.py")], AblationConfig)

@@ -1,4 +1,4 @@
-"""Everything on gs://, through the real command, gcsfs and TensorStore, against a server that answers as GCS does."""
+"""Runs on gs://: the real command, gcsfs and TensorStore against a GCS emulator."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.tiny import REPOSITORY
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
 
-# The emulator leaves out the number of an object's version, which TensorStore writes a changed object back by.
+# The emulator omits an object's generation, which TensorStore needs to write a changed object.
 SERVER = """
 import sys
 from gcp_storage_emulator.handlers import objects
@@ -41,7 +41,7 @@ from gcp_storage_emulator.server import create_server
 create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
 """
 
-# Takes over the killed run's directory, and holds it as long as the test wants.
+# Takes over the killed run's directory and holds it until the test closes its input.
 OWNER = """
 import sys
 from etils import epath
@@ -55,7 +55,7 @@ with sole_run(epath.Path("gs://bucket/runs/a")):
 
 @pytest.fixture(scope="module")
 def bucket(environment) -> Iterator[dict[str, str]]:
-    """The environment of a program that takes a local server for GCS, where gs://bucket is."""
+    """The environment of a program that uses a local GCS emulator with gs://bucket."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -75,7 +75,7 @@ def bucket(environment) -> Iterator[dict[str, str]]:
 
 
 def in_bucket(environment: dict[str, str], program: str) -> object:
-    """What an expression about `root`, gs://bucket, gives as JSON."""
+    """Evaluates an expression with `root` = gs://bucket in a program, and returns its JSON value."""
     program = f"import json; from etils import epath; root = epath.Path('gs://bucket'); print(json.dumps({program}))"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -90,8 +90,8 @@ def is_in_bucket(environment: dict[str, str], name: str) -> bool:
         return False
 
 
-def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, environment, av_world, tmp_path):
-    """Shards, cache and work directory; killed, taken over, refused while it lives, resumed, and its model used."""
+def test_a_run_in_a_bucket_equals_a_run_on_disk(bucket, environment, av_world, tmp_path):
+    """Shards, cache and work directory: killed, taken over, refused, resumed, and its model evaluated."""
     short = (NO_WORKERS, "--config.data.held_out=")
     on_disk = run(train_command(av_world, tmp_path / "run", *short), environment)
     assert on_disk.returncode == 0, on_disk.stderr[-3000:]
@@ -115,7 +115,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, environment, av_world, t
     assert owner.stdout.readline() == "taken over\n"
     refused = run(arguments, bucket)
     assert refused.returncode == 2 and f"a run is at it (process {owner.pid} on " in refused.stderr, refused.stderr
-    owner.communicate()  # an end of input, on which it lets go
+    owner.communicate()  # closes its input, which releases the directory
     done = run(arguments, bucket)
     assert done.returncode == 0 and re.search(r"resumed at step [369]\b", done.stderr), done.stderr[-3000:]
     files = in_bucket(bucket, "sorted(path.name for path in (root / 'runs/a').iterdir())")
@@ -133,7 +133,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, environment, av_world, t
     assert results[0] == results[1]
 
 
-def test_what_is_not_in_the_bucket_is_one_line(bucket, av_world, tmp_path):
+def test_missing_data_in_the_bucket_is_one_line(bucket, av_world, tmp_path):
     missing = train_command(av_world, tmp_path / "run", "--config.data.train=gs://bucket/nothing")
     done = run(missing, bucket)
     assert done.returncode == 2 and "gs://bucket/nothing: there is no shards.json" in done.stderr

@@ -1,4 +1,4 @@
-"""launch/curriculum.sh, with a stand-in for `omnivinci train` that ends at once or waits to be told to."""
+"""launch/curriculum.sh with a stand-in for `omnivinci train` that exits at once or waits for SIGTERM."""
 
 import itertools
 import os
@@ -13,7 +13,7 @@ from omnivinci_jax.train.stages import STAGES
 from tests.tiny import REPOSITORY
 
 TRAIN = """#!/usr/bin/env bash
-# Notes its arguments; stops at the stage in ./stop: with its code, or, where that is "wait", until SIGTERM.
+# Logs its arguments. At the stage in ./stop, exits with the given code, or waits for SIGTERM if that is "wait".
 echo "$@" >> calls
 directory=${4##*/}
 mkdir -p "$4"
@@ -54,14 +54,14 @@ def expected(stages: list[str]) -> list[str]:
     ]
 
 
-def test_all_stages_in_their_order_each_from_the_one_before(folder):
+def test_stages_run_in_order_each_from_the_previous_one(folder):
     assert curriculum(folder).wait() == 0
     assert calls(folder) == expected(list(STAGES))
-    assert curriculum(folder).wait() == 0 and len(calls(folder)) == len(STAGES)  # nothing is run again
+    assert curriculum(folder).wait() == 0 and len(calls(folder)) == len(STAGES)  # nothing runs again
 
 
-def test_in_a_bucket_nothing_is_run_again_either(folder):
-    """With a folder named as the bucket is, and a stand-in for gcloud that lists it."""
+def test_finished_stages_in_a_bucket_are_not_repeated(folder):
+    """With a local folder named like the bucket, and a stand-in for gcloud that lists it."""
     (folder / "gcloud").write_text('#!/usr/bin/env bash\n[[ "$1 $2" == "storage ls" && -e $3 ]]\n')
     (folder / "gcloud").chmod(0o755)
     for _ in range(2):
@@ -69,14 +69,14 @@ def test_in_a_bucket_nothing_is_run_again_either(folder):
         assert len(calls(folder)) == len(STAGES)
 
 
-def test_a_model_directory_in_the_place_of_stage_0_is_started_from(folder):
+def test_a_model_directory_can_replace_stage_0(folder):
     (folder / "runs" / "stage_0" / "params").mkdir(parents=True)
     assert curriculum(folder).wait() == 0
     assert calls(folder) == expected(list(STAGES)[1:])
 
 
 @pytest.mark.parametrize("code", [2, 75])
-def test_a_stage_that_ends_with_a_code_ends_the_curriculum_with_it(folder, code):
+def test_the_curriculum_exits_with_the_code_of_a_failed_stage(folder, code):
     (folder / "stop").write_text(f"vision_3 {code}\n")
     assert curriculum(folder).wait() == code
     (folder / "stop").unlink()
@@ -93,7 +93,7 @@ def test_sigterm_lets_the_stage_save_and_ends_with_75(folder):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
-    assert not (folder / "stop").exists()  # it waited for the stage to end
+    assert not (folder / "stop").exists()  # the script waited for the stage to end
     assert curriculum(folder).wait() == 0
     names = list(STAGES)
     assert calls(folder) == expected([*names[:7], *names[6:]])

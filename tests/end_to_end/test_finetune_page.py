@@ -1,4 +1,4 @@
-"""docs/finetune.md: every command of it, as written, from a recorded PyTorch checkpoint to PyTorch checkpoints."""
+"""Runs every command of docs/finetune.md as written, from a PyTorch checkpoint to PyTorch checkpoints."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from conversion.layouts import read_layout
 from tests.tiny import REPOSITORY, tiny_tokenizer
 
 PAGE = REPOSITORY / "docs" / "finetune.md"
-# What makes minutes of hours: appended to each `omnivinci train`.
+# Appended to each `omnivinci train` to shorten it.
 SMALL = (
     "--config.steps=2 --config.data.groups=1 --config.data.workers=0 --config.data.capacity.slots=512 "
     "--config.data.capacity.tiles=32 --config.data.capacity.windows=16 --config.data.cache=cache"
@@ -22,7 +22,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def after_the_page(golden, av_world, environment, tmp_path_factory) -> Path:
-    """A folder with a checkpoint and data, in which all commands of the page ran."""
+    """A folder with a checkpoint and data after all commands of the page."""
     folder = tmp_path_factory.mktemp("page")
     for name in ("configs", "conversion", "omnivinci_jax"):
         (folder / name).symlink_to(REPOSITORY / name)
@@ -50,7 +50,7 @@ def after_the_page(golden, av_world, environment, tmp_path_factory) -> Path:
     return folder
 
 
-def test_full_and_lora_end_in_pytorch_checkpoints_of_the_same_tensors(after_the_page, golden):
+def test_full_and_lora_give_pytorch_checkpoints_with_the_original_tensors(after_the_page, golden):
     before = read_layout(golden / "checkpoint_merged")
     for name in ("mine_torch", "mine_merged_torch"):
         after = read_layout(after_the_page / name)
@@ -68,6 +68,6 @@ def test_full_and_lora_end_in_pytorch_checkpoints_of_the_same_tensors(after_the_
 
 
 def _same(before, after) -> bool:
-    """Whether nothing but the type has changed: what does not train is kept in `config.dtype`."""
+    """Whether the values agree up to the type: frozen parameters are saved in `config.dtype`."""
     a, b = before.read(), after.read()
     return a.shape == b.shape and bool((a.astype(b.dtype) == b).all())

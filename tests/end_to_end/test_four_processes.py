@@ -1,4 +1,4 @@
-"""Four real processes with two devices each: one run, equal to that of one process, and resumed on another mesh."""
+"""Four real processes with two devices each: equal to one process, and resumed on another mesh."""
 
 import shutil
 import socket
@@ -22,7 +22,7 @@ SHORT = (
 
 
 def run_as(count: int, mesh: dict[str, int], av_world: Path, workdir: Path, environment: dict[str, str]) -> None:
-    """The command as so many processes of two devices each."""
+    """Runs the command as `count` processes of two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -35,10 +35,10 @@ def run_as(count: int, mesh: dict[str, int], av_world: Path, workdir: Path, envi
                 "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": str(count),
-                "JAX_PROCESS_ID": str(number),
+                "JAX_PROCESS_ID": str(process_id),
             },
         )
-        for number in range(count)
+        for process_id in range(count)
     ]  # fmt: skip
     for process in processes:
         _, errors = process.communicate(timeout=TIMEOUT)
@@ -46,9 +46,9 @@ def run_as(count: int, mesh: dict[str, int], av_world: Path, workdir: Path, envi
 
 
 @pytest.fixture(scope="module")
-def alone(av_world, environment, tmp_path_factory) -> list[tuple[int, str, float]]:
+def single_process(av_world, environment, tmp_path_factory) -> list[tuple[int, str, float]]:
     """Losses of one process with one device."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
+    workdir = tmp_path_factory.mktemp("single_process") / "run"
     done = run(train_command(av_world, workdir, *SHORT), environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return losses(workdir)
@@ -60,14 +60,14 @@ def assert_close(workdir: Path, expected: list[tuple[int, str, float]]) -> None:
     assert [line[2] for line in found] == pytest.approx([line[2] for line in expected], rel=1e-5)
 
 
-def test_four_processes_are_as_one_and_two_go_on_from_them_on_another_mesh(alone, av_world, environment, tmp_path):
-    """First `data` and `context` cross processes; then, from the middle on, `tensor` does."""
+def test_four_processes_equal_one_and_two_resume_on_another_mesh(single_process, av_world, environment, tmp_path):
+    """At first `data` and `context` span processes; in the second half `tensor` does."""
     four = tmp_path / "four"
     run_as(4, {"data": 2, "fsdp": 1, "context": 2, "tensor": 2}, av_world, four, environment)
-    assert_close(four, alone)
+    assert_close(four, single_process)
     resumed = tmp_path / "resumed"
     shutil.copytree(four, resumed, ignore=shutil.ignore_patterns("model", "lock"))
     shutil.rmtree(resumed / "checkpoints" / str(STEPS))
     run_as(2, {"data": 1, "fsdp": 1, "context": 1, "tensor": 4}, av_world, resumed, environment)
     assert losses(resumed)[: STEPS // 2] == losses(four)[: STEPS // 2]
-    assert_close(resumed, alone)
+    assert_close(resumed, single_process)

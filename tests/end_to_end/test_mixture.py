@@ -1,4 +1,4 @@
-"""A run on a mixture of sources: metrics of each, and exactly the same after a kill."""
+"""A run on a mixture of sources: metrics of each source, and an exact resume after a kill."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def get_config(folder):
 
 @pytest.fixture(scope="module")
 def mixed(av_world, tmp_path_factory) -> list[str]:
-    """The configuration of a mixture: questions about videos, and everything else."""
+    """The configuration of a mixture: questions about videos, and the rest."""
     folder = tmp_path_factory.mktemp("mixed")
     for media in ("clips", "images", "sounds"):
         (folder / media).symlink_to(av_world / media)
@@ -44,7 +44,7 @@ def command_of(mixed: list[str], av_world: Path, workdir: Path) -> list[str]:
     return [mixed[0] if argument.startswith("--config=") else argument for argument in command]
 
 
-def test_a_mixture_killed_and_resumed_is_the_same_and_measured_by_source(mixed, av_world, environment, tmp_path):
+def test_a_mixture_resumes_exactly_and_logs_metrics_by_source(mixed, av_world, environment, tmp_path):
     whole = run(command_of(mixed, av_world, tmp_path / "whole"), environment)
     assert whole.returncode == 0, whole.stderr[-3000:]
     command = command_of(mixed, av_world, tmp_path / "killed")
@@ -58,19 +58,19 @@ def test_a_mixture_killed_and_resumed_is_the_same_and_measured_by_source(mixed, 
     assert resumed.returncode == 0 and "resumed at step" in resumed.stderr, resumed.stderr[-3000:]
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
-    first, second = (measured(tmp_path / name) for name in ("whole", "killed"))
+    first, second = (source_metrics(tmp_path / name) for name in ("whole", "killed"))
     assert first == second and len(first) == 4
     for values in first:
-        assert set(values) == {f"{name}/{what}" for name in ("omni/clips", "text/rest") for what in WHAT}
+        assert set(values) == {f"{name}/{metric}" for name in ("omni/clips", "text/rest") for metric in SOURCE_METRICS}
         assert values["omni/clips/tokens"] + values["text/rest/tokens"] == pytest.approx(1)
         assert values["omni/clips/tokens"] > 0.7 and values["omni/clips/skipped"] == 0
         assert 0 < values["omni/clips/loss"] < 10 and 0 < values["text/rest/loss"] < 10
 
 
-WHAT = ("loss", "tokens", "skipped")
+SOURCE_METRICS = ("loss", "tokens", "skipped")
 
 
-def measured(workdir: Path) -> list[dict[str, float]]:
-    """Values of the sources in the training metrics."""
+def source_metrics(workdir: Path) -> list[dict[str, float]]:
+    """Metrics of the sources in the training log."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{name: x for name, x in line.items() if "/" in name} for line in lines if line["split"] == "train"]

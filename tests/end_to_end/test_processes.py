@@ -1,4 +1,4 @@
-"""Runs of several real processes through the launch scripts: killed, preempted, lost, and resumed by fewer."""
+"""Multi-process runs through the launch scripts: killed, preempted, lost, and resumed with fewer processes."""
 
 import os
 import signal
@@ -23,8 +23,8 @@ from tests.tiny import REPOSITORY
 
 
 def launch(script: list[str], arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    """A launch script with what `train_command` gives to `omnivinci train`."""
-    # The scripts call `omnivinci` as it is installed beside this Python.
+    """Starts a launch script with the arguments of `train_command`."""
+    # The scripts call the `omnivinci` installed beside this Python.
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     return subprocess.Popen(
         [*script, *arguments[4:]], env=environment | {"PATH": path, "GRACE_SECONDS": "20"}, cwd=REPOSITORY,
@@ -38,7 +38,7 @@ def finished(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def trainers(workdir: Path) -> list[int]:
-    """Ids of the training processes of a work directory, without their loader workers."""
+    """Ids of a work directory's training processes, without loader workers."""
     found = subprocess.run(["pgrep", "-f", f"omnivinci train.*{workdir}"], capture_output=True, text=True)
     return [int(line) for line in found.stdout.split()]
 
@@ -54,8 +54,10 @@ def two_processes(av_world, environment, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_a_disturbed_run_of_two_processes_goes_on_by_itself_and_on_one(two_processes, av_world, environment, tmp_path):
-    """One of two is preempted, then one is killed, then all are told to end; one process does the rest."""
+def test_an_interrupted_run_of_two_processes_restarts_itself_and_resumes_on_one(
+    two_processes, av_world, environment, tmp_path
+):
+    """One of two is preempted, then one is killed, then all are terminated; one process finishes the run."""
     workdir = tmp_path / "run"
     arguments = train_command(av_world, workdir, NO_WORKERS)
     process = launch(LOCAL, arguments, environment)
@@ -79,7 +81,7 @@ def test_a_disturbed_run_of_two_processes_goes_on_by_itself_and_on_one(two_proce
         assert found[:2] == expected[:2] and found[2] == pytest.approx(expected[2], abs=1e-5 * abs(expected[2]))
 
 
-def test_a_second_run_at_a_live_one_is_one_line(av_world, environment, tmp_path):
+def test_a_second_run_in_a_work_directory_is_refused(av_world, environment, tmp_path):
     workdir = tmp_path / "run"
     arguments = train_command(av_world, workdir, NO_WORKERS, "--config.steps=1000")
     process = subprocess.Popen(arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
@@ -97,7 +99,7 @@ def test_missing_variables_are_one_line(av_world, environment, tmp_path):
 
 
 SLURM = {
-    # As srun does: every task with its number, all ended some time after one fails; it ends with the highest code.
+    # Like srun: numbers the tasks, kills all some time after one fails, and exits with the highest code.
     "srun": """#!/usr/bin/env bash
 shift
 for ((task = 0; task < SLURM_NTASKS; task++)); do SLURM_PROCID=$task "$@" & pids+=($!); done
@@ -117,7 +119,7 @@ case $1 in show) echo localhost ;; requeue) echo "requeued $2" >&2 ;; esac
 }
 
 
-def test_the_slurm_script_starts_a_process_a_task_and_is_requeued_when_preempted(
+def test_the_slurm_script_starts_one_process_per_task_and_requeues_when_preempted(
     two_processes, av_world, environment, tmp_path
 ):
     """With stand-ins for srun and scontrol; the processes are real."""

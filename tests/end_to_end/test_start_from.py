@@ -1,4 +1,4 @@
-"""Runs that start from another model, with adapters and without: what they read, save, resume and export."""
+"""Runs that start from another model, with and without adapters: load, save, resume and export."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def train(av_world: Path, workdir: Path, environment, *overrides: str) -> subpro
 
 @pytest.fixture(scope="module")
 def base(av_world, environment, tmp_path_factory) -> Path:
-    """A run that ended, from which others start."""
+    """A finished run, from which others start."""
     workdir = tmp_path_factory.mktemp("base") / "run"
     done = train(av_world, workdir, environment, "--config.data.held_out=", "--config.eval_every=4")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -46,22 +46,22 @@ def adapted(base, av_world, environment, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_a_run_begins_with_the_parameters_that_it_starts_from(base, adapted, av_world, environment, tmp_path):
+def test_a_run_begins_with_the_parameters_of_start_from(base, adapted, av_world, environment, tmp_path):
     done = train(av_world, tmp_path / "run", environment, f"--config.start_from={base / 'model'}", "--config.data.val=")
     assert done.returncode == 0, done.stderr[-3000:]
     fresh, full, lora = (losses(folder)[0][2] for folder in (base, tmp_path / "run", adapted))
-    assert full == pytest.approx(lora, rel=1e-5)  # a new adapter adds nothing
+    assert full == pytest.approx(lora, rel=1e-5)  # a new adapter changes nothing
     assert full < fresh - 0.5
 
 
-def test_with_adapters_nothing_else_is_saved(base, adapted):
+def test_a_run_with_adapters_saves_only_adapters(base, adapted):
     def size(folder: Path) -> int:
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
     assert not (adapted / "model").exists()
     assert size(adapted / "adapters") < 0.1 * size(base / "model")
     newest = max((adapted / "checkpoints").iterdir())
-    assert size(newest) < 0.2 * size(base / "model")  # with two moments of each
+    assert size(newest) < 0.2 * size(base / "model")  # with two moments per parameter
 
 
 def test_adapters_resume_bit_for_bit(base, adapted, av_world, environment, tmp_path):
@@ -81,7 +81,7 @@ def test_adapters_resume_bit_for_bit(base, adapted, av_world, environment, tmp_p
     assert losses(workdir) == losses(adapted)
 
 
-def test_an_export_measures_as_the_adapters_do(adapted, av_world, environment, tmp_path):
+def test_an_export_scores_like_the_adapters(adapted, av_world, environment, tmp_path):
     model, out = tmp_path / "model", tmp_path / "results.json"
     done = run(command("export", "--run", adapted, "--out", model), environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -101,13 +101,13 @@ def test_an_export_measures_as_the_adapters_do(adapted, av_world, environment, t
         (
             "base",
             ("--config.model.text.hidden_size=64",),
-            "embedding has the shape (512, 128), and config.model asks for (512, 64)",
+            "embedding has shape (512, 128), but config.model expects (512, 64)",
         ),
         ("base", ("--config.lora.rank=2", "--config.lora.targets=('llm/layer/.*',)"), "matches no dense kernel"),
         ("", ("--config.lora.rank=2",), "adapters need config.start_from, a whole model to adapt"),
     ],
 )
-def test_a_start_that_cannot_be_is_one_line(start, overrides, message, base, adapted, av_world, tmp_path, capfd):
+def test_an_invalid_start_from_is_one_line(start, overrides, message, base, adapted, av_world, tmp_path, capfd):
     folder = {"base": base, "adapters": adapted, "": ""}.get(start, tmp_path / start)
     if start in ("PyTorch", "empty"):
         folder.mkdir()
@@ -120,7 +120,7 @@ def test_a_start_that_cannot_be_is_one_line(start, overrides, message, base, ada
     assert not (tmp_path / "run").exists()
 
 
-def test_what_has_no_adapters_is_not_exported(base, tmp_path, capfd):
+def test_export_needs_adapters(base, tmp_path, capfd):
     done = run_here(command("export", "--run", base, "--out", tmp_path / "model"), capfd)
     assert done.returncode == 2 and "the run trained without adapters" in done.stderr
     done = run_here(command("export", "--run", tmp_path, "--out", tmp_path / "model"), capfd)

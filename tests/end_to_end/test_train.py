@@ -1,4 +1,4 @@
-"""The real command, on real files: learns, resumes bit for bit after SIGKILL, names what is wrong in one line."""
+"""The real command on real files: learns, resumes bit for bit after SIGKILL, reports errors in one line."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from tests.tiny import REPOSITORY
 
 @pytest.fixture(scope="session")
 def trained(av_world, environment, tmp_path_factory) -> Path:
-    """The work directory of a run that nothing disturbed."""
+    """The work directory of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     done = run(train_command(av_world, workdir), environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -42,12 +42,12 @@ def trained(av_world, environment, tmp_path_factory) -> Path:
 
 
 def test_no_shared_memory_is_left_behind(trained):
-    """Python's resource tracker reports, when a run ends, what the loader's workers shared and nobody freed."""
-    said = (trained.parent / "stderr").read_text()
-    assert "resource_tracker" not in said and "leaked" not in said and "Exception ignored" not in said
+    """Python's resource tracker reports shared memory that the loader's workers leaked."""
+    errors = (trained.parent / "stderr").read_text()
+    assert "resource_tracker" not in errors and "leaked" not in errors and "Exception ignored" not in errors
 
 
-def test_a_run_leaves_everything_that_was_promised(trained):
+def test_a_run_writes_all_its_outputs(trained):
     results = json.loads((trained / "results.json").read_text())
     assert set(results["by_kind"]) == {"seen", "heard", "while", "order", "when"} and results["seconds"] > 0
     assert results["overall"] == pytest.approx(sum(results["by_kind"].values()) / 5)
@@ -60,7 +60,7 @@ def test_a_run_leaves_everything_that_was_promised(trained):
     assert losses(trained)[-2][2] < losses(trained)[0][2] - 1  # it learns
 
 
-def test_killed_at_any_step_and_started_again_the_losses_are_the_same(trained, av_world, environment, tmp_path):
+def test_a_run_killed_at_any_step_resumes_with_the_same_losses(trained, av_world, environment, tmp_path):
     """Killed three times: before the first checkpoint, after it, and near the end."""
     workdir = tmp_path / "killed"
     for wait, step in ((wait_for_step, 2), (wait_for_checkpoint, 3), (wait_for_checkpoint, 9)):
@@ -79,7 +79,7 @@ def test_killed_at_any_step_and_started_again_the_losses_are_the_same(trained, a
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
-def test_sigterm_to_all_processes_saves_and_ends_with_a_code_to_restart_on(trained, av_world, environment, tmp_path):
+def test_sigterm_to_all_processes_saves_and_exits_with_a_restart_code(trained, av_world, environment, tmp_path):
     workdir = tmp_path / "preempted"
     process = subprocess.Popen(
         train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
@@ -96,7 +96,7 @@ def test_sigterm_to_all_processes_saves_and_ends_with_a_code_to_restart_on(train
     assert losses(workdir) == losses(trained)
 
 
-def test_a_loader_worker_that_is_killed_ends_the_run_with_a_code_to_restart_on(av_world, environment, tmp_path):
+def test_a_killed_loader_worker_ends_the_run_with_a_restart_code(av_world, environment, tmp_path):
     workdir = tmp_path / "run"
     endless = ("--config.steps=100000", "--config.data.val=", "--config.data.held_out=")
     process = subprocess.Popen(
@@ -113,19 +113,19 @@ def test_a_loader_worker_that_is_killed_ends_the_run_with_a_code_to_restart_on(a
 
 def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world, environment, tmp_path):
     workdir = tmp_path / "full"
-    # Workers would pass batches through shared memory, which the limit reaches too.
+    # Without workers, because the limit would also apply to their shared memory.
     first = train_command(av_world, workdir, "--config.data.val=", "--config.data.held_out=", NO_WORKERS)
     process = subprocess.Popen(first, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     wait_for_checkpoint(process, workdir, 3)
     process.kill()
     process.wait()
 
-    # A limit on file size fails writes as a full disk does; checkpoints hold files of megabytes, logs do not.
+    # A file-size limit makes writes fail like a full disk: checkpoint files exceed it, logs do not.
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
     done = run(first, environment, preexec_fn=limit)
-    # TensorStore's threads may print on their own that the loop which waited for them is closed: no look at those here.
+    # Ignore messages of TensorStore's threads about the closed event loop.
     assert done.returncode == 2, done.stderr[-3000:]
     errors = [line for line in done.stderr.splitlines() if "omnivinci train: " in line]
     assert len(errors) == 1 and "the checkpoint could not be written" in errors[0]
@@ -134,7 +134,7 @@ def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world,
     assert done.returncode == 0 and "resumed at step" in done.stderr
 
 
-def test_evaluate_gives_the_runs_own_result(trained, av_world, environment, tmp_path):
+def test_evaluate_reproduces_the_runs_result(trained, av_world, environment, tmp_path):
     out = tmp_path / "new" / "results.json"
     done = run(
         command("evaluate", "--model", trained / "model", "--data", av_world / "held_out.jsonl", "--out", out),
@@ -146,13 +146,13 @@ def test_evaluate_gives_the_runs_own_result(trained, av_world, environment, tmp_
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
-def test_questions_without_answers_are_not_counted_as_right(trained, environment, tmp_path):
+def test_questions_without_answers_do_not_count_as_correct(trained, environment, tmp_path):
     data = tmp_path / "questions.jsonl"
     data.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}], "kind": None}) + "\n")
     out = tmp_path / "results.json"
     done = run(command("evaluate", "--model", trained / "model", "--data", data, "--out", out), environment)
     assert done.returncode == 2 and not out.exists()
-    assert f"{data}:1: the assistant says nothing that could be right" in done.stderr
+    assert f"{data}:1: the sample has no answer to compare with" in done.stderr
 
 
 def test_generate_answers_about_any_mix_of_media(trained, av_world, environment):
@@ -172,8 +172,8 @@ def test_inspect_draws_what_the_model_sees(trained, av_world, environment, tmp_p
     out = tmp_path / "picture.png"
     done = run(command("inspect", clip, "--model", trained / "model", "--out", out), environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    numbers = json.loads(done.stdout.split("picture:")[0])
-    assert numbers["kind"] == "video" and numbers["vision_tokens"] == len(numbers["frame_times"]) == numbers["tiles"]
+    summary = json.loads(done.stdout.split("picture:")[0])
+    assert summary["kind"] == "video" and summary["vision_tokens"] == len(summary["frame_times"]) == summary["tiles"]
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
@@ -200,7 +200,7 @@ def chat(video: str) -> dict:
 
 
 def broken(kind: str, folder: Path, av_world: Path) -> Path:
-    """A JSONL file with one thing wrong in it."""
+    """A JSONL file with one error."""
     clip = next((av_world / "clips").glob("*.mp4"))
     line = chat("clip.mp4")
     if kind == "text file named .mp4":
@@ -228,14 +228,14 @@ def broken(kind: str, folder: Path, av_world: Path) -> Path:
         ("placeholder in the text", "data.jsonl:1: the text contains <image>, which is reserved"),
     ],
 )
-def test_bad_data_stops_training_with_its_name(kind, message, av_world, tmp_path, capfd):
+def test_bad_data_stops_training_and_is_named(kind, message, av_world, tmp_path, capfd):
     data = broken(kind, tmp_path, av_world)
     done = run_here(train_command(av_world, tmp_path / "run", f"--config.data.train={data}"), capfd)
     assert_one_error(done, message)
-    assert not (tmp_path / "run").exists()  # nothing was begun, so the mended command starts afresh
+    assert not (tmp_path / "run").exists()  # nothing was created, so the corrected command starts afresh
 
 
-def test_a_mistake_in_what_is_measured_at_the_end_shows_before_the_first_step(av_world, tmp_path, capfd):
+def test_missing_held_out_data_fails_before_the_first_step(av_world, tmp_path, capfd):
     done = run_here(train_command(av_world, tmp_path / "run", "--config.data.held_out=nowhere.jsonl"), capfd)
     assert_one_error(done, "nowhere.jsonl: no such file")
     assert not (tmp_path / "run").exists()
@@ -247,7 +247,7 @@ def assert_one_error(done: subprocess.CompletedProcess, message: str) -> None:
     assert len(errors) == 1 and message in done.stderr
 
 
-def test_an_unknown_key_names_the_nearest(av_world, tmp_path, capfd):
+def test_an_unknown_key_suggests_the_nearest(av_world, tmp_path, capfd):
     done = run_here(train_command(av_world, tmp_path / "run", "--config.optimizer.learning_rat=1"), capfd)
     assert_one_error(done, "config.optimizer.learning_rat: no such key; did you mean learning_rate?")
 
@@ -268,7 +268,7 @@ def test_a_work_directory_without_a_checkpoint_takes_another_configuration(tmp_p
         check_workdir(epath.Path(tmp_path), TrainConfig())
 
 
-def test_a_work_directory_of_before_a_key_was_there_is_one_of_its_default(tmp_path):
+def test_a_work_directory_older_than_a_key_has_its_default(tmp_path):
     values = to_mapping(TrainConfig(seed=1))
     del values["stop_after_tokens"], values["lora"]["alpha"]
     (tmp_path / "config.json").write_text(json.dumps(values))
@@ -278,14 +278,14 @@ def test_a_work_directory_of_before_a_key_was_there_is_one_of_its_default(tmp_pa
         check_workdir(epath.Path(tmp_path), TrainConfig(seed=1, steps=0, stop_after_tokens=5))
 
 
-def test_a_work_directory_that_holds_something_else_is_left_alone(av_world, tmp_path, capfd):
+def test_a_foreign_directory_is_left_alone(av_world, tmp_path, capfd):
     (tmp_path / "thesis.tex").write_text("precious")
     done = run_here(train_command(av_world, tmp_path), capfd)
     assert_one_error(done, "the folder is not empty and holds no run")
 
 
 def test_files_that_break_during_training_are_skipped_up_to_the_limit(av_world, environment, tmp_path):
-    """Indexed whole, then broken: one of ten clips is over one per cent, so the run stops with the list."""
+    """A clip is truncated after indexing; then the data change, and the run refuses to resume."""
     for folder in ("clips", "images", "sounds"):
         shutil.copytree(av_world / folder, tmp_path / folder)
     shutil.copy(av_world / "train.jsonl", tmp_path)

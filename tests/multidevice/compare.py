@@ -21,7 +21,7 @@ from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
 from omnivinci_jax.mesh.processes import is_main
-from omnivinci_jax.mesh.rules import own_groups, put_batch, replicated
+from omnivinci_jax.mesh.rules import local_groups, put_batch, replicated
 from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import Capacity
@@ -62,7 +62,7 @@ def main(train: str, out: str, *meshes: str) -> None:
                 drawn = drawn or jax.device_get((trainable, frozen))
             if lora:  # new adapters add nothing: half of their gradient would be 0
                 trainable = jax.tree.map(lambda x: x + 0.01, trainable)
-            own = own_groups(DATA.groups, mesh)
+            own = local_groups(DATA.groups, mesh)
             (loaded,) = read_batches(
                 index, Plan(as_mixture(index), DATA.capacity, 0), processor, DATA, own, start=0, stop=1
             )

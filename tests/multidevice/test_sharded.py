@@ -49,9 +49,9 @@ def test_devices_hold_their_share_and_answer_as_one_does(folder, av_world, tmp_p
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ("tensor:2", "--mesh is 'tensor:2': write axes with their sizes, data=1,tensor=4 for instance"),
+        ("tensor:2", "--mesh is 'tensor:2': write axes with their sizes, for example data=1,tensor=4"),
         ("model=2", "--mesh.model: no such key"),
-        ("tensor=7", "does not make 1 device(s)"),
+        ("tensor=7", "does not multiply to 1 device(s)"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_one_line(mesh, message, folder, capsys):

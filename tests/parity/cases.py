@@ -1,7 +1,7 @@
-"""Turns recorded cases of the reference (the files in golden/cases) into batches.
+"""Turns the reference's recorded cases (golden/cases) into batches.
 
-A case holds token ids, normalised pixels and log-mel frames, so it skips our tokenizer, decoding and tiling. The order
-of slots, the temporal groups, the Dynamic-S2 grids and the times come from `sequence/`, as in training.
+A case holds token ids, normalised pixels and log-mel frames, so it bypasses our tokenizer, decoding and tiling. The
+slot order, temporal groups, Dynamic-S2 grids and times come from `sequence/`, as in training.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class _Ids(Tokenizer):
-    """Takes the place of a tokenizer in `lay_out`: returns the ids of the case."""
+    """Stands in for the tokenizer in `lay_out`; returns the ids of the case."""
 
     ids: np.ndarray
     trained: np.ndarray
@@ -52,7 +52,7 @@ class _Ids(Tokenizer):
 
 
 def read_case(path: Path, root: dict[str, Any]) -> Case:
-    """Reads a case; `root` is the config.json of its model, which has the ids."""
+    """Reads a case; `root` is the config.json of its model, which has the media token ids."""
     with np.load(path) as saved:
         arrays = dict(saved)
     (newline,) = root["encoder_text_token_ids"]["\n"]
@@ -62,8 +62,8 @@ def read_case(path: Path, root: dict[str, Any]) -> Case:
 def case_config(config: OmniVinciConfig, case: Case) -> OmniVinciConfig:
     """The model's configuration with the settings that a case was recorded with.
 
-    The `v_*` cases have their own time embeddings and pool sizes, which only their names tell. The lengths of a sound
-    window and of a temporal group follow from the recorded times.
+    Time embeddings and pool sizes of the `v_*` cases appear only in their names. The lengths of a sound window and of a
+    temporal group follow from the recorded times.
     """
     changes: dict[str, Any] = {}
     for fragment, time in (
@@ -91,12 +91,12 @@ def case_config(config: OmniVinciConfig, case: Case) -> OmniVinciConfig:
 
 
 def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batch:
-    """A case as one group of one row, with `free_slots` more at its end; `config` comes from `case_config`."""
+    """A case as one group of one row, with `free_slots` extra slots at the end; `config` comes from `case_config`."""
     ids = case.arrays["in.input_ids"][0]
     labels = case.arrays["in.labels"][0] if "in.labels" in case.arrays else np.full(len(ids), IGNORED)
     media, kept = _media(config, case, ids)
     kinds, sizes = zip(*media, strict=True) if media else ((), ())
-    content = tuple(Media(kind, f"{kind}.{number}") for number, kind in enumerate(kinds))
+    content = tuple(Media(kind, f"{kind}.{index}") for index, kind in enumerate(kinds))
     stand_in = _Ids(ids[kept].astype(np.int32), (labels != IGNORED)[kept], case.media_ids, case.newline_id)
     row = lay_out(Conversation((Message("user", content),), case.name), list(sizes), config, stand_in)
     side = config.vision.image_size
@@ -104,7 +104,7 @@ def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batc
     needed = Capacity(1, len(row) + free_slots, len(tiles), len(windows), len(media))
     capacity = Capacity(*(max(1, -(-n // unit)) * unit for n, unit in zip(needed, _UNITS, strict=True)))
     batch = assemble([PackedRow(0, 1, row, tiles, windows)], config, capacity)
-    # The reference's pixels were normalised before they were recorded and are not whole numbers: do not round them.
+    # Recorded pixels were normalised and are not integers: do not round them.
     pixels = np.zeros(batch.tiles.shape, np.float32)
     pixels[: len(tiles)] = tiles
     batch = batch._replace(tiles=pixels)
@@ -117,20 +117,20 @@ def _videos(case: Case) -> list[dict[str, Any]]:
 
 def _media(config: OmniVinciConfig, case: Case, ids: np.ndarray) -> tuple[list[tuple[str, MediaSize]], np.ndarray]:
     """Kind and size of each media item, and a mask of the ids to keep: a video's item includes its sound."""
-    kinds = {number: kind for kind, number in case.media_ids.items()}
+    kinds = {token: kind for kind, token in case.media_ids.items()}
     blocks = iter((case.json("in.media_config.image.json") or {}).get("block_sizes", []))
     sounds = iter([sound for sounds in case.json("in.audio_info.json") or [] for sound in sounds])
     videos = iter(_videos(case))
     media, kept = [], np.ones(len(ids), bool)
     sound_of_video = None
-    for place, number in enumerate(ids):
-        kind = kinds.get(int(number))
+    for index, token in enumerate(ids):
+        kind = kinds.get(int(token))
         if kind == "image":
             media.append((kind, ImageSize(*(next(blocks, None) or (0, 0)))))
         elif kind == "sound":
             size = _sound(config, next(sounds))
-            if place + 1 < len(ids) and kinds.get(int(ids[place + 1])) == "video":
-                sound_of_video, kept[place] = size, False
+            if index + 1 < len(ids) and kinds.get(int(ids[index + 1])) == "video":
+                sound_of_video, kept[index] = size, False
             else:
                 media.append((kind, size))
         elif kind == "video":
@@ -147,7 +147,7 @@ def _sound(config: OmniVinciConfig, info: dict[str, Any]) -> SoundSize:
 
 
 def _pixels(case: Case) -> np.ndarray:
-    """All tiles and frames in order, from normalised channels-first back to channels-last in 0 … 255."""
+    """All tiles and frames in order, converted from normalised channels-first to channels-last in 0 … 255."""
     keys = [key for key in case.arrays if key.startswith(("in.image.", "in.video."))]
     kinds = {kind: index for index, kind in enumerate(_order(case))}
     keys.sort(key=lambda key: (kinds.get(key.split(".")[1], 0), int(key.split(".")[2])))
@@ -159,8 +159,8 @@ def _pixels(case: Case) -> np.ndarray:
 
 
 def _order(case: Case) -> list[str]:
-    kinds = {number: kind for kind, number in case.media_ids.items()}
-    return list(dict.fromkeys(kinds[int(number)] for number in case.arrays["in.input_ids"][0] if int(number) in kinds))
+    kinds = {token: kind for kind, token in case.media_ids.items()}
+    return list(dict.fromkeys(kinds[int(token)] for token in case.arrays["in.input_ids"][0] if int(token) in kinds))
 
 
 def _windows(config: OmniVinciConfig, case: Case) -> np.ndarray:

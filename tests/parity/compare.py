@@ -1,4 +1,4 @@
-"""Compares the model with the recorded outputs of the reference, quantity by quantity."""
+"""Compares the model with the reference's recorded outputs, quantity by quantity."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -13,7 +13,7 @@ from omnivinci_jax.train.losses import token_losses, weighted_mean
 from tests.parity.cases import Case, case_batch, case_config
 
 TOLERANCES = {"inputs_embeds": 1e-5, "logits": 1e-4, "loss": 1e-6, "generated_new": 0.0}
-# Angles of this scheme reach hundreds of radians, which the reference rounds to float32; ours are exact.
+# This scheme's angles reach hundreds of radians; the reference rounds them to float32, ours are exact.
 LONGEST_EMBEDS = 2e-5
 
 
@@ -27,7 +27,7 @@ class Comparison(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether it is small enough; a NaN is not."""
+        """Whether the difference is within the tolerance; a NaN is not."""
         return self.difference <= self.tolerance
 
 
@@ -47,18 +47,18 @@ def outputs(model: OmniVinci, params: dict, case: Case) -> dict[str, np.ndarray]
     batch = case_batch(config, case, free_slots=new)
     used = int((batch.segment_ids > 0).sum())
     assert used == length, f"{case.name}: our row has {used} slots and the recorded one {length}"
-    # Seconds of windows and groups are in the layout already: without them cases share a compiled program.
+    # The layout already contains the window and group lengths: reset them so that cases share a compiled program.
     layout = ("audio_hop_length", "temporal_group_seconds")
     config = config.replace(**{name: getattr(model.config, name) for name in layout})
     x = jitted(OmniVinci(config, model.compute), "embed")(params, batch)
     hidden = jitted(model, "decode")(params, x, batch.positions[0], batch.segment_ids[0])
     logits = jitted(model, "logits")(params, hidden)
-    made = {"inputs_embeds": x[:, :length], "logits": logits[:, :length, : config.text.vocab_size]}
+    results = {"inputs_embeds": x[:, :length], "logits": logits[:, :length, : config.text.vocab_size]}
     if batch.loss_weights.any():
-        made["loss"] = weighted_mean(token_losses(logits, batch.targets[0]), batch.loss_weights[0])
+        results["loss"] = weighted_mean(token_losses(logits, batch.targets[0]), batch.loss_weights[0])
     if new:
-        made["generated_new"] = _greedy(model, params, x, length, new)
-    return {name: np.asarray(array) for name, array in made.items() if name in recorded}
+        results["generated_new"] = _greedy(model, params, x, length, new)
+    return {name: np.asarray(array) for name, array in results.items() if name in recorded}
 
 
 @cache
@@ -71,8 +71,8 @@ def _greedy(model: OmniVinci, params: dict, x: jax.Array, length: int, count: in
     """Greedy tokens after the first `length` decoder inputs; later slots do not affect earlier ones."""
     slots = jnp.arange(x.shape[1])[None]
     tokens = []
-    for place in range(length, length + count):
+    for index in range(length, length + count):
         hidden = jitted(model, "decode")(params, x, slots, jnp.ones_like(slots))
-        tokens.append(int(jitted(model, "logits")(params, hidden[:, place - 1]).argmax()))
-        x = x.at[:, place].set(jitted(model, "embed_text")(params, jnp.array([tokens[-1]]))[0])
+        tokens.append(int(jitted(model, "logits")(params, hidden[:, index - 1]).argmax()))
+        x = x.at[:, index].set(jitted(model, "embed_text")(params, jnp.array([tokens[-1]]))[0])
     return np.array([tokens])

@@ -1,7 +1,7 @@
-"""The model in float64 numpy, written from the paper and from shared/golden/README.md; shares no code with the package.
+"""The model in float64 numpy, from the paper and shared/golden/README.md; shares no code with the package.
 
-Weights are torch tensors by their names in the merged checkpoint. Shapes are read off the weights; what these do not
-say is in `Shape`. One conversation at a time, no packing, no padding, everything in loops where that is plainer.
+Weights are torch tensors by merged checkpoint name. Shapes come from the weights, and everything else from `Shape`. One
+conversation at a time, without packing or padding, with loops where that is simpler.
 """
 
 import math
@@ -15,7 +15,7 @@ NEWLINE = 7
 
 
 class Shape(NamedTuple):
-    """What weights do not say."""
+    """Settings that the weights do not determine."""
 
     vision_heads: int
     sound_heads: int
@@ -46,7 +46,7 @@ class Sound(NamedTuple):
 
 
 class Video(NamedTuple):
-    """Frames, one tile each, their times, the length of the pictures, and the sound if there is one."""
+    """Frames (one tile each), their times, the duration of the pictures, and the sound, if any."""
 
     frames: np.ndarray
     times: list[float]
@@ -93,7 +93,7 @@ def self_attention(w: Weights, name: str, x: np.ndarray, heads: int) -> np.ndarr
 
 
 def siglip(w: Weights, shape: Shape, tile: np.ndarray) -> np.ndarray:
-    """Features [grid, grid, C] of one tile [P, P, 3] in 0 … 255: the output of the last layer but one."""
+    """Features [grid, grid, C] of one tile [P, P, 3] in 0 … 255: the output of the second-to-last layer."""
     prefix = "vision_tower.vision_tower"
     kernel = w[f"{prefix}.embeddings.patch_embedding.weight"].astype(np.float64)
     patch, grid = kernel.shape[-1], tile.shape[0] // kernel.shape[-1]
@@ -106,8 +106,8 @@ def siglip(w: Weights, shape: Shape, tile: np.ndarray) -> np.ndarray:
     x = np.array(x) + w[f"{prefix}.embeddings.patch_embedding.bias"]
     x = x + w[f"{prefix}.embeddings.position_embedding.weight"]
     layers = sum(name.startswith(prefix) and name.endswith("layer_norm1.weight") for name in w)
-    for number in range(layers - 1):
-        layer = f"{prefix}.encoder.layers.{number}"
+    for index in range(layers - 1):
+        layer = f"{prefix}.encoder.layers.{index}"
         y = layer_norm(w, f"{layer}.layer_norm1", x, 1e-6)
         x = x + self_attention(w, f"{layer}.self_attn", y, shape.vision_heads)
         y = layer_norm(w, f"{layer}.layer_norm2", x, 1e-6)
@@ -132,7 +132,7 @@ def join(tiles: list[np.ndarray], rows: int, columns: int) -> np.ndarray:
 
 
 def project_tile(w: Weights, x: np.ndarray) -> np.ndarray:
-    """2x2 space-to-depth (odd grids end in zeros), norm, MLP: [grid, grid, C] to [side, side, D]."""
+    """2x2 space-to-depth (odd grids are padded with zeros), norm, MLP: [grid, grid, C] to [side, side, D]."""
     grid = x.shape[0]
     x = np.pad(x, ((0, grid % 2), (0, grid % 2), (0, 0)))
     side = x.shape[0] // 2
@@ -170,8 +170,8 @@ def sound_tokens(w: Weights, shape: Shape, sound: Sound) -> np.ndarray:
         x = gelu(conv(w, "sound_tower.conv1", window, 1))
         x = gelu(conv(w, "sound_tower.conv2", x, 2)) + w["sound_tower.embed_positions.weight"]
         layers = sum(name.startswith("sound_tower.") and name.endswith(".fc1.weight") for name in w)
-        for number in range(layers):
-            layer = f"sound_tower.layers.{number}"
+        for index in range(layers):
+            layer = f"sound_tower.layers.{index}"
             y = layer_norm(w, f"{layer}.self_attn_layer_norm", x, 1e-5)
             x = x + self_attention(w, f"{layer}.self_attn", y, shape.sound_heads)
             y = layer_norm(w, f"{layer}.final_layer_norm", x, 1e-5)
@@ -206,7 +206,7 @@ def rotate_in_time(shape: Shape, token: np.ndarray, time: float) -> np.ndarray:
 
 
 def frame_tokens(w: Weights, shape: Shape, video: Video) -> np.ndarray:
-    """Tokens of a video's frames: projected, pooled in time and space, then rotated by the mean time of a pool."""
+    """Tokens of a video's frames: projected, pooled in time and space, then rotated by the mean time of the pool."""
     maps = []
     for frame in video.frames:
         features = siglip(w, shape, frame)
@@ -215,7 +215,7 @@ def frame_tokens(w: Weights, shape: Shape, video: Video) -> np.ndarray:
     t, h, v = shape.pool
     remainder = len(x) % t
     if remainder:
-        # One number for all that is missing: the mean of what remains.
+        # Pads with a single value: the mean of the remaining frames.
         x = np.concatenate([x, np.full((t - remainder, *x.shape[1:]), x[-remainder:].mean())])
         times += [float(np.mean(times[-remainder:]))] * (t - remainder)
     n, height, width, channels = x.shape
@@ -231,7 +231,7 @@ def frame_tokens(w: Weights, shape: Shape, video: Video) -> np.ndarray:
 
 
 def video_stream(w: Weights, shape: Shape, video: Video) -> list[np.ndarray]:
-    """A video with sound in temporal groups, a newline after the vision and after the audio of each."""
+    """A video with sound in temporal groups, with a newline after the vision and the audio of each."""
     vision, newline = frame_tokens(w, shape, video), w["llm.model.embed_tokens.weight"][[NEWLINE]]
     if video.sound is None:
         return [vision]
@@ -252,24 +252,24 @@ def video_stream(w: Weights, shape: Shape, video: Video) -> list[np.ndarray]:
 
 
 def decoder_inputs(w: Weights, shape: Shape, items: list) -> np.ndarray:
-    """`items`: lists of token ids, images, sounds and videos in their order."""
-    table, stretches = w["llm.model.embed_tokens.weight"].astype(np.float64), []
+    """`items`: lists of token ids, images, sounds and videos, in order."""
+    table, segments = w["llm.model.embed_tokens.weight"].astype(np.float64), []
     for item in items:
         if isinstance(item, Image):
-            stretches += [image_tokens(w, shape, item), table[[NEWLINE]]]
+            segments += [image_tokens(w, shape, item), table[[NEWLINE]]]
         elif isinstance(item, Sound):
-            stretches.append(sound_tokens(w, shape, item))
+            segments.append(sound_tokens(w, shape, item))
         elif isinstance(item, Video):
-            stretches += video_stream(w, shape, item)
+            segments += video_stream(w, shape, item)
         else:
-            stretches.append(table[list(item)])
-    return np.concatenate(stretches)
+            segments.append(table[list(item)])
+    return np.concatenate(segments)
 
 
 def logits(w: Weights, shape: Shape, x: np.ndarray) -> np.ndarray:
     layers = sum(name.endswith("input_layernorm.weight") for name in w)
-    for number in range(layers):
-        layer = f"llm.model.layers.{number}"
+    for index in range(layers):
+        layer = f"llm.model.layers.{index}"
         x = x + causal_attention(w, shape, f"{layer}.self_attn", rms_norm(w, f"{layer}.input_layernorm", x))
         y = rms_norm(w, f"{layer}.post_attention_layernorm", x)
         gate = linear(w, f"{layer}.mlp.gate_proj", y)

@@ -1,4 +1,4 @@
-"""The whole model against the recorded cases: decoder inputs, logits, loss, greedy tokens, and bfloat16."""
+"""The complete model against recorded cases: decoder inputs, logits, loss, greedy tokens, and bfloat16."""
 
 import jax.numpy as jnp
 import numpy as np

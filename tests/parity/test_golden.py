@@ -1,4 +1,4 @@
-"""Every part of the forward pass against outputs recorded from PyTorch."""
+"""Every part of the forward pass against recorded PyTorch outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +43,10 @@ def test_dynamic_s2_merges_scales():
     assert_close(merged, expected, 1e-5)
 
 
-def test_a_single_tile_is_its_features_on_every_scale():
+def test_a_single_tile_repeats_its_features_on_every_scale():
     recorded = case("b_image_none_block")
     features = recorded["vision_tower_out.0"].reshape(2, GRID, GRID, -1)
-    sources = np.array([[1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1]])  # only the last source counts
+    sources = np.array([[1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1]])  # only the last source matters
     merged = jax.jit(merge_scales, static_argnums=3)(features, sources, np.zeros((2, 4), int), CONFIG.s2_sides)
     for tile in range(2):
         assert_close(merged[tile], recorded[f"s2_merged.{tile}"][0].transpose(1, 2, 0), 1e-6)
@@ -95,7 +95,7 @@ def test_sound_projector():
 
 
 def test_pooling_in_time():
-    recorded = case("v_noembed_e")  # without time embedding: what the encoder puts out is the pooled tokens
+    recorded = case("v_noembed_e")  # without time embedding, the encoder's output is the pooled tokens
     frames = recorded["video_encoder_in.0"].reshape(8, 2, 2, 64)
     pooled = pool_frames(jnp.asarray(frames), np.arange(8).reshape(4, 2), (2, 1, 1))
     assert_close(pooled, recorded["video_encoder_out.0"], 1e-6)

@@ -1,4 +1,4 @@
-"""The whole model, laid out by sequence/, against the float64 oracle, on shapes that no recorded case has."""
+"""The complete model, with rows from sequence/, against the float64 oracle, on shapes beyond the recorded cases."""
 
 import math
 from functools import cache
@@ -28,7 +28,7 @@ from tests.parity.torch_weights import params_from_torch
 
 TIME = TimeEmbeddingConfig("crte", max_time=60.0, trope_dim=32)
 SIDE, WINDOW_SECONDS, MEDIA_IDS = 42, 4.0, {"image": 60, "video": 61, "sound": 62}
-RATE, FRAMES = 16_000, 40  # mel frames a window
+RATE, FRAMES = 16_000, 40  # mel frames per window
 
 
 def config_of(pool=(2, 1, 1), compression="max", patch=14):
@@ -74,7 +74,7 @@ def params_of(config):
 
 
 class Ids:
-    """Token ids of a conversation, in the place of a tokenizer."""
+    """Stands in for a tokenizer with the token ids of a conversation."""
 
     newline_id, media_ids = oracle.NEWLINE, MEDIA_IDS
 
@@ -105,7 +105,7 @@ def random_media(rng):
 
 
 def ours(config, items):
-    """Decoder inputs and logits of the same items by the package."""
+    """The package's decoder inputs and logits of the same items."""
     ids, media, sizes, tiles, windows = [], [], [], [np.zeros((0, SIDE, SIDE, 3), np.uint8)], []
     for item in items:
         if isinstance(item, oracle.Image):
@@ -128,7 +128,9 @@ def ours(config, items):
     row = lay_out(Conversation((Message("user", tuple(media)),)), sizes, config, Ids(ids))
     tiles = np.concatenate(tiles)
     windows = np.concatenate([np.zeros((0, FRAMES, 16), np.float32), *windows])
-    capacity = Capacity(rows=1, slots=112, tiles=20, windows=4, clips=4)  # one for all: they share compiled programs
+    capacity = Capacity(
+        rows=1, slots=112, tiles=20, windows=4, clips=4
+    )  # the same for all cases, which share compiled programs
     group = assemble([PackedRow(0, 1, row, tiles, windows)], config, capacity)
     batch = jax.tree.map(lambda array: array[None], group)
     model = OmniVinci(config)

@@ -1,4 +1,4 @@
-"""Time embeddings of the released schemes against recorded ones."""
+"""Time embeddings of the released schemes against recorded outputs."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.parity.golden import assert_close, case, needs_golden, part
 pytestmark = needs_golden
 
 SCHEMES = {"shortest": "crte", "MTCT": "crte", "longest": "longest", "True": "axial", "False": "axial_reversed"}
-# What the reference's own float32 angles are off by: they grow to 4, 2e2, 1e4 and 8e4 radians.
+# The error of the reference's float32 angles, which grow to 4, 2e2, 1e4 and 8e4 radians.
 TOLERANCE = {
     ("crte", "pixel"): 5e-6,
     ("crte", "lang"): 5e-6,
@@ -58,7 +58,7 @@ ENCODERS += [(fix, kind, 60.0) for fix in ("shortest", "longest", "MTCT") for ki
 @pytest.mark.parametrize("period_fix,kind,horizon", ENCODERS)
 @pytest.mark.parametrize("modality", ["video", "sound"])
 def test_encoder(modality, period_fix, kind, horizon):
-    """Pooled in time (seven frames by two, the last with a missing one), then embedded."""
+    """Pooled in time (seven frames in pairs, the last incomplete), then embedded."""
     recorded = part("rotary_pure")
     x, times, frames = recorded[f"feat_{modality}"], recorded[f"times_{modality}"].astype(np.float64), 1
     if modality == "video":
@@ -79,10 +79,10 @@ def test_encoder(modality, period_fix, kind, horizon):
 @pytest.mark.parametrize("horizon", [None, 60.0])
 @pytest.mark.parametrize("frames,tokens", [(5, 4), (1, 25)])
 def test_axial_positions(frames, tokens, horizon, kind):
-    """The recorded ones are before time comes in: with t = T_max (1 s without one) an angle is 2π (1) times them."""
+    """Recorded positions exclude time: at t = T_max (1 s without a horizon) angles are 2π (1) times positions."""
     frame, token = np.divmod(np.arange(frames * tokens), tokens)
     times = np.full(frames * tokens, 1.0 if horizon is None else horizon)
-    # Recorded as they are for a sound with a horizon (positions scaled) and for a video without one (base 50,000).
+    # Recorded with a horizon as for a sound (positions scaled), and without one as for a video (base 50,000).
     modality = "sound" if horizon is not None or frames == 1 else "video"
     angles = axial_angles(frame, token, frames, tokens, times, config_of("True", 32, kind, horizon), modality)
     recorded = part("rotary_pure")[f"axial_{kind}_T{'None' if horizon is None else 60}_{frames}x{tokens}"]

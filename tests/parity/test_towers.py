@@ -1,4 +1,4 @@
-"""Towers and decoder against transformers' own modules, at random weights."""
+"""Towers and decoder against transformers' modules, with random weights."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 
 
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
-    """Gives every parameter random values that matter: no zero bias, no norm scale of 1."""
+    """Gives every parameter non-trivial random values: no zero biases, no norm scales of 1."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -37,7 +37,7 @@ def tensors(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("layers", [2, 4])
-def test_siglip_is_transformers_last_layer_but_one(layers):
+def test_siglip_equals_transformers_second_to_last_layer(layers):
     shape = dict(
         hidden_size=24,
         intermediate_size=40,
@@ -59,14 +59,14 @@ def test_siglip_is_transformers_last_layer_but_one(layers):
     assert_close(jax.jit(SiglipTower(config).apply)({"params": params}, images), expected, TOLERANCE)
 
 
-def test_siglip_takes_pixels_as_they_are_normalised_in_golden():
+def test_golden_pixels_invert_the_normalisation():
     normalised = np.random.default_rng(0).uniform(-1, 1, (1, 3, 4, 4)).astype(np.float32)
     back = (pixels(normalised) / 255 - 0.5) / 0.5
     assert_close(back.transpose(0, 3, 1, 2), normalised, 2e-7)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_af_whisper_is_qwen2_audio_encoder(layers):
+def test_af_whisper_equals_qwen2_audio_encoder(layers):
     shape = dict(
         d_model=24, encoder_ffn_dim=40, encoder_layers=layers, encoder_attention_heads=3, num_mel_bins=16,
         max_source_positions=30,
@@ -84,18 +84,20 @@ def test_af_whisper_is_qwen2_audio_encoder(layers):
     assert_close(actual, expected, TOLERANCE)
 
 
-def test_af_whisper_starts_with_whispers_table():
+def test_af_whisper_is_initialised_with_whispers_position_table():
     hf = Qwen2AudioEncoder(Qwen2AudioEncoderConfig(d_model=24, encoder_layers=1, encoder_attention_heads=3))
     from transformers.models.whisper.modeling_whisper import sinusoids
 
     config = AFWhisperConfig(24, 40, 1, 3, 16, hf.config.max_source_positions)
     init = jax.jit(AFWhisperTower(config).init)(jax.random.key(0), np.zeros((1, config.window_frames, 16), np.float32))
     table = init["params"]["embed_positions"]["embedding"].unbox()
-    assert_close(table, sinusoids(config.max_source_positions, 24).numpy(), 1e-4)  # torch's own angles are float32
+    assert_close(
+        table, sinusoids(config.max_source_positions, 24).numpy(), 1e-4
+    )  # torch computes the angles in float32
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_qwen2_is_transformers(tied):
+def test_qwen2_equals_transformers(tied):
     shape = dict(
         vocab_size=150, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
         num_key_value_heads=2, tie_word_embeddings=tied,
@@ -107,11 +109,11 @@ def test_qwen2_is_transformers(tied):
     lengths = (9, 5, 3)
     rows = [rng.integers(0, 150, length) for length in lengths]
     with torch.no_grad():
-        alone = [hf(torch.from_numpy(row)[None], output_hidden_states=True) for row in rows]
+        references = [hf(torch.from_numpy(row)[None], output_hidden_states=True) for row in rows]
     state = {f"llm.{name}": x for name, x in tensors(hf, "").items() if not (tied and name == "lm_head.weight")}
     model, params = Qwen2(config), params_from_torch(state, CONFIG.replace(text=config))["llm"]
 
-    # The three conversations packed into one row, with padding behind them.
+    # Three conversations packed into one row, followed by padding.
     tokens = np.concatenate([*rows, np.zeros(3, int)])[None]
     positions = np.concatenate([*map(np.arange, lengths), np.zeros(3, int)])[None]
     segment_ids = np.repeat([1, 2, 3, 0], [*lengths, 3])[None]
@@ -123,7 +125,7 @@ def test_qwen2_is_transformers(tied):
 
     hidden, logits = jax.jit(forward)(params)
 
-    assert_close(hidden[0, :17], np.concatenate([out.hidden_states[-1][0] for out in alone]), TOLERANCE)
-    assert_close(logits[0, :17, :150], np.concatenate([out.logits[0] for out in alone]), TOLERANCE)
+    assert_close(hidden[0, :17], np.concatenate([out.hidden_states[-1][0] for out in references]), TOLERANCE)
+    assert_close(logits[0, :17, :150], np.concatenate([out.logits[0] for out in references]), TOLERANCE)
     assert np.all(np.asarray(logits)[..., 150:] < -1e9)
     assert np.isfinite(np.asarray(hidden)).all()

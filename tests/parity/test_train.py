@@ -1,4 +1,4 @@
-"""Gradients of the recorded training sample, and the parameters after one and three AdamW steps."""
+"""Gradients of the recorded training sample, and parameters after one and three AdamW steps."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.parity.golden import CONFIG, GOLDEN, needs_golden, params
 from tests.parity.test_cases import recorded
 
 pytestmark = needs_golden
-# A step of Adam is 1e-3 however small the gradient: where that is near nothing, rounding moves a step by some percent.
+# An Adam step is 1e-3 however small the gradient; near zero gradients, rounding changes it by some percent.
 ATOL = {1: 5e-5, 3: 1e-4}
 
 
@@ -29,26 +29,26 @@ def record():
 
 @pytest.fixture(scope="module")
 def run():
-    """Losses of three steps; by torch names: gradients of the first, parameters after each, gradients of the frozen."""
+    """Losses of three steps; by torch name, first gradients, parameters after each step, and frozen gradients."""
     case = recorded("e_video_audio_labels")
     config = case_config(CONFIG, case)
     batch, model = case_batch(config, case), OmniVinci(config)
     leaves = flatten_dict(params(), sep="/")
     frozen = {path for path in leaves if any(re.fullmatch(pattern, path) for pattern in TrainConfig().frozen)}
-    aside = frozen | {path for path in leaves if path.startswith("omni_align/")}
+    excluded = frozen | {path for path in leaves if path.startswith("omni_align/")}
     optimizer = optax.adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)
 
     @jax.jit
     def gradients_of(leaves):
         def loss_of(leaves):
-            everything = {"params": unflatten_dict(leaves, sep="/")}
-            output = model.apply(everything, batch)
-            logits = model.apply(everything, output.hidden, method=model.logits)
+            variables = {"params": unflatten_dict(leaves, sep="/")}
+            output = model.apply(variables, batch)
+            logits = model.apply(variables, output.hidden, method=model.logits)
             return weighted_mean(token_losses(logits, batch.targets), batch.loss_weights)
 
         return jax.value_and_grad(loss_of)(leaves)
 
-    trained = {path: leaf for path, leaf in leaves.items() if path not in aside}
+    trained = {path: leaf for path, leaf in leaves.items() if path not in excluded}
     state, losses, steps, first = optimizer.init(trained), [], [trained], None
     for _ in range(3):
         loss, gradients = gradients_of({**leaves, **trained})
@@ -87,7 +87,7 @@ def test_gradients(run, record):
     assert compared > 120
 
 
-def test_what_the_reference_does_not_train_is_frozen(run, record):
+def test_untrained_reference_parameters_are_frozen(run, record):
     frozen = run[3]
     assert set(frozen) == set(record[1]["params_without_grad"])
     for name, gradient in frozen.items():
@@ -99,7 +99,7 @@ def test_parameters_after_adamw(run, record, step):
     arrays, _ = record
     start, after = run[2][0], run[2][step]
     for name, value in after.items():
-        # In exact arithmetic this gradient is zero; Adam turns what rounding leaves of it into whole steps.
+        # This gradient is zero in exact arithmetic; Adam turns its rounding error into full steps.
         if name.startswith("vision_tower") and name.endswith("k_proj.bias"):
             continue
         expected = arrays[f"param_after{step}.{name}"]

@@ -1,4 +1,4 @@
-"""The model's parts as transformers has them, under the names of the merged layout."""
+"""The model from transformers' modules, with the names of the merged layout."""
 
 from torch import nn
 from transformers import Qwen2AudioEncoderConfig, SiglipVisionConfig, SiglipVisionModel
@@ -10,7 +10,7 @@ from omnivinci_jax.config import OmniVinciConfig
 
 
 class Projector(nn.Module):
-    """`layers` with parameters at the given places of a Sequential."""
+    """`layers` named by their index in a Sequential."""
 
     def __init__(self, **layers: nn.Module):
         super().__init__()
@@ -18,7 +18,7 @@ class Projector(nn.Module):
 
 
 class Merged(nn.Module):
-    """All parts that a checkpoint has tensors of, with random weights."""
+    """All modules of a checkpoint, with random weights."""
 
     def __init__(self, config: OmniVinciConfig):
         super().__init__()

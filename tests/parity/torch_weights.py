@@ -1,4 +1,4 @@
-"""State dicts of torch modules, named as in the merged checkpoint, to our parameter tree by conversion's own table."""
+"""Converts state dicts with merged checkpoint names to our parameter tree, with conversion's table."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from omnivinci_jax.models.omnivinci import OmniVinci
 
 
 def params_from_torch(state: Mapping[str, np.ndarray], config: OmniVinciConfig) -> dict:
-    """The leaves that `state` has tensors for; every tensor must be in the table and of its shape."""
+    """The leaves of the tensors in `state`; every tensor must be in the table and have its shape."""
     shapes = parameter_shapes(OmniVinci(config))
     leaves: dict[str, np.ndarray] = {}
     used = set()

@@ -1,4 +1,4 @@
-"""FLOPs counted from shapes: against a count by hand, against XLA's own, and what freezing changes."""
+"""FLOPs counted from shapes against a manual count and XLA's count, and the effect of freezing."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ TOWERS = ("vision_tower/.*", "sound_tower/.*")
 FIXED = ("vision_tower/last_layer/.*", "vision_tower/post_layernorm/.*", "sound_tower/embed_positions/.*")
 
 
-def test_the_tiny_model_by_hand():
+def test_manual_count_of_the_tiny_model():
     work = Work(slots=100, slot_pairs=60**2 + 40**2, tiles=8, windows=3, clips=2)
     patches, layer = 2 * 2, 4 * 64 * 64 + 2 * 64 * 128
     vision = 8 * patches * 2 * (14 * 14 * 3 * 64 + 2 * layer) + 8 * 2 * 4 * patches**2 * 64
@@ -45,7 +45,7 @@ def test_full_groups():
 
 
 def one_layer_each(**changes) -> TrainConfig:
-    """Wide enough for elementwise work to be small beside the products."""
+    """One layer per part, wide enough that matrix products dominate elementwise operations."""
     settings = tiny_settings()
     model = settings.model.replace(
         text=dataclasses.replace(settings.model.text, num_hidden_layers=1, hidden_size=256, intermediate_size=768),
@@ -77,13 +77,13 @@ def xla_flops(config: TrainConfig, differentiate: bool) -> float:
     return jax.jit(function).lower(trainable, frozen, batch).cost_analysis()["flops"]
 
 
-def test_the_forward_pass_is_what_xla_counts():
+def test_forward_pass_against_xla():
     config = one_layer_each()
     assert FlopCounter(config).forward(full_work(config.data)).total == pytest.approx(xla_flops(config, False), rel=0.1)
 
 
 @pytest.mark.parametrize("frozen", [FIXED, (*TOWERS, "llm/.*")])
-def test_the_step_is_what_xla_counts(frozen):
+def test_step_against_xla(frozen):
     config = one_layer_each(frozen=frozen)
     assert FlopCounter(config).step(full_work(config.data)).total == pytest.approx(xla_flops(config, True), rel=0.1)
 
@@ -94,20 +94,20 @@ def step_over_forward(**changes) -> Flops:
     return Flops(*(step / forward for step, forward in zip(counter.step(work), counter.forward(work), strict=True)))
 
 
-def test_everything_trained_costs_three_forward_passes():
+def test_trained_parts_cost_three_forward_passes():
     assert step_over_forward(frozen=FIXED) == pytest.approx((3, 3, 3, 3))
 
 
-def test_frozen_parts_cost_what_must_pass_through_them():
+def test_frozen_parts_cost_only_the_gradients_that_flow_through_them():
     heads = ("mm_projector/.*", "sound_mm_projector/.*")
     assert step_over_forward(frozen=(*TOWERS, *heads))[:2] == (1, 1)
     passed = step_over_forward(frozen=(*TOWERS, "llm/.*"))
     assert 1 < passed.vision < 3 and passed.align == pytest.approx(3)  # the projectors are trained
-    assert 2 < passed.decoder < 2.2  # its attention three times, its weights two times
-    assert step_over_forward(frozen=(*TOWERS, *heads, "llm/.*")).decoder == 1  # OmniAlignNet alone is trained
+    assert 2 < passed.decoder < 2.2  # attention costs three passes, weights two
+    assert step_over_forward(frozen=(*TOWERS, *heads, "llm/.*")).decoder == 1  # only OmniAlignNet is trained
 
 
-def test_without_its_loss_omni_align_is_not_computed():
+def test_omni_align_costs_nothing_without_its_loss():
     config = dataclasses.replace(tiny_settings(), align_weight=0.0)
     assert FlopCounter(config).step(full_work(config.data)).align == 0
 
@@ -121,8 +121,8 @@ def test_rematerialization():
 
     assert recomputed(tower_remat="none", decoder_remat="none")[0].total == 0
     full, forward = recomputed(tower_remat="full", decoder_remat="full")
-    assert full.align == forward.align  # all of it is layers
-    assert 0.8 < full.decoder / forward.decoder < 1  # all but the head
+    assert full.align == forward.align  # it consists of layers only
+    assert 0.8 < full.decoder / forward.decoder < 1  # all except the head
     dots, _ = recomputed(tower_remat="dots", decoder_remat="dots")
     assert all(0 < less < more for less, more in zip(dots, full, strict=True))
     frozen, _ = recomputed(tower_remat="full", decoder_remat="full", frozen=TOWERS)
@@ -130,7 +130,7 @@ def test_rematerialization():
 
 
 @pytest.mark.parametrize(("kind", "peak"), [("NVIDIA H200", 989e12), ("cpu", None)])
-def test_utilization_is_of_the_peak_of_all_chips(kind, peak):
+def test_utilization_uses_the_peak_of_all_chips(kind, peak):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(device_kind=kind)] * 4), size=4)
     config, work = tiny_settings(), full_work(tiny_settings().data)
     rates, flops = make_flop_rates(config, mesh)(work), FlopCounter(config).step(work)

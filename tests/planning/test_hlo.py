@@ -1,4 +1,4 @@
-"""Collectives read from HLO text: forms of groups, lengths of loops, and a program that XLA compiled for a mesh."""
+"""Collectives in HLO text: device groups, trip counts, and a program compiled for a mesh."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def gather(groups: str) -> str:
         ("{}", ("data", "fsdp", "tensor"), 16),
     ],
 )
-def test_groups_are_named_by_the_axes_along_which_they_differ(groups, axes, members):
+def test_groups_map_to_mesh_axes(groups, axes, members):
     (collective,) = read_traffic(gather(groups), MESH).collectives
     assert collective == ("all-gather", axes, 1, (members - 1) * 8 * 128 * 2)
 
@@ -60,7 +60,7 @@ def test_an_unknown_form_is_an_error():
     ("opcode", "sent"),
     [("all-reduce", 2 * 3 / 4), ("reduce-scatter", 3 / 4), ("all-to-all", 3 / 4), ("all-gather-start", 3)],
 )
-def test_bytes_are_those_of_a_ring_and_of_all_operands(opcode, sent):
+def test_bytes_sent_in_a_ring_count_all_operands(opcode, sent):
     text = program(
         "  %p = bf16[8,128]{1,0} parameter(0)\n"
         "  %q = (f32[4]{0}, pred[2]{0}, /*index=2*/f8e4m3fn[2]{0}) custom-call(%p)\n"
@@ -70,7 +70,7 @@ def test_bytes_are_those_of_a_ring_and_of_all_operands(opcode, sent):
     assert collective.sent == sent * (8 * 128 * 2 + 16 + 2 + 2)
 
 
-def test_a_permutation_runs_along_the_axis_of_its_pairs():
+def test_a_permutation_maps_to_the_axis_of_its_pairs():
     text = program(
         "  %p = bf16[8,128]{1,0} parameter(0)\n"
         "  ROOT %c = bf16[8,128]{1,0} collective-permute(%p), source_target_pairs={{0,2},{2,4},{4,6},{6,0},{8,10}}"
@@ -123,7 +123,7 @@ def looped(loop_attributes: str = "", direction: str = "LT") -> str:
         (looped(direction="NE"), 1, 1),
     ],
 )
-def test_a_loop_counts_its_turns(text, times, unknown):
+def test_loops_multiply_by_their_trip_count(text, times, unknown):
     traffic = read_traffic(text, MESH)
     assert [(c.opcode, c.axes, c.times) for c in traffic.collectives] == [("all-reduce", ("tensor",), times)]
     assert traffic.unknown_loops == unknown
@@ -145,10 +145,10 @@ FUSED = """
   %r = bf16[8,128]{1,0} all-reduce(%a), channel_id=8, replica_groups=[4,4]<=[2,4,2]T(0,2,1)
   ROOT %d = bf16[2,128]{1,0} dynamic-slice(%r), dynamic_slice_sizes={2,128}
 }
-"""  # noqa: E501 - as XLA writes it
+"""  # noqa: E501 - XLA's format
 
 
-def test_what_a_tpu_fuses_counts_once_and_as_what_it_is():
+def test_fused_tpu_collectives_count_once_under_their_own_kind():
     text = program(
         "  %p = bf16[8,128]{1,0} parameter(0)\n"
         "  %f.1 = bf16[32,128]{1,0} fusion(%p), kind=kCustom, calls=%start\n"
@@ -162,7 +162,7 @@ def test_what_a_tpu_fuses_counts_once_and_as_what_it_is():
     }
 
 
-def test_a_text_without_an_entry_is_an_error():
+def test_text_without_an_entry_is_an_error():
     with pytest.raises(ValueError, match="no ENTRY"):
         parse("HloModule m\n")
 
@@ -202,7 +202,7 @@ def test_a_program_compiled_for_eight_devices():
     assert run.returncode == 0, run.stderr
     unknown, *by_axes = json.loads(run.stdout.splitlines()[-1])
     sent = {tuple(axes): kinds for axes, kinds in by_axes}
-    weights = 2 * LAYERS * WIDTH * HIDDEN // 2 * 4  # of one place on `tensor`, in bytes
+    weights = 2 * LAYERS * WIDTH * HIDDEN // 2 * 4  # bytes per `tensor` shard
     sums = LAYERS * ROWS // 4 * WIDTH * 4
     assert unknown == 0
     assert sent[("fsdp",)] == {"all-gather": np.float64(weights * 3 / 4)}

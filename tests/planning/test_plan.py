@@ -1,6 +1,6 @@
-"""Planning: chips and their names, machines that do not exist, and whole plans of the tiny model.
+"""Planning: chips, invalid topologies, and complete plans of the tiny model.
 
-The compilers for TPUs and GPUs are packages of their own; the same code plans for this machine's CPU devices too.
+The compilers for TPUs and GPUs are separate packages; the same code can plan for CPU devices.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ SMALL = (
     "--config.data.capacity.windows=2",
     "--config.data.capacity.clips=2",
 )
-# The command, with the devices of this process in the place of a TPU's, and a memory that nothing fits in.
+# The command with this process's CPU devices instead of a TPU's, and a memory that is always too small.
 ON_CPU = """
 import sys, jax
 from omnivinci_jax import cli
@@ -38,15 +38,15 @@ sys.exit(cli.main(["plan", *sys.argv[1:]]))
     ("kind", "name"),
     [("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100")],
 )
-def test_chips_by_the_names_that_jax_has_for_them(kind, name):
+def test_chips_by_jax_device_kind(kind, name):
     assert chip_of(kind).name == name
 
 
-def test_a_chip_that_nobody_knows_is_none():
+def test_unknown_chip():
     assert chip_of("cpu") is None
 
 
-def test_an_h200_is_an_h100_with_another_memory():
+def test_an_h200_is_an_h100_with_other_memory():
     h100, h200 = (chip for chip in CHIPS if not chip.torus)
     ours, theirs = target_config(h100).split(), target_config(h200).split()
     assert target_config(h100) == (REPOSITORY / "omnivinci_jax" / "planning" / "h100.target_config.txtpb").read_text()
@@ -65,7 +65,7 @@ def test_an_h200_is_an_h100_with_another_memory():
         ("h100:2x4", "one host, 1 to 8"),
     ],
 )
-def test_a_machine_that_does_not_exist_is_one_line(name, message):
+def test_invalid_topologies(name, message):
     with pytest.raises(ConfigError, match=message):
         get_topology(name)
 
@@ -107,7 +107,7 @@ def test_a_plan_of_the_tiny_model_on_four_devices():
     assert "unknown length" not in result.stdout
 
 
-def test_groups_that_the_mesh_does_not_share_end_with_2():
+def test_groups_that_the_mesh_does_not_divide_exit_with_2():
     result = on_cpu("--config.data.groups=3")
     assert result.returncode == 2
     assert "config.data.groups is 3: it must be a multiple of config.mesh.data" in result.stderr
@@ -116,7 +116,7 @@ def test_groups_that_the_mesh_does_not_share_end_with_2():
 @pytest.mark.parametrize(
     ("topology", "package"), [("v5e:2x2", "libtpu"), ("v5p:2x2x1", "libtpu"), ("h100:4", "jax_plugins.xla_cuda12")]
 )
-def test_a_plan_of_the_tiny_model_for_a_machine_that_is_not_here(topology, package):
+def test_a_plan_of_the_tiny_model_for_another_machine(topology, package):
     try:
         found = importlib.util.find_spec(package)
     except ModuleNotFoundError:

@@ -147,5 +147,5 @@ def test_a_run_stops_after_its_length_resumed_or_not(key, metric, counter, targe
     [{"steps": 0}, {"stop_after_tokens": 5}, {"steps": 0, "stop_after_tokens": 5, "stop_after_conversations": 5}],
 )
 def test_a_run_has_one_length(lengths):
-    with pytest.raises(ConfigError, match="one of them is the length of the run"):
+    with pytest.raises(ConfigError, match="exactly one must be above 0: the length of the run"):
         TrainConfig(**lengths)

@@ -45,7 +45,7 @@ def test_the_9b_model_is_shared_evenly_by_64_devices():
     ("mesh", "message"),
     [
         (MeshConfig(tensor=3), r"llm/.*dimension \w+ of \d+ does not divide over config\.mesh\.tensor = 3"),
-        (MeshConfig(fsdp=5), r"config\.mesh is .*fsdp 5.*that does not make 12 device"),
+        (MeshConfig(fsdp=5), r"config\.mesh is .*fsdp 5.*does not multiply to 12 device"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_one_line(mesh, message):
