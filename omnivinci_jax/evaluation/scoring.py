@@ -1,7 +1,7 @@
 """The jitted evaluation step: scores of every slot, and embeddings of every clip."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -34,7 +34,7 @@ def make_eval_step(model: OmniVinci, mesh: Mesh, *, align: bool = True) -> Calla
     """(params, batch) to scores; with `align`, clip embeddings among them."""
 
     def eval_step(params: dict, batch: Batch) -> Scores:
-        output = model.apply({"params": params}, batch)
+        output: Any = model.apply({"params": params}, batch)
         losses, right = score_slots(model, params, output.hidden, batch.targets)
         weights = batch.loss_weights
         right |= weights == 0
