@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from omnivinci_jax.data.index import IndexPool, build_index, open_index
 from omnivinci_jax.data.loader import Groups, Loaded, Plan, plan_all, read_batches
@@ -126,7 +127,7 @@ def test_batches_mix_modalities_in_one_group(index, processor):
 
 
 def test_cached_media_are_the_same_and_follow_the_file(av_world, processor, tmp_path):
-    cached = replace(processor, cache=tmp_path / "cache")
+    cached = replace(processor, cache=epath.Path(tmp_path / "cache"))
     shutil.copytree(av_world / "clips", tmp_path / "clips")
     shutil.copy(av_world / "val.jsonl", tmp_path)
     index = build_index(Jsonl(tmp_path / "val.jsonl"), cached, CAPACITY, "skip", quiet=True)
@@ -180,7 +181,7 @@ def test_an_index_is_reused_until_the_file_or_the_settings_change(av_world, proc
     data.write_text(json.dumps(line) + "\n")
 
     def sizes(capacity=CAPACITY):
-        index = open_index(Jsonl(data), processor, capacity, "skip", tmp_path / "index", IndexPool(1))
+        index = open_index(Jsonl(data), processor, capacity, "skip", epath.Path(tmp_path / "index"), IndexPool(1))
         return index.sizes.tolist(), len(list((tmp_path / "index").iterdir()))
 
     first = sizes()
@@ -196,7 +197,9 @@ def test_an_index_with_too_many_problems_is_not_saved(av_world, processor, tmp_p
     data.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}))
 
     def problems() -> tuple[str, ...]:
-        return open_index(Jsonl(data), processor, CAPACITY, "skip", tmp_path / "index", IndexPool(1), 0.01).problems
+        return open_index(
+            Jsonl(data), processor, CAPACITY, "skip", epath.Path(tmp_path / "index"), IndexPool(1), 0.01
+        ).problems
 
     assert "late.png: no such file" in problems()[0]
     shutil.copy(next(av_world.rglob("*.png")), tmp_path / "late.png")

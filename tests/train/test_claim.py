@@ -1,5 +1,7 @@
 """Who holds a work directory, where there are no locks: an object that its owner writes again and again."""
 
+import threading
+
 import pytest
 from etils import epath
 
@@ -12,7 +14,16 @@ def lock(tmp_path, monkeypatch) -> epath.Path:
     """A file stands for the object: the lease asks no more of it."""
     monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(claim, "WATCH_SECONDS", 0.2)
-    return epath.Path(tmp_path / "lock")
+    path = epath.Path(tmp_path / "lock")
+
+    def write_text(self: epath.Path, text: str) -> None:
+        part = tmp_path / f"{threading.get_ident()}.part"
+        part.write_text(text)
+        part.replace(self)
+
+    # Whole or not at all, as an object is: a reader would sometimes find a file that is being written empty.
+    monkeypatch.setattr(type(path), "write_text", write_text)
+    return path
 
 
 def test_a_live_owner_is_refused_and_a_dead_one_replaced(lock, monkeypatch):
