@@ -63,7 +63,7 @@ def parse_voice(arguments: Namespace) -> Voice | None:
     if arguments.json or arguments.samples > 1 or arguments.data:
         raise ConfigError("--speak reads one answer aloud as it comes: leave --json, --samples and --data out")
     if arguments.speak.exists():
-        raise UserError(f"{arguments.speak}: it exists already; nothing was written over")
+        raise UserError(f"{arguments.speak}: already exists; nothing was overwritten")
     if not arguments.speak.absolute().parent.is_dir():
         raise UserError(f"{arguments.speak}: there is no such folder to write into")
     backend = "server" if arguments.speech_server else "espeak-ng"

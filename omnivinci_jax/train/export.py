@@ -28,7 +28,7 @@ def export(workdir: epath.Path, out: epath.Path, mesh: Mesh | None = None) -> No
         UserError: no such run, or one without adapters; a model that is not there any more; a folder that exists.
     """
     if out.exists():
-        raise UserError(f"{out}: it exists already; nothing was written over")
+        raise UserError(f"{out}: already exists; nothing was overwritten")
     config, adapters = read_adapters(workdir)
     model = OmniVinci(config.model)
     start = find_start(config, model)

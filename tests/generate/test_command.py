@@ -85,7 +85,7 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
         (["--prompt", "a <|im_end|>"], "--prompt: the text contains <|im_end|>, which is reserved"),
         (["--video", "CLIP", "--prompt_position", "mid"], "--prompt_position mid stands between media"),
         (["--prompt", "x", "--speak", "a.wav", "--json"], "--speak reads one answer aloud as it comes"),
-        (["--prompt", "x", "--speak", "CLIP"], "it exists already; nothing was written over"),
+        (["--prompt", "x", "--speak", "CLIP"], "already exists; nothing was overwritten"),
         (["--prompt", "x", "--speak", "no/such/a.wav"], "no/such/a.wav: there is no such folder to write into"),
         (["--image", "CLIP", "--prompt", "x"], "is not an image that Pillow can read"),
         (["--data", "a.jsonl", "--image", "CLIP"], "--data answers each of its conversations once: leave --prompt,"),
