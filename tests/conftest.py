@@ -9,8 +9,10 @@ from jaxtyping import install_import_hook
 
 from tests import typecheck
 
-# Checks arguments and results of every function in these packages, shapes included.
-install_import_hook(["omnivinci_jax", "conversion"], f"{typecheck.__name__}.check")
+# Checks arguments and results of every function in these rooms, shapes included.
+_ROOMS = ("av_world", "config", "config_json", "data", "evaluation", "media", "mesh", "model_dir", "paths", "planning")
+_CHECKED = [f"omnivinci_jax.{room}" for room in (*_ROOMS, "sequence", "settings", "speech")]
+install_import_hook([*_CHECKED, "conversion"], f"{typecheck.__name__}.check")
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
 
 REPOSITORY = Path(__file__).parents[1]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from omnivinci_jax import model_dir
 from omnivinci_jax.errors import UserError
@@ -15,6 +16,7 @@ from omnivinci_jax.generate.answers import Answer, Stream
 from omnivinci_jax.generate.engine import Engine
 from omnivinci_jax.generate.request import Prompt, Sampling
 from omnivinci_jax.media.kinds import media_kind
+from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text, parse_conversation
 
 Question = str | Path | Media | Sequence[str | Path | Media] | Sequence[dict[str, Any]] | Conversation
@@ -90,7 +92,7 @@ class Assistant(model_dir.LoadedModel):
         return prompt
 
 
-def load(folder: str | Path, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = None) -> Assistant:
+def load(folder: AnyPath, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> Assistant:
     """Loads a model directory; see model_dir.load for arguments and errors, and Assistant for what to do with it."""
     return Assistant(*model_dir.load(folder, dtype, mesh))
 
