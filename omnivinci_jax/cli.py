@@ -241,10 +241,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _make_mesh(text: str | None):
-    """The mesh of --mesh; None without the flag."""
-    if text is None:
-        return None
+def _make_mesh(text: str):
+    """The mesh of --mesh."""
     from omnivinci_jax.mesh.mesh import make_mesh
     from omnivinci_jax.settings import parse_mesh
 
@@ -325,7 +323,7 @@ def _evaluate(arguments) -> int:
 def _export(arguments) -> int:
     from omnivinci_jax.train.export import export
 
-    export(arguments.workdir, arguments.out, _make_mesh(arguments.mesh))
+    export(arguments.workdir, arguments.out, arguments.mesh and _make_mesh(arguments.mesh))
     print(f"model: {arguments.out}")
     return 0
 
@@ -333,13 +331,13 @@ def _export(arguments) -> int:
 def _generate(arguments) -> int:
     from omnivinci_jax.generate.command import run
 
-    return run(arguments, _make_mesh(arguments.mesh))
+    return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
 
 
 def _chat(arguments) -> int:
     from omnivinci_jax.generate.chat import run
 
-    return run(arguments, _make_mesh(arguments.mesh))
+    return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
 
 
 def _inspect(arguments) -> int:

@@ -37,7 +37,8 @@ class LoadedModel(NamedTuple):
     def mesh(self) -> Mesh | None:
         """The mesh of the parameters; None if they are on one device."""
         sharding = jax.tree.leaves(self.params)[0].sharding
-        return sharding.mesh if isinstance(sharding, NamedSharding) else None
+        mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        return mesh if isinstance(mesh, Mesh) else None
 
 
 def load(folder: epath.PathLike, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> LoadedModel:
@@ -75,7 +76,7 @@ def shardings_of(model: OmniVinci, mesh: Mesh | None) -> dict:
     """
     boxed = jax.eval_shape(lambda key: boxed_params(model, key), jax.random.key(0))
     if mesh:
-        return parameter_shardings(boxed, mesh)
+        return cast("dict", parameter_shardings(boxed, mesh))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda _: device, nn.meta.unbox(boxed))
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -137,7 +137,7 @@ def read_batches(
     *,
     start: int,
     stop: int | None,
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """Yields the batches of steps `start` to `stop` (None: endless), with the groups that this process loads.
 
     Raises:

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from jaxtyping import Float32
 from scipy.io import wavfile
 from tqdm import tqdm
@@ -76,7 +77,7 @@ def write_shards(data: Path, out: AnyPath, per_shard: int, workers: int, decoder
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    manifest = plan | {"bytes": [[(out / name).stat().length for name in pair] for pair in names]}
+    manifest = plan | {"bytes": [[epath.Path(out / name).stat().length for name in pair] for pair in names]}
     _write_manifest(out, manifest)
     return manifest
 

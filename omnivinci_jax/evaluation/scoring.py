@@ -1,7 +1,7 @@
 """The jitted evaluation step: scores of slots and embeddings of clips."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -34,7 +34,7 @@ def make_eval_step(model: OmniVinci, mesh: Mesh, *, align: bool = True) -> Calla
     """Makes the step, (params, batch) -> scores; `align` adds clip embeddings."""
 
     def eval_step(params: dict, batch: Batch) -> Scores:
-        output = model.apply({"params": params}, batch)
+        output: Any = model.apply({"params": params}, batch)
         losses, correct = score_slots(model, params, output.hidden, batch.targets)
         weights = batch.loss_weights
         correct |= weights == 0

@@ -45,13 +45,16 @@ class Checkpoints:
             _changing(shapes),
             _changing(shardings),
         )
+        step = self.latest_step
+        assert step is not None  # `restore_or_create` asks
         # Checkpoints written before November 2026 hold a random key, which nothing read.
-        if key := self._manager.item_metadata(self.latest_step)["state"].tree.get("key"):
+        if key := self._manager.item_metadata(step)["state"].tree.get("key"):
             abstract["key"] = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=shardings.step)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
-        restored = self._manager.restore(self.latest_step, args=items)
-        restored.state.pop("key", None)
-        return TrainState(**restored.state, frozen=frozen), restored.run
+        restored = self._manager.restore(step, args=items)
+        state, run = restored["state"], restored["run"]
+        state.pop("key", None)
+        return TrainState(**state, frozen=frozen), run
 
     def restore_or_create(
         self,

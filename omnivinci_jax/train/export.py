@@ -32,6 +32,7 @@ def export(workdir: epath.Path, out: epath.Path, mesh: Mesh | None = None) -> No
     config, adapters = read_adapters(workdir)
     model = OmniVinci(config.model)
     start = find_start(config, model)
+    assert start is not None  # adapters are trained from a model
     scale = config.lora.alpha / config.lora.rank
     shardings = model_dir.shardings_of(model, mesh)
     if mesh:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,16 +22,19 @@ log = logging.getLogger("omnivinci")
 _SHOWN = {"loss": "loss {:.3f}", "step_seconds": "{:.2f} s/step", "tokens_per_second": "{:.0f} tokens/s"}
 
 
+@runtime_checkable
 class Score(Protocol):
     """The result of an evaluation."""
 
     @property
     def overall(self) -> float:
         """The score that chooses the best model: larger is better."""
+        ...
 
     @property
     def metrics(self) -> dict[str, float]:
         """Everything that was measured, by name."""
+        ...
 
 
 class Log(Hook):
@@ -74,7 +77,7 @@ class Log(Hook):
             return
         trainer.consume_metrics()
         values = {name: float(value) for name, value in jax.device_get(trainer.metrics).items() if not value.ndim}
-        values["learning_rate"] = float(self._schedule(progress.step - 1 - progress.nonfinite))
+        values["learning_rate"] = np.asarray(self._schedule(progress.step - 1 - progress.nonfinite)).item()
         for more in self._values:
             values |= more()
         if self._log:

@@ -1,14 +1,15 @@
 """The two losses: next-token cross-entropy, and OmniAlignNet's contrastive loss (Equation 1)."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.sharding import mesh_axes
 
 # Most logits that a device holds at once: 1 GiB in float32.
 MOST_LOGITS = 2**28
@@ -25,7 +26,7 @@ def score_slots(
     """
     score = partial(_score_pieces, model)
     if not jax.sharding.get_abstract_mesh().empty:
-        slots = nn.logical_to_mesh_axes(("group", None, "item"))
+        slots = mesh_axes("group", None, "item")
         score = jax.shard_map(score, in_specs=(PartitionSpec(), slots, slots), out_specs=slots, check_vma=False)
     return score(model.head_params(params), hidden, targets)
 
@@ -33,7 +34,7 @@ def score_slots(
 def _score_pieces(model: OmniVinci, head: dict, hidden: Array, targets: Array) -> tuple[Array, Array]:
     def score(piece: tuple[Array, Array]) -> tuple[Array, Array]:
         hidden, targets = piece
-        logits = model.apply({"params": head}, hidden, method=model.logits)
+        logits: Any = model.apply({"params": head}, hidden, method=model.logits)
         return token_losses(logits, targets), jnp.argmax(logits, axis=-1) == targets
 
     count = -(-targets.size * model.config.text.padded_vocab_size // MOST_LOGITS)
@@ -89,4 +90,4 @@ def contrastive_loss(
         not_worse = jnp.sum(similarity >= jnp.expand_dims(positive, axis), axis=axis)  # itself among them
         for most in (1, 5):
             metrics[f"{name}_r{most}"] = weighted_mean((not_worse <= most).astype(jnp.float32), weights)
-    return sum(losses) / 2, metrics
+    return (losses[0] + losses[1]) / 2, metrics

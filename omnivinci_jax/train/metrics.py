@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.train.trainer import Hook, Trainer
 
 Item = TypeVar("Item")
@@ -118,7 +119,7 @@ class MetricsLog:
         self._board.close()
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_metrics(path: AnyPath) -> list[dict]:
     """The lines of a metrics file; a last line cut short by a kill is left out."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:

@@ -1,6 +1,7 @@
 """AdamW and Muon with the schedule of Appendix C.3."""
 
 from functools import partial
+from typing import Any, cast
 
 import jax
 import optax
@@ -24,18 +25,19 @@ def make_optimizer(settings: OptimizerConfig, steps: int, model: OmniVinciConfig
     The roles of the model's parameters say which ones decay and which ones get Muon (models/parameters.py).
     """
     schedule = learning_rate(settings, steps)
-    adam = dict(b1=settings.b1, b2=settings.b2, eps=settings.eps)
+    b1, b2, eps = settings.b1, settings.b2, settings.eps
     if settings.name == "adamw":
-        update = optax.adamw(schedule, weight_decay=settings.weight_decay, mask=partial(decay_mask, model), **adam)
+        mask = partial(decay_mask, model)
+        update = optax.adamw(schedule, b1, b2, eps, weight_decay=settings.weight_decay, mask=mask)
     else:
         update = optax.contrib.muon(
             schedule,
             weight_decay=settings.weight_decay,
             adam_learning_rate=learning_rate(settings, steps, settings.adam_learning_rate),
-            adam_b1=settings.b1,
-            adam_b2=settings.b2,
-            eps=settings.eps,
-            muon_weight_dimension_numbers=partial(muon_dimensions, model),
+            adam_b1=b1,
+            adam_b2=b2,
+            eps=eps,
+            muon_weight_dimension_numbers=cast("Any", partial(muon_dimensions, model)),
         )
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
     return optax.chain(clip, update)

@@ -1,6 +1,7 @@
 """How a run's parameters and optimizer state would lie on a mesh, known without a device of it."""
 
 import math
+from typing import Any, cast
 
 import jax
 from flax import traverse_util
@@ -29,7 +30,8 @@ def describe_shardings(config: TrainConfig, devices: int | None) -> str:
     lines = []
     for held, trees in (("", "trainable"), (" (frozen)", "frozen")):
         leaves, layouts, taken = (
-            traverse_util.flatten_dict(getattr(tree, trees), sep="/") for tree in (shapes, shardings, sizes)
+            cast("dict[str, Any]", traverse_util.flatten_dict(getattr(tree, trees), sep="/"))
+            for tree in (shapes, shardings, sizes)
         )
         for path, leaf in sorted(leaves.items()):
             layout = ", ".join(_axes(entry) for entry in layouts[path].spec) or "whole"

@@ -5,6 +5,7 @@ started from, or drawn from the seed.
 """
 
 import re
+import typing
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from etils import epath
 from flax import linen as nn
 from flax import struct, traverse_util
 from jax import Array
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.rules import parameter_shardings, replicated
@@ -27,7 +28,7 @@ from omnivinci_jax.models.initialization import boxed_params, parameter_roles
 from omnivinci_jax.models.lora import add_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.parameters import Role
-from omnivinci_jax.models.weights import cast
+from omnivinci_jax.models.weights import Weight, cast
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.start import only_modules
 
@@ -92,7 +93,7 @@ def split_trainable(params: dict, config: TrainConfig) -> tuple[dict, dict]:
     """
     if not config.lora.rank:
         return split(params, config.frozen)
-    roles = traverse_util.flatten_dict(parameter_roles(config.model, params), sep="/")
+    roles = typing.cast("dict[str, Role]", traverse_util.flatten_dict(parameter_roles(config.model, params), sep="/"))
     frozen = {path for path, role in roles.items() if not role.adapter}
     return _partition(traverse_util.flatten_dict(params, sep="/"), frozen)
 
@@ -121,7 +122,8 @@ def abstract_state(
     """
     key = jax.random.PRNGKey(0)
     boxed = jax.eval_shape(partial(initial_params, model, config), key)
-    by_path = traverse_util.flatten_dict(parameter_shardings(boxed, mesh), sep="/")
+    layout = traverse_util.flatten_dict(parameter_shardings(boxed, mesh), sep="/")
+    by_path = typing.cast("dict[str, NamedSharding]", layout)
 
     def sharding(path, leaf) -> jax.sharding.Sharding:
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
@@ -184,7 +186,7 @@ def _initializer(
 def cast_frozen(model: OmniVinci, frozen: dict) -> dict:
     """Frozen parameters in the compute type, but for those whose role keeps them in their own."""
 
-    def store(role: Role, leaf: Array) -> Array:
+    def store(role: Role, leaf: Array | Weight) -> Array | Weight:
         return cast(leaf, model.compute.dtype) if role.cast_frozen else leaf
 
     return jax.tree.map(store, parameter_roles(model.config, frozen), frozen)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jaxtyping import Array, Float
 
+from omnivinci_jax.models.sharding import mesh_axes
 from omnivinci_jax.train.state import TrainState, merge
 
 Metrics = dict[str, Array]
@@ -39,9 +39,11 @@ class SplitLossFn(Protocol):
 
     def __call__(self, params: dict, batch: Any) -> tuple[Float[Array, ""], Metrics]:
         """The loss of a batch."""
+        ...
 
     def split(self, params: dict, microbatches: Any) -> Terms:
         """The loss of the batch that `microbatches` (stacked, [M, G / M, ...]) make together, as a sum over them."""
+        ...
 
 
 def make_train_step(
@@ -65,7 +67,7 @@ def make_train_step(
             (trainable, opt_state),
             (state.trainable, state.opt_state),
         )
-        return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
@@ -116,7 +118,7 @@ def _mean_terms(loss_fn: LossFn, count: int, params: dict, microbatches: Any) ->
 def _split_groups(x: Array, count: int) -> Array:
     """[G, ...] to [count, G / count, ...], where every device keeps the groups it has."""
     mesh = jax.sharding.get_abstract_mesh()
-    spec = nn.logical_to_mesh_axes((None, "group"))
+    spec = mesh_axes(None, "group")
     devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
     x = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)
     x = x.reshape(count, -1, *x.shape[3:])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 from etils import epath
@@ -39,17 +39,18 @@ from omnivinci_jax.train.state import abstract_state, create_frozen, create_stat
 from omnivinci_jax.train.step import make_train_step
 from omnivinci_jax.train.supervised_loss import SupervisedLoss
 from omnivinci_jax.train.termination import Termination
-from omnivinci_jax.train.trainer import Trainer
+from omnivinci_jax.train.trainer import Hook, Trainer
 from omnivinci_jax.train.workdir import check_workdir
 
 log = logging.getLogger("omnivinci")
 
+ScoreT = TypeVar("ScoreT", bound=Score)
 # (model, mesh, processor) to a function that measures parameters on a file.
-MakeEvaluate = Callable[[OmniVinci, Mesh, Processor], Callable[[dict, Index], Score]]
+MakeEvaluate = Callable[[OmniVinci, Mesh, Processor], Callable[[dict, Index], ScoreT]]
 # mesh to a function from the work of a second to metrics.
 MakeFlopRates = Callable[[Mesh], Callable[[Work], dict[str, float]]]
 # Writes the report of a run into a folder: its held-out score, if any, its seconds and its number of parameters.
-WriteReport = Callable[[Path, Score | None, float, int], None]
+WriteReport = Callable[[Path, ScoreT | None, float, int], None]
 
 
 class Data(NamedTuple):
@@ -65,11 +66,11 @@ def train(
     config: TrainConfig,
     workdir: epath.Path,
     *,
-    make_evaluate: MakeEvaluate,
+    make_evaluate: MakeEvaluate[ScoreT],
     make_flop_rates: MakeFlopRates,
-    write_report: WriteReport,
+    write_report: WriteReport[ScoreT],
     profile_steps: range = range(0),
-) -> Score | None:
+) -> ScoreT | None:
     """Trains, resuming what `workdir` holds; returns the held-out score of the best model, if there is held-out data.
 
     `omnivinci_jax.run.train` passes the callables, which import what is above this package.
@@ -102,20 +103,19 @@ def train(
     best = BestModel(workdir, config, data.processor.tokenizer)
 
     with open_session(workdir, config, mesh) as session:
-        new_state, new_frozen = (
-            partial(create, model, optimizer, config, shardings, start) for create in (create_state, create_frozen)
-        )
+        new_state = partial(create_state, model, optimizer, config, shardings, start)
+        new_frozen = partial(create_frozen, model, optimizer, config, shardings, start)
         state, saved = session.checkpoints.restore_or_create(shapes, shardings, new_state, new_frozen)
         progress = DataProgress(**(saved or {"data": data.mixture.digest}))
         check_progress(progress, data.mixture, workdir)
         if saved:
             log.info("resumed at step %d", progress.step)
 
-        plan = make_plan(tuple(progress.block))
+        plan = make_plan((progress.block[0], progress.block[1]))
         samples = Samples(data.mixture, plan, progress, config.data, session.folder / skipped_name())
         meter = Meter(samples.work, work_rates(config.model, make_flop_rates(mesh)))
         metrics_log = session.open_metrics(progress.step)
-        hooks = [
+        hooks: list[Hook] = [
             Profile(session.folder / "profile", profile_steps),
             samples,
             NonfiniteGuard(progress, config.max_nonfinite, samples.where),
@@ -128,8 +128,11 @@ def train(
                 values=(meter.rates, samples.source_metrics),
             ),
         ]
-        if data.val:
-            validate = partial(evaluate, index=data.val)
+        if val := data.val:
+
+            def validate(params: dict) -> Score:
+                return evaluate(params, val)
+
             hooks.append(Evaluate(validate, best.keep, metrics_log, meter, every=config.eval_every))
         hooks += [
             Termination(),
@@ -148,7 +151,8 @@ def train(
         if not data.val:
             best.keep(trainer.state)
 
-        frozen, trainer.state = trainer.state.frozen, None  # makes room for the best parameters
+        frozen = trainer.state.frozen
+        del trainer.state  # makes room for the best parameters
         params = merge(frozen, best.load(shardings.trainable))
         score = evaluate(params, data.held_out) if data.held_out else None
         if is_main():

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,8 @@ class SupervisedLoss:
             part, cotangents = inputs
 
             def surrogate_loss(clips: ClipEmbeddings) -> tuple[Array, Metrics]:
-                return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, clips, cotangents))), {}
+                products = jax.tree.leaves(jax.tree.map(jnp.vdot, clips, cotangents))
+                return sum(products, jnp.zeros(())), {}
 
             return self._loss(params, part, weight, surrogate_loss)
 
@@ -65,7 +67,7 @@ class SupervisedLoss:
     def _loss(
         self, params: dict, batch: Batch, weight: Float[Array, ""], clip_loss: ClipLoss | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
-        output = self.model.apply({"params": params}, batch)
+        output: Any = self.model.apply({"params": params}, batch)
         losses, _ = score_slots(self.model, params, output.hidden, batch.targets)
         losses *= batch.loss_weights
         language = jnp.sum(losses) / weight
@@ -78,7 +80,7 @@ class SupervisedLoss:
             "source_weights": by_source(batch.loss_weights, batch.sources, self.num_sources),
             "source_samples": samples,
         }
-        if not self.align_weight:
+        if clip_loss is None or not self.align_weight:
             return language, metrics
         align, align_metrics = clip_loss(output.clips)
         return language + self.align_weight * align, metrics | align_metrics
