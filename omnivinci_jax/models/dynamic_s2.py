@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 
 def merge_scales(
-    features: Float[Array, "N g g C"],
+    features: Float[Array, "tiles g g C"],
     sources: Int[Array, "N S"],
     block: Int[Array, "N 4"],
     sides: tuple[int, ...],

@@ -13,11 +13,13 @@ from omnivinci_jax.models.attention_kernels import pallas_attention, splash_atte
 
 def qkv(batch, length, heads, kv_heads, width, seed=0):
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=(batch, length, n, width)).astype(np.float32) for n in (heads, kv_heads, kv_heads)]
+    return [jnp.asarray(rng.normal(size=(batch, length, n, width)), jnp.float32) for n in (heads, kv_heads, kv_heads)]
 
 
 def reference(q, k, v, causal, segment_ids):
     """One query at a time, in float64."""
+    q, k, v = (np.asarray(x) for x in (q, k, v))
+    segment_ids = None if segment_ids is None else np.asarray(segment_ids)
     out = np.zeros(q.shape)
     per_key_head = q.shape[2] // k.shape[2]
     for b, t, h in np.ndindex(q.shape[:3]):
@@ -39,7 +41,7 @@ def test_is_softmax_attention(causal, length, heads):
     @given(seed=st.integers(0, 1000), segments=st.integers(1, 4))
     def check(seed, segments):
         q, k, v = qkv(2, length, *heads, 4, seed)
-        segment_ids = np.random.default_rng(seed).integers(0, segments, (2, length))
+        segment_ids = jnp.asarray(np.random.default_rng(seed).integers(0, segments, (2, length)))
         np.testing.assert_allclose(
             run(q, k, v, segment_ids=segment_ids), reference(q, k, v, causal, segment_ids), atol=2e-6
         )
@@ -56,7 +58,7 @@ def test_without_segments_all_is_one(causal):
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_segments_are_as_alone(causal):
     lengths, q_k_v = (7, 4, 6), qkv(1, 20, 4, 2, 8)
-    segment_ids = np.repeat([1, 2, 3, 0], [*lengths, 3])[None]
+    segment_ids = jnp.asarray(np.repeat([1, 2, 3, 0], [*lengths, 3])[None])
     packed = attention(*q_k_v, causal=causal, segment_ids=segment_ids)
     start = 0
     for length in lengths:
@@ -68,7 +70,7 @@ def test_packed_segments_are_as_alone(causal):
 
 def test_padding_has_no_say_and_no_nan():
     q, k, v = qkv(1, 9, 2, 1, 4)
-    segment_ids = np.array([[1] * 5 + [0] * 4])
+    segment_ids = jnp.array([[1] * 5 + [0] * 4])
 
     def loss(q, k, v):
         return (attention(q, k, v, causal=True, segment_ids=segment_ids)[:, :5] ** 2).sum()
@@ -99,7 +101,8 @@ def test_bfloat16_comes_back_as_bfloat16_from_a_float32_softmax():
 def test_flash_kernels_are_attention_on_packed_rows_with_padding(kernel, causal):
     """Interpreted here; the length is no multiple of a block, and a segment crosses blocks."""
     q, k, v = qkv(2, 300, 4, 2, 16)
-    segment_ids = np.stack([np.repeat([1, 2, 0], [170, 100, 30]), np.repeat([1, 2, 3], [20, 130, 150])])
+    segments = np.repeat([1, 2, 0], [170, 100, 30]), np.repeat([1, 2, 3], [20, 130, 150])
+    segment_ids = jnp.asarray(np.stack(segments))
     real = (segment_ids > 0)[..., None, None]
 
     def loss(function, q, k, v):
@@ -128,7 +131,7 @@ def test_every_share_of_heads_attends_as_the_whole_does(kv_heads, per_key, share
     q, k, v = qkv(1, 5, kv_heads * per_key, kv_heads, 2)
     split = [np.split(x, shares, axis=2) for x in share_heads(q, k, v, shares)]
     parts = [reference(*own, True, None) for own in zip(*split, strict=True)]
-    out = gather_heads(np.concatenate(parts, axis=2), kv_heads * per_key, kv_heads, shares)
+    out = gather_heads(jnp.asarray(np.concatenate(parts, axis=2)), kv_heads * per_key, kv_heads, shares)
     np.testing.assert_allclose(out, reference(q, k, v, True, None), atol=1e-6)
 
 
@@ -136,7 +139,7 @@ def test_rope_sees_distances_only():
     q, k, _ = qkv(1, 5, 2, 2, 8)
     scores = []
     for start in (0, 1000):
-        rope = rope_cos_sin(np.arange(start, start + 5)[None], 8, 10_000.0)
+        rope = rope_cos_sin(jnp.arange(start, start + 5)[None], 8, 10_000.0)
         scores.append(np.einsum("bthd,bshd->bhts", apply_rope(q, *rope), apply_rope(k, *rope)))
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
     assert not np.allclose(scores[0], np.einsum("bthd,bshd->bhts", q, k), atol=1e-1)

@@ -44,6 +44,6 @@ def test_is_merge_resize_and_cut(rows, columns):
 
 def test_every_output_is_a_mean():
     index, count = np.divmod(np.arange(12), 4)[1], np.full(12, 4)
-    weights = area_weights(index, count, 5, 2, jnp.float32)
+    weights = area_weights(jnp.asarray(index), jnp.asarray(count), 5, 2, jnp.float32)
     assert weights.shape == (12, 5, 10)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)

@@ -9,8 +9,8 @@ from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omni_align import ClipQuery, OmniAlignNet
 
 CONFIG = OmniAlignConfig(num_layers=3, num_heads=2)
-CLIPS = np.array([[1, 1, 0, 2, 2, 2, 1], [0, 3, 3, 1, 0, 0, 0]])
-TOKENS = np.random.default_rng(0).normal(size=(2, 7, 8)).astype(np.float32)
+CLIPS = jnp.array([[1, 1, 0, 2, 2, 2, 1], [0, 3, 3, 1, 0, 0, 0]])
+TOKENS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 8)), jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_all_clips_at_once_are_as_one_at_a_time(params):
     for group, clip in ((0, 1), (0, 2), (1, 1), (1, 3)):
         tokens = TOKENS[group][CLIPS[group] == clip][None]
         alone = jax.jit(ClipQuery(CONFIG).apply, static_argnums=3)(
-            {"params": params}, tokens, np.ones(tokens.shape[:2], int), 1
+            {"params": params}, tokens, jnp.ones(tokens.shape[:2], int), 1
         )
         np.testing.assert_allclose(together[group, clip - 1], alone[0, 0], atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(together, axis=-1), 1, rtol=1e-6)

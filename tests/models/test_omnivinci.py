@@ -121,7 +121,7 @@ def test_padding_changes_nothing(params, forward):
 
 def test_what_is_kept_for_export_alone_gets_no_gradient(params):
     def loss(params):
-        output = MODEL.apply({"params": params}, make_batch())
+        output = MODEL.apply({"params": params}, jax.tree.map(jnp.asarray, make_batch()))
         logits = MODEL.apply({"params": params}, output.hidden, method=MODEL.logits)[..., :100]
         return (logits**2).sum() + (output.clips.vision**3).sum() + (output.clips.audio**3).sum()
 
@@ -147,7 +147,7 @@ def test_text_needs_no_media(params, forward):
 def test_pooling_averages_blocks_and_fills_what_is_missing():
     frames = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype(np.float32)
     members = np.array([[3, 1, 2], [4, 0, -1], [-1, -1, -1]])
-    out = np.asarray(pool_frames(jnp.asarray(frames), members, (3, 2, 4))).reshape(3, 2, 3)
+    out = np.asarray(pool_frames(jnp.asarray(frames), jnp.asarray(members), (3, 2, 4))).reshape(3, 2, 3)
     blocks = frames.reshape(5, 2, 2, 4, 3).mean((2, 3))
     np.testing.assert_allclose(out[0], blocks[[3, 1, 2]].mean(0), atol=1e-6)
     np.testing.assert_allclose(out[1], (blocks[4] + blocks[0] + frames[[4, 0]].mean()) / 3, atol=1e-6)

@@ -28,7 +28,7 @@ def config(compression, positions=20):
 
 def test_space_to_depth_orders_row_column_channel():
     x = np.arange(2 * 3 * 2).reshape(1, 2, 3, 2)
-    out = np.asarray(space_to_depth(x))
+    out = np.asarray(space_to_depth(jnp.asarray(x, jnp.float32)))
     np.testing.assert_array_equal(out[0, 0, 0], [0, 1, 2, 3, 6, 7, 8, 9])
     np.testing.assert_array_equal(out[0, 0, 1], [4, 5, 0, 0, 10, 11, 0, 0])
 
