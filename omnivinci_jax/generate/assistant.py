@@ -92,7 +92,7 @@ class Assistant(model_dir.LoadedModel):
         return prompt
 
 
-def load(folder: AnyPath, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> Assistant:
+def load(folder: str | AnyPath, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> Assistant:
     """Loads a model directory; see model_dir.load for arguments and errors, and Assistant for what to do with it."""
     return Assistant(*model_dir.load(folder, dtype, mesh))
 
