@@ -133,7 +133,7 @@ def _describe_difference(a: np.ndarray, b: np.ndarray) -> str:
         differ = ((x != y) | (np.signbit(x) != np.signbit(y))) & ~(np.isnan(x) & np.isnan(y))
         distances = abs(x[differ] - y[differ])
         count += len(distances)
-        largest = max(largest, float(np.nan_to_num(distances, nan=np.inf).max(initial=0.0)))
+        largest = max(largest, float(np.nan_to_num(distances, nan=np.inf, posinf=np.inf).max(initial=0.0)))
     return f"{count} of {a.size} values differ, largest difference {largest:.3g}"
 
 
