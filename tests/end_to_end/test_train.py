@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.settings import TrainConfig, to_mapping
+from omnivinci_jax.settings import LoraConfig, TrainConfig, to_mapping
 from omnivinci_jax.train.workdir import check_workdir
 from tests.end_to_end.commands import (
     NO_WORKERS,
@@ -274,8 +274,8 @@ def test_a_work_directory_older_than_a_key_has_its_default(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     check_workdir(epath.Path(tmp_path), TrainConfig(seed=1))
-    with pytest.raises(ConfigError, match=r"config\.stop_after_tokens is 5, there it is 0"):
-        check_workdir(epath.Path(tmp_path), TrainConfig(seed=1, steps=0, stop_after_tokens=5))
+    with pytest.raises(ConfigError, match=r"config\.lora\.alpha is 5\.0, there it is 16\.0"):
+        check_workdir(epath.Path(tmp_path), TrainConfig(seed=1, lora=LoraConfig(alpha=5.0)))
 
 
 def test_a_foreign_directory_is_left_alone(av_world, tmp_path, capfd):
