@@ -22,6 +22,7 @@ from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, SoundSize, VideoSize, lay_out
+from omnivinci_jax.sequence.tokenizer import Tokenizer
 from tests.parity import oracle
 from tests.parity.compare import jitted
 from tests.parity.torch_weights import params_from_torch
@@ -73,7 +74,7 @@ def params_of(config):
     return params_from_torch(weights_of(config), config)
 
 
-class Ids:
+class Ids(Tokenizer):
     """Stands in for a tokenizer with the token ids of a conversation."""
 
     newline_id, media_ids = oracle.NEWLINE, MEDIA_IDS

@@ -2,11 +2,13 @@
 
 import dataclasses
 from types import SimpleNamespace
+from unittest.mock import NonCallableMock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from omnivinci_jax.config import OmniAlignConfig
 from omnivinci_jax.models.initialization import abstract_params
@@ -131,7 +133,7 @@ def test_rematerialization():
 
 @pytest.mark.parametrize(("kind", "peak"), [("NVIDIA H200", 989e12), ("cpu", None)])
 def test_utilization_uses_the_peak_of_all_chips(kind, peak):
-    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(device_kind=kind)] * 4), size=4)
+    mesh = NonCallableMock(spec=Mesh, devices=np.array([SimpleNamespace(device_kind=kind)] * 4), size=4)
     config, work = tiny_settings(), full_work(tiny_settings().data)
     rates, flops = make_flop_rates(config, mesh)(work), FlopCounter(config).step(work)
     assert rates["tflops_per_second"] == flops.total / 1e12

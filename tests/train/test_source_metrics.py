@@ -30,7 +30,12 @@ def test_losses_shares_of_tokens_and_what_could_not_be_read():
     sources = tuple(Source(name, name, "text") for name in sizes)
     indices = tuple(
         Index(
-            Jsonl(Path(name)), np.arange(len(table)), np.arange(len(table)), np.array(table), np.zeros(len(table)), ()
+            Jsonl(Path(name)),
+            np.arange(len(table)),
+            np.arange(len(table)),
+            np.array(table),
+            np.zeros(len(table), np.int32),
+            (),
         )
         for name, table in sizes.items()
     )

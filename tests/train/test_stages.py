@@ -137,10 +137,10 @@ def test_the_rate_at_every_step_is_the_formula(size, stage):
     optimizer = make_optimizer(config.optimizer, total, config.model)
 
     def move(state, _):
-        updates, state = optimizer.update({"kernel": jnp.ones((1, 1))}, state, params)
-        return state, updates["kernel"][0, 0]
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        return state, jax.tree.leaves(updates)[0][0, 0]
 
-    params = {"kernel": jnp.zeros((1, 1))}
+    params = {"mm_projector": {"fc1": {"kernel": jnp.zeros((1, 1))}}}
     _, moved = jax.jit(lambda: jax.lax.scan(move, optimizer.init(params), length=total))()
 
     steps, warmup = np.arange(total), round(0.03 * total)

@@ -24,7 +24,7 @@ def test_an_update_that_is_not_finite_is_left_out(weight, changes):
         _, shardings = abstract_state(model, optimizer, config, mesh)
         state = create_state(model, optimizer, config, shardings)
         before = jax.device_get((state.trainable, state.opt_state))
-        batch = init_batch(config.model)
+        batch = jax.tree.map(np.array, init_batch(config.model))
         batch.segment_ids[:] = 1
         batch.loss_weights[:] = weight
         train_step = make_train_step(SupervisedLoss(model, 0.0), optimizer, shardings)
