@@ -76,6 +76,9 @@ class ExtendedTable(NamedTuple):
         return np.concatenate([old, np.broadcast_to(mean, (self.rows - len(old), *mean.shape))])
 
 
+AnyTensor = StoredTensor | ExtendedTable
+
+
 def open_source(
     folder: Path | None,
     parts: Mapping[str, Path] | None = None,
@@ -173,7 +176,7 @@ def _extend_vocabulary(config: OmniVinciConfig, size: int, found: dict, notes: l
     return config.replace(text=dataclasses.replace(config.text, vocab_size=size))
 
 
-def _check_tensors(expected: Iterable[Tensor], found: Mapping[str, StoredTensor], folder: Path | None) -> None:
+def _check_tensors(expected: Iterable[Tensor], found: Mapping[str, AnyTensor], folder: Path | None) -> None:
     names = set()
     for tensor in expected:
         names.add(tensor.name)
@@ -190,7 +193,10 @@ def _check_tensors(expected: Iterable[Tensor], found: Mapping[str, StoredTensor]
 
 
 def _stored_leaf(
-    shape: tuple[int, ...], group: list[Tensor], found: Mapping[str, StoredTensor], dtype: np.dtype | None
+    shape: tuple[int, ...],
+    group: list[Tensor],
+    found: Mapping[str, AnyTensor],
+    dtype: np.dtype | None,
 ) -> LazyLeaf:
     types = {found[tensor.name].dtype for tensor in group}
     if dtype is None and len(types) > 1:

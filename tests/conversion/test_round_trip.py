@@ -104,8 +104,9 @@ def test_a_trained_model_round_trips(tmp_path):
         assert (tmp_path / f"model_{layout}" / "tokenizer.json").is_file()
 
 
-def test_both_loaders_give_the_same_model(tmp_path):
-    from_torch(make(tmp_path / "torch", dtype="BF16"), tmp_path / "model", tokenizer=tiny_tokenizer().path.parent)
+def test_both_loaders_give_the_same_model(tmp_path, repository):
+    tokenizer = repository / "configs" / "tiny_tokenizer"
+    from_torch(make(tmp_path / "torch", dtype="BF16"), tmp_path / "model", tokenizer=tokenizer)
     to_torch(tmp_path / "model", tmp_path / "back", layout="released")
     first, second = omnivinci_jax.load(tmp_path / "model"), conversion.load(tmp_path / "back")
     assert first.model == second.model and first.processor.tokenizer.media_ids == second.processor.tokenizer.media_ids
