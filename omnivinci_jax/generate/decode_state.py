@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from omnivinci_jax.config import Qwen2Config
 from omnivinci_jax.generate.sampling import SamplingArrays
+from omnivinci_jax.generate.scheduler import PREFILL_WIDTHS
 from omnivinci_jax.models.cached_attention import LayerCache
 from omnivinci_jax.models.sharding import constrain, mesh_axes
 
 # Slots past a row's capacity, which a prefill step may write and no query ever sees.
-SLACK = 256
+SLACK = max(PREFILL_WIDTHS)
 
 
 class DecodeState(NamedTuple):
