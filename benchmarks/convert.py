@@ -25,14 +25,13 @@ from conversion.tensor_files import DTYPES, TensorWriter
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import to_json, to_released
 from omnivinci_jax.models.initialization import parameter_shapes
-from omnivinci_jax.models.omnivinci import OmniVinci
 
 CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 def random_checkpoint(config: OmniVinciConfig, folder: Path, layout: str, dtype: np.dtype) -> int:
     """Writes a checkpoint of random bits in `layout`; returns its size in bytes."""
-    shapes = parameter_shapes(OmniVinci(config))
+    shapes = parameter_shapes(config)
     folders: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for tensor in tensors(config, shapes):
         where, name = file_name(tensor.name, layout)

@@ -112,7 +112,7 @@ def open_source(
         config = _extend_vocabulary(config, found_tokenizer.size, found, notes)
 
     model = OmniVinci(config)
-    shapes = parameter_shapes(model)
+    shapes = parameter_shapes(model.config)
     expected = list(tensors(config, shapes))
     unpublished = unpublished_leaves(config, shapes)
     initialised = {path for name, path in unpublished.items() if f"{UNPUBLISHED}.{name}" not in found}

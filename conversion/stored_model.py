@@ -48,12 +48,12 @@ def open_model(folder: Path) -> StoredModel:
     config = from_json(root, str(folder / "config.json"))
     stored = stored_params(folder)
     model = OmniVinci(config)
-    check_shapes(stored, abstract_params(model), folder / "params")
+    check_shapes(stored, abstract_params(model.config), folder / "params")
     leaves = cast("dict[str, jax.ShapeDtypeStruct]", flatten_dict(stored, sep="/"))
     dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
     if unknown := [path for path, dtype in dtypes.items() if dtype not in DTYPES.values()]:
         raise UserError(f"{folder / 'params'}: {unknown[0]} has type {dtypes[unknown[0]]}; it must be floating point")
-    shapes = parameter_shapes(model)
+    shapes = parameter_shapes(model.config)
     all_tensors = [*tensors(config, shapes)]
     for name, path in unpublished_leaves(config, shapes).items():
         all_tensors.append(Tensor(f"{UNPUBLISHED}.{name}", shapes[path], path, None, SAME))

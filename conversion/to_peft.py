@@ -20,7 +20,6 @@ from conversion.mapping import HEAD, LINEAR, Tensor, tensors
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.processes import atomic_directory
 from omnivinci_jax.models.initialization import parameter_shapes
-from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.export import read_adapters
 
@@ -47,7 +46,7 @@ def to_peft(workdir: Path, destination: Path) -> None:
 
 def _adapted(config: TrainConfig, adapters: dict, workdir: Path) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
     """Yields the published weight of each adapted module with its lora_a and lora_b."""
-    shapes = parameter_shapes(OmniVinci(config.model))
+    shapes = parameter_shapes(config.model)
     published: dict[str, list[Tensor]] = {}
     for tensor in tensors(config.model, shapes):
         published.setdefault(tensor.path, []).append(tensor)

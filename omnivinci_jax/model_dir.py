@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
@@ -18,7 +17,7 @@ from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.processes import atomic_directory, is_main
 from omnivinci_jax.mesh.rules import parameter_shardings
 from omnivinci_jax.models.compute import Compute
-from omnivinci_jax.models.initialization import abstract_params, boxed_params
+from omnivinci_jax.models.initialization import abstract_boxes, abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
@@ -64,7 +63,7 @@ def load_model(
     """`load` without the tokenizer: the module and its parameters, for callers with token ids."""
     folder = epath.Path(folder)
     model = OmniVinci(read_config(folder / "config.json"), Compute(dtype=dtype))
-    check_shapes(stored_params(folder), abstract_params(model), folder / "params")
+    check_shapes(stored_params(folder), abstract_params(model.config), folder / "params")
     return model, load_params(folder, shardings_of(model, mesh))
 
 
@@ -74,11 +73,10 @@ def shardings_of(model: OmniVinci, mesh: Mesh | None) -> dict:
     Raises:
         ConfigError: a parameter that the mesh does not divide.
     """
-    boxed = jax.eval_shape(lambda key: boxed_params(model, key), jax.random.key(0))
     if mesh:
-        return cast("dict", parameter_shardings(boxed, mesh))
+        return cast("dict", parameter_shardings(abstract_boxes(model.config), mesh))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda _: device, nn.meta.unbox(boxed))
+    return jax.tree.map(lambda _: device, abstract_params(model.config))
 
 
 def load_params(folder: epath.PathLike, shardings: dict) -> dict:

@@ -2,5 +2,5 @@
 
 from beartype import BeartypeConf, beartype
 
-# PEP 484 accepts an int as a float.
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+CONF = BeartypeConf(is_pep484_tower=True)  # PEP 484 accepts an int as a float
+check = beartype(conf=CONF)

@@ -31,15 +31,25 @@ def boxed_params(model: OmniVinci, key: jax.Array) -> dict:
         return cast("dict", model.init(key, init_batch(model.config))["params"])
 
 
-def abstract_params(model: OmniVinci) -> dict:
+@cache
+def abstract_boxes(config: OmniVinciConfig) -> dict:
+    """Shapes and dtypes of the parameters in their boxes. Cached, because it traces the whole model."""
+    return jax.eval_shape(lambda key: boxed_params(OmniVinci(config), key), jax.random.key(0))
+
+
+def abstract_params(config: OmniVinciConfig) -> dict:
     """Shapes and dtypes of the parameters."""
-    # Unboxed inside: under a mesh it constrains shardings, which only traced arrays can take.
-    return jax.eval_shape(lambda key: nn.meta.unbox(boxed_params(model, key)), jax.random.key(0))
+    return unbox_abstract(abstract_boxes(config))
 
 
-def parameter_shapes(model: OmniVinci) -> dict[str, tuple[int, ...]]:
+def unbox_abstract(boxes: dict) -> dict:
+    """Boxes to the shapes in them. `nn.meta.unbox` would constrain shardings, which only traced arrays can take."""
+    return jax.tree.map(lambda box: box.value, boxes, is_leaf=lambda leaf: isinstance(leaf, Parameter))
+
+
+def parameter_shapes(config: OmniVinciConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters by path with slashes."""
-    leaves = cast("dict[str, jax.ShapeDtypeStruct]", traverse_util.flatten_dict(abstract_params(model), sep="/"))
+    leaves = cast("dict[str, jax.ShapeDtypeStruct]", traverse_util.flatten_dict(abstract_params(config), sep="/"))
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
@@ -59,6 +69,5 @@ def parameter_roles(config: OmniVinciConfig, params: dict) -> dict:
 
 @cache
 def _declared_roles(config: OmniVinciConfig) -> dict[tuple[str, ...], Role]:
-    boxed = jax.eval_shape(lambda key: boxed_params(OmniVinci(config), key), jax.random.key(0))
-    flat = cast("dict[tuple[str, ...], Parameter]", traverse_util.flatten_dict(boxed))
+    flat = cast("dict[tuple[str, ...], Parameter]", traverse_util.flatten_dict(abstract_boxes(config)))
     return {path: box.role for path, box in flat.items()}

@@ -15,20 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-import jax
-from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.models.compute import Remat
-from omnivinci_jax.models.initialization import parameter_roles
-from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.initialization import parameter_roles, unbox_abstract
 from omnivinci_jax.models.parameters import Role
 from omnivinci_jax.planning.hardware import chip_of
 from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train.metrics import Work
-from omnivinci_jax.train.state import initial_params, split_trainable
+from omnivinci_jax.train.state import abstract_initial, split_trainable
 
 
 def full_work(data: DataConfig) -> Work:
@@ -93,8 +90,7 @@ class FlopCounter:
     """
 
     def __init__(self, config: TrainConfig):
-        model = OmniVinci(config.model)
-        params = jax.eval_shape(lambda key: nn.meta.unbox(initial_params(model, config, key)), jax.random.key(0))
+        params = unbox_abstract(abstract_initial(config))
         roles = cast("dict[str, Role]", traverse_util.flatten_dict(parameter_roles(config.model, params), sep="/"))
         trees = split_trainable(params, config)
         trained, frozen = (traverse_util.flatten_dict(tree, sep="/") for tree in trees)

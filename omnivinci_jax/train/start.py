@@ -25,7 +25,7 @@ def find_start(config: TrainConfig, model: OmniVinci) -> epath.Path | None:
         if modules:
             raise ConfigError(f"config.start_modules is {modules}: there is no config.start_from to take them from")
         return None
-    folder, expected = model_folder(absolute(config.start_from)), abstract_params(model)
+    folder, expected = model_folder(absolute(config.start_from)), abstract_params(model.config)
     for module in modules:
         if module not in expected:
             raise ConfigError(f"config.start_modules: {module!r}: no such module{nearest(module, expected)}")

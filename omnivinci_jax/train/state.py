@@ -24,12 +24,12 @@ from omnivinci_jax.mesh.rules import parameter_shardings, replicated
 from omnivinci_jax.model_dir import load_params
 from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.models.compute import Compute
-from omnivinci_jax.models.initialization import boxed_params, parameter_roles
+from omnivinci_jax.models.initialization import abstract_boxes, boxed_params, parameter_roles, unbox_abstract
 from omnivinci_jax.models.lora import add_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.parameters import Role
 from omnivinci_jax.models.weights import Weight, cast
-from omnivinci_jax.settings import TrainConfig
+from omnivinci_jax.settings import LoraConfig, TrainConfig
 from omnivinci_jax.train.start import only_modules
 
 
@@ -65,8 +65,17 @@ def initial_params(model: OmniVinci, config: TrainConfig, key: Array) -> dict:
     Raises:
         ConfigError: a target of the adapters that matches nothing.
     """
-    params, lora = boxed_params(model, key), config.lora
-    return add_adapters(params, lora.rank, lora.alpha, lora.targets, key) if lora.rank else params
+    return _with_adapters(boxed_params(model, key), config.lora, key)
+
+
+def abstract_initial(config: TrainConfig) -> dict:
+    """Shapes and dtypes of what `initial_params` returns; raises the same."""
+    add = partial(_with_adapters, lora=config.lora)
+    return jax.eval_shape(add, abstract_boxes(config.model), key=jax.random.PRNGKey(0))
+
+
+def _with_adapters(boxed: dict, lora: LoraConfig, key: Array) -> dict:
+    return add_adapters(boxed, lora.rank, lora.alpha, lora.targets, key) if lora.rank else boxed
 
 
 def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
@@ -120,8 +129,7 @@ def abstract_state(
     Raises:
         ConfigError: a parameter that the mesh does not divide, or an expression that matches nothing.
     """
-    key = jax.random.PRNGKey(0)
-    boxed = jax.eval_shape(partial(initial_params, model, config), key)
+    boxed = abstract_initial(config)
     layout = traverse_util.flatten_dict(parameter_shardings(boxed, mesh), sep="/")
     by_path = typing.cast("dict[str, NamedSharding]", layout)
 
@@ -133,7 +141,7 @@ def abstract_state(
                 return found
         return replicated(mesh)
 
-    shapes = jax.eval_shape(_initializer(model, optimizer, config), key, {})
+    shapes = jax.eval_shape(partial(_make_state, model, optimizer, config), unbox_abstract(boxed))
     return shapes, jax.tree_util.tree_map_with_path(sharding, shapes)
 
 
@@ -175,12 +183,18 @@ def _initializer(
         # Half of the key, so that a seed draws the parameters that it drew when the state held the other half.
         key, _ = jax.random.split(key)
         params = merge(nn.meta.unbox(initial_params(model, config, key)), given)
-        trainable, frozen = split_trainable(params, config)
-        trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
-        frozen = cast_frozen(model, frozen)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
+        return _make_state(model, optimizer, config, params)
 
     return init
+
+
+def _make_state(
+    model: OmniVinci, optimizer: optax.GradientTransformation, config: TrainConfig, params: dict
+) -> TrainState:
+    trainable, frozen = split_trainable(params, config)
+    trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
+    frozen = cast_frozen(model, frozen)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
 
 
 def cast_frozen(model: OmniVinci, frozen: dict) -> dict:

@@ -7,14 +7,13 @@ import pytest
 from configs.omnivinci_9b import DECODERS, model_config
 from conversion.mapping import tensors
 from omnivinci_jax.models.initialization import parameter_shapes
-from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import load_config
 from tests.tiny import REPOSITORY
 
 
 def published(decoder: str) -> list:
     config = model_config(decoder)
-    shapes = parameter_shapes(OmniVinci(config))
+    shapes = parameter_shapes(config)
     return list(tensors(config, shapes))
 
 

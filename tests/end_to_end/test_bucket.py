@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.end_to_end.commands import NO_WORKERS, command, losses, run, train_command, wait_until
+from tests.end_to_end.commands import command, losses, run, train_command, wait_until
 from tests.tiny import REPOSITORY
 
 pytest.importorskip("gcsfs")
@@ -92,7 +92,7 @@ def is_in_bucket(environment: dict[str, str], name: str) -> bool:
 
 def test_a_run_in_a_bucket_equals_a_run_on_disk(bucket, environment, av_world, tmp_path):
     """Shards, cache and work directory: killed, taken over, refused, resumed, and its model evaluated."""
-    short = (NO_WORKERS, "--config.data.held_out=")
+    short = ("--config.data.held_out=",)
     on_disk = run(train_command(av_world, tmp_path / "run", *short), environment)
     assert on_disk.returncode == 0, on_disk.stderr[-3000:]
 

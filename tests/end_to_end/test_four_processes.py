@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import NO_WORKERS, TIMEOUT, losses, run, train_command
+from tests.end_to_end.commands import TIMEOUT, losses, run, train_command
 from tests.tiny import REPOSITORY
 
 STEPS = 4
 SHORT = (
-    NO_WORKERS,
     "--config.data.capacity.windows=8",
     "--config.data.val=",
     "--config.data.held_out=",

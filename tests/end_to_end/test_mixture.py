@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import NO_WORKERS, losses, run, train_command, wait_for_checkpoint
+from tests.end_to_end.commands import losses, run, train_command, wait_for_checkpoint
 from tests.tiny import REPOSITORY
 
 CONFIG = """
@@ -35,7 +35,7 @@ def mixed(av_world, tmp_path_factory) -> list[str]:
     (folder / "clips.jsonl").write_text("".join(line for line in lines if '"video"' in line))
     (folder / "rest.jsonl").write_text("".join(line for line in lines if '"video"' not in line))
     (folder / "mixed.py").write_text(CONFIG)
-    overrides = ["--config.data.train=", "--config.data.held_out=", "--config.log_every=3", NO_WORKERS]
+    overrides = ["--config.data.train=", "--config.data.held_out=", "--config.log_every=3"]
     return [f"--config={folder / 'mixed.py'}:{folder}", *overrides]
 
 

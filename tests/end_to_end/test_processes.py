@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.commands import (
-    NO_WORKERS,
     TIMEOUT,
     last_checkpoint,
     losses,
@@ -49,7 +48,7 @@ LOCAL = ["launch/local.sh", "2"]
 @pytest.fixture(scope="module")
 def two_processes(av_world, environment, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("two") / "run"
-    code, errors = finished(launch(LOCAL, train_command(av_world, workdir, NO_WORKERS), environment))
+    code, errors = finished(launch(LOCAL, train_command(av_world, workdir), environment))
     assert code == 0, errors[-3000:]
     return workdir
 
@@ -59,7 +58,7 @@ def test_an_interrupted_run_of_two_processes_restarts_itself_and_resumes_on_one(
 ):
     """One of two is preempted, then one is killed, then all are terminated; one process finishes the run."""
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir, NO_WORKERS)
+    arguments = train_command(av_world, workdir)
     process = launch(LOCAL, arguments, environment)
     wait_for_step(process, workdir, 1)
     os.kill(trainers(workdir)[-1], signal.SIGTERM)
@@ -83,7 +82,7 @@ def test_an_interrupted_run_of_two_processes_restarts_itself_and_resumes_on_one(
 
 def test_a_second_run_in_a_work_directory_is_refused(av_world, environment, tmp_path):
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir, NO_WORKERS, "--config.steps=1000")
+    arguments = train_command(av_world, workdir, "--config.steps=1000")
     process = subprocess.Popen(arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     wait_for_step(process, workdir, 1)
     done = run(arguments, environment)
@@ -131,7 +130,7 @@ def test_the_slurm_script_starts_one_process_per_task_and_requeues_when_preempte
         "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost",
     }  # fmt: skip
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir, NO_WORKERS)
+    arguments = train_command(av_world, workdir)
     process = launch(["bash", "launch/slurm.sbatch"], arguments, environment)
     wait_for_step(process, workdir, 2)
     os.kill(trainers(workdir)[-1], signal.SIGTERM)

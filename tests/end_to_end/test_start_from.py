@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.commands import (
-    NO_WORKERS,
     STEPS,
     TIMEOUT,
     command,
@@ -26,7 +25,7 @@ LORA = ("--config.lora.rank=4", "--config.optimizer.name=adamw", f"--config.step
 
 
 def train(av_world: Path, workdir: Path, environment, *overrides: str) -> subprocess.CompletedProcess:
-    return run(train_command(av_world, workdir, "--config.steps=4", NO_WORKERS, *overrides), environment)
+    return run(train_command(av_world, workdir, "--config.steps=4", *overrides), environment)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_a_run_with_adapters_saves_only_adapters(base, adapted):
 
 def test_adapters_resume_bit_for_bit(base, adapted, av_world, environment, tmp_path):
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir, NO_WORKERS, f"--config.start_from={base}", *LORA)
+    arguments = train_command(av_world, workdir, f"--config.start_from={base}", *LORA)
     process = subprocess.Popen(
         arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )

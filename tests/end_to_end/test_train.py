@@ -16,9 +16,9 @@ from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.settings import LoraConfig, TrainConfig, to_mapping
 from omnivinci_jax.train.workdir import check_workdir
 from tests.end_to_end.commands import (
-    NO_WORKERS,
     STEPS,
     TIMEOUT,
+    WORKER,
     command,
     losses,
     run,
@@ -34,7 +34,7 @@ from tests.tiny import REPOSITORY
 def trained(av_world, environment, tmp_path_factory) -> Path:
     """The work directory of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = run(train_command(av_world, workdir), environment)
+    done = run(train_command(av_world, workdir, WORKER), environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| **overall** |" in done.stdout
     (workdir.parent / "stderr").write_text(done.stderr)
@@ -65,7 +65,7 @@ def test_a_run_killed_at_any_step_resumes_with_the_same_losses(trained, av_world
     workdir = tmp_path / "killed"
     for wait, step in ((wait_for_step, 2), (wait_for_checkpoint, 3), (wait_for_checkpoint, 9)):
         process = subprocess.Popen(
-            train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL,
+            train_command(av_world, workdir, WORKER), env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         wait(process, workdir, step)
@@ -82,7 +82,7 @@ def test_a_run_killed_at_any_step_resumes_with_the_same_losses(trained, av_world
 def test_sigterm_to_all_processes_saves_and_exits_with_a_restart_code(trained, av_world, environment, tmp_path):
     workdir = tmp_path / "preempted"
     process = subprocess.Popen(
-        train_command(av_world, workdir), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
+        train_command(av_world, workdir, WORKER), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, start_new_session=True, text=True,
     )  # fmt: skip
     wait_for_step(process, workdir, 1)
@@ -100,7 +100,7 @@ def test_a_killed_loader_worker_ends_the_run_with_a_restart_code(av_world, envir
     workdir = tmp_path / "run"
     endless = ("--config.steps=100000", "--config.data.val=", "--config.data.held_out=")
     process = subprocess.Popen(
-        train_command(av_world, workdir, *endless), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
+        train_command(av_world, workdir, WORKER, *endless), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     wait_for_step(process, workdir, 1)
@@ -113,8 +113,7 @@ def test_a_killed_loader_worker_ends_the_run_with_a_restart_code(av_world, envir
 
 def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world, environment, tmp_path):
     workdir = tmp_path / "full"
-    # Without workers, because the limit would also apply to their shared memory.
-    first = train_command(av_world, workdir, "--config.data.val=", "--config.data.held_out=", NO_WORKERS)
+    first = train_command(av_world, workdir, "--config.data.val=", "--config.data.held_out=")
     process = subprocess.Popen(first, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     wait_for_checkpoint(process, workdir, 3)
     process.kill()

@@ -57,7 +57,7 @@ def shape_of(config):
 @cache
 def weights_of(config):
     rng = np.random.default_rng(0)
-    shapes = parameter_shapes(OmniVinci(config))
+    shapes = parameter_shapes(config)
     weights = {}
     for tensor in tensors(config, shapes):
         noise = rng.normal(size=tensor.shape)

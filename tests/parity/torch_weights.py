@@ -8,12 +8,11 @@ from flax.traverse_util import unflatten_dict
 from conversion.mapping import tensors
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.models.initialization import parameter_shapes
-from omnivinci_jax.models.omnivinci import OmniVinci
 
 
 def params_from_torch(state: Mapping[str, np.ndarray], config: OmniVinciConfig) -> dict:
     """The leaves of the tensors in `state`; every tensor must be in the table and have its shape."""
-    shapes = parameter_shapes(OmniVinci(config))
+    shapes = parameter_shapes(config)
     leaves: dict[str, np.ndarray] = {}
     used = set()
     for tensor in tensors(config, shapes):

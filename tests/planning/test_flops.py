@@ -66,7 +66,7 @@ def xla_flops(config: TrainConfig, differentiate: bool) -> float:
     model = OmniVinci(config.model)
     group = empty_group(config.model, config.data.capacity)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((config.data.groups, *leaf.shape), leaf.dtype), group)
-    trainable, frozen = split(abstract_params(model), config.frozen)
+    trainable, frozen = split(abstract_params(model.config), config.frozen)
 
     def loss(trainable, frozen, batch):
         params = {"params": merge(trainable, frozen)}

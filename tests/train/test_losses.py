@@ -81,7 +81,7 @@ def test_weighted_mean_is_the_mean_over_trained_tokens():
 def test_slots_are_scored_alike_whole_and_in_pieces(tied, monkeypatch):
     """Losses, right tokens and the gradients of head and hidden states, with pieces that do not divide the slots."""
     model = OmniVinci(tiny_config(text=replace(tiny_config().text, tie_word_embeddings=tied)))
-    random = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), abstract_params(model))
+    random = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), abstract_params(model.config))
     hidden = jnp.array(RANDOM.normal(size=(1, 2, 7, 128)), jnp.float32)
     targets, weights = jnp.array(RANDOM.integers(0, 512, (1, 2, 7))), jnp.array(RANDOM.random((1, 2, 7)))
 

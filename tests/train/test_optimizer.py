@@ -6,7 +6,6 @@ from flax import traverse_util
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.models.initialization import abstract_params
-from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import OptimizerConfig
 from omnivinci_jax.train.optimizer import learning_rate, make_optimizer, muon_dimensions
 from omnivinci_jax.train.state import merge, split
@@ -15,7 +14,7 @@ from tests.tiny import tiny_config, tiny_settings
 
 @pytest.fixture(scope="module")
 def shapes() -> dict:
-    return abstract_params(OmniVinci(tiny_config()))
+    return abstract_params(tiny_config())
 
 
 def test_the_rate_warms_up_linearly_and_falls_as_a_cosine():

@@ -122,7 +122,7 @@ def _leaves(tree) -> list:
 @pytest.mark.parametrize(("size", "stage"), ALL)
 def test_what_trains_at_each_size(size, stage):
     config = stage_config(size, stage)
-    shapes = abstract_params(OmniVinci(config.model))
+    shapes = abstract_params(config.model)
     trainable, _ = split_trainable(shapes, config)
     assert set(traverse_util.flatten_dict(trainable, sep="/")) == named(shapes, stage)
 
@@ -168,7 +168,7 @@ def test_published_numbers():
 @pytest.mark.parametrize("name", ["omnivinci_9b.py", "mixture.py"])
 def test_joint_training_freezes_both_encoders(name):
     config = load_config([f"--config={REPOSITORY / 'configs' / name}"])
-    shapes = abstract_params(OmniVinci(config.model))
+    shapes = abstract_params(config.model)
     trainable, _ = split_trainable(shapes, config)
     assert set(traverse_util.flatten_dict(trainable, sep="/")) == named(shapes, "omni")
 

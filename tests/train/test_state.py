@@ -27,7 +27,9 @@ def test_a_checkpoint_and_the_start_make_the_state_again(rank, tmp_path):
     )
     mesh, model = make_mesh(config.mesh), make_model(config, "cpu")
     random = np.random.default_rng(0)
-    base = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.bfloat16), abstract_params(model))
+    base = jax.tree.map(
+        lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.bfloat16), abstract_params(model.config)
+    )
     save(tmp_path / "base", config.model, base, tiny_tokenizer())
     with on_mesh(mesh):
         optimizer, start = make_optimizer(config.optimizer, config.steps, config.model), find_start(config, model)
@@ -53,7 +55,7 @@ def test_a_checkpoint_and_the_start_make_the_state_again(rank, tmp_path):
 def test_named_modules_are_taken_and_the_rest_is_new(tmp_path):
     config = dataclasses.replace(tiny_settings(), start_from=str(tmp_path / "base"), start_modules=("llm",))
     mesh, base = make_mesh(config.mesh), make_model(config, "cpu")
-    given = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), abstract_params(base))
+    given = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), abstract_params(base.config))
     save(tmp_path / "base", config.model, given, tiny_tokenizer())
     other = dataclasses.replace(config.model, audio_compression="conv")  # whose projector the given model lacks
     config = dataclasses.replace(config, model=other)
@@ -76,6 +78,6 @@ def test_named_modules_are_taken_and_the_rest_is_new(tmp_path):
 def test_modules_that_cannot_be_taken_are_refused(changes, message, tmp_path):
     config = dataclasses.replace(tiny_settings(), start_from=str(tmp_path / "base"))
     model = make_model(config, "cpu")
-    save(tmp_path / "base", config.model, jax.tree.map(jnp.zeros_like, abstract_params(model)), tiny_tokenizer())
+    save(tmp_path / "base", config.model, jax.tree.map(jnp.zeros_like, abstract_params(model.config)), tiny_tokenizer())
     with pytest.raises(ConfigError, match=message):
         find_start(dataclasses.replace(config, **changes), model)
