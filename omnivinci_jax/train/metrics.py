@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.train.trainer import Hook, Trainer
@@ -104,14 +106,17 @@ class MetricsLog:
         kept = [line for line in read_metrics(path) if line["step"] <= start]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed in close()
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._board = EventFileWriter(str(folder / "tensorboard"))
+        # TensorBoard drops what an earlier run logged from this step on.
+        restart = SessionLog(status=SessionLog.START)
+        self._board.add_event(Event(wall_time=time.time(), step=start + 1, session_log=restart))
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train") -> None:
         """One line; `prefix` says what was measured (train or val)."""
         self._file.write(json.dumps({"step": step, "split": prefix, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{prefix}/{name}", value, step)
+        scalars = [Summary.Value(tag=f"{prefix}/{name}", simple_value=value) for name, value in values.items()]
+        self._board.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
     def close(self) -> None:
         """Flushes and closes both."""

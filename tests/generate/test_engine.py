@@ -1,6 +1,8 @@
 """The engine on real files: encoding in slices, batches, kept prefixes and media, compilations, scores."""
 
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -11,12 +13,14 @@ from scipy.special import log_softmax
 from omnivinci_jax.errors import MediaError, UserError
 from omnivinci_jax.generate.assistant import conversation_of
 from omnivinci_jax.generate.scheduler import SMALLEST_CAPACITY, capacity_for
+from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Media
 from tests.generate.conftest import tiny_assistant
 
 NEW = dict(max_new_tokens=12)
+WHOLE = Capacity(rows=1, slots=512, tiles=48, windows=8, clips=4)
 
 
 def full_logits(assistant, question, answer: list[int]) -> np.ndarray:
@@ -25,14 +29,25 @@ def full_logits(assistant, question, answer: list[int]) -> np.ndarray:
     conversation = conversation_of(question)
     sizes, tiles, windows = processor.load(conversation)
     row = processor.lay_out(conversation, sizes, generate=True)
-    length = len(row)
-    capacity = Capacity(1, length + len(answer), max(1, len(tiles)), max(1, len(windows)), 4)
-    group = assemble([PackedRow(0, 1, row, tiles, windows)], model.config, capacity)
-    group.tokens[0, length:] = answer
-    group.segment_ids[:] = 1
-    group.positions[0] = np.arange(capacity.slots)
-    hidden = jax.jit(model.apply)({"params": params}, jax.tree.map(lambda x: x[None], group)).hidden[0, 0]
-    return np.asarray(model.apply({"params": params}, hidden[length - 1 : -1], method=model.logits))
+    start, end = len(row), len(row) + len(answer)
+    group = assemble([PackedRow(0, 1, row, tiles, windows)], model.config, WHOLE)
+    group.tokens[0, start:end] = answer
+    group.segment_ids[0, :end] = 1
+    group.positions[0] = np.arange(WHOLE.slots)
+    logits = full_pass(model)(params, jax.tree.map(lambda x: x[None], group))
+    return np.asarray(logits[start - 1 : end - 1])
+
+
+@cache
+def full_pass(model: OmniVinci) -> Callable:
+    """Logits of all slots of one row."""
+
+    @jax.jit
+    def logits(params, batch):
+        hidden = model.apply({"params": params}, batch).hidden[0, 0]
+        return model.apply({"params": params}, hidden, method=model.logits)
+
+    return logits
 
 
 @pytest.fixture(scope="module")
