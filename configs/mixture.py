@@ -10,7 +10,7 @@ million is 5.0) and the 4.3 million speech (17 % is 4.1).
 
 Some questions about images are spoken, as in Section 3.2 and Figure 14, which do not give the share: 10 % is our
 choice. `config.data.voice` speaks them; --config.data.sources.image_general.speech_share=0 keeps the questions of that
-source as text. FOLDER has a folder of shards for each source, written by `omnivinci shard`; to use a JSONL file instead,
+source as text. FOLDER has a folder of shards for each source, written by `omnivinci shard`; for a JSONL file instead,
 set the source's `path`. Overrides use the source's name: --config.data.sources.sound_qa.weight=0 disables it. To add
 data sets, add sources and keep the sum of each modality's weights at its share.
 """
