@@ -6,7 +6,7 @@ python -m benchmarks.train_step --dtype bfloat16
 Weights, batch (two rows of 1,024 slots, each a video with sound and text) and update (gradient clipping, AdamW) are the
 same. The benchmark first compares losses and gradients, then times each program. `forward` ends at the loss. A part
 gets the same inputs as in the whole model, and its `backward` includes its forward pass. "The rest of the step" is the
-step without its parts.
+time of the step minus that of its parts.
 
 The two sides run in their own processes on the same cores and take turns, so that their threads do not compete and
 changes in the machine's speed affect both; a ratio is the median over the turns. Both use the allocator settings of
