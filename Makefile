@@ -1,7 +1,7 @@
-# `make demo` and `make test` need make and Python 3.11 or newer; everything else is installed into .venv.
+# `make demo` and `make test` need make and Python 3.11 or newer; they install everything else into .venv.
 PYTHON ?= python3
-# Package index for the parity tests' torch. A plain `pip install torch` downloads gigabytes of CUDA: pass the index of
-# PyTorch's CPU builds (CONTRIBUTING.md), unless pip is already configured with one.
+# Package index of torch, which the parity tests need. A plain `pip install torch` downloads gigabytes of CUDA: pass the
+# index of PyTorch's CPU builds (CONTRIBUTING.md), unless pip is already configured to use it.
 TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')

@@ -1,4 +1,4 @@
-"""Converts a random checkpoint from and to PyTorch: time against `cp` plus `sync`, peak memory, equality of all bits.
+"""Converts a random checkpoint from and to PyTorch: measures time relative to `cp`, and peak memory; compares all bits.
 
 python benchmarks/convert.py --folder DIR                  # 8.7e9 parameters in bfloat16, 53 GB of disk
 python benchmarks/convert.py --folder DIR --decoder 0.5b
@@ -52,7 +52,7 @@ def random_checkpoint(config: OmniVinciConfig, folder: Path, layout: str, dtype:
 
 
 def different(first: Path, second: Path) -> list[str]:
-    """Names of tensors whose bits differ between two checkpoints, in any layouts."""
+    """Returns the names of tensors whose bits differ between two checkpoints, in any layouts."""
     a, b = read_layout(first), read_layout(second)
     b = {name: tensor for name, tensor in b.items() if not name.startswith("omnivinci_jax.")}
     names = sorted(a.keys() ^ b.keys())
@@ -68,7 +68,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def timed(*command: str) -> tuple[float, float]:
-    """Seconds for the command and a `sync`, and the command's peak resident memory in GB."""
+    """Runs a command; returns the seconds for it and a `sync`, and its peak resident memory in GB."""
     os.sync()
     if os.access(CACHES, os.W_OK):
         CACHES.write_text("3\n")
@@ -83,7 +83,7 @@ def timed(*command: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Writes, copies, converts and compares; prints the table."""
+    """Writes, copies, converts and compares the checkpoint; prints the table."""
     from configs.omnivinci_9b import DECODERS, model_config
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

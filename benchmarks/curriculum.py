@@ -2,8 +2,8 @@
 
 python benchmarks/curriculum.py        # in the repository: data in runs/curriculum, stages in runs/stages
 
-Resumes if started again. After a stage, its best model on its own validation questions answers held-out questions of
-all modalities, speech included if espeak-ng is installed.
+Resumes if started again. After each stage, its best model (on the stage's own validation questions) answers held-out
+questions of all modalities, including speech if espeak-ng is installed.
 """
 
 import json
@@ -19,7 +19,7 @@ DATA, RUNS = (REPOSITORY / "runs" / name for name in ("curriculum", "stages"))
 
 
 def python(*arguments: str | Path) -> None:
-    """Runs a module; exits if it fails."""
+    """Runs a Python module; exits if it fails."""
     done = subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=REPOSITORY)
     if done.returncode:
         sys.exit(done.returncode)

@@ -1,10 +1,10 @@
-"""Memory per chip that fine-tuning needs, by the compilers of machines that are not attached.
+"""Memory per chip that fine-tuning needs, as the compilers for machines that are not attached report it.
 
-python benchmarks/finetune_memory.py                     # each row compiles a training step, for minutes
+python benchmarks/finetune_memory.py                     # each row compiles a training step, which takes minutes
 python benchmarks/finetune_memory.py --decoders 0.5b --topologies h100:1
 
-Compiles configs/finetune.py with one group per chip, as full fine-tuning and as LoRA of rank 16. Compilers: the extra
-`tpu`, and for GPUs the packages that docs/scaling.md names.
+Compiles configs/finetune.py with one group per chip, for full fine-tuning and for LoRA of rank 16. For TPUs this needs
+the extra `tpu`, for GPUs the packages that docs/scaling.md names.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
                 data = dataclasses.replace(config.data, groups=len(topology.devices))
                 try:
                     memory = plan(dataclasses.replace(config, data=data, lora=lora), topology).memory
-                except DoesNotFit:  # TPU compilers fail; those for GPUs report what they would need
+                except DoesNotFit:  # TPU compilers raise it; GPU compilers report what the step would need
                     print(f"| {decoder} | {topology.name} | {method} | | | | does not fit | |", flush=True)
                     continue
                 parts = (memory.parameters, memory.optimizer, memory.activations, memory.needed, memory.available)

@@ -1,13 +1,13 @@
-"""Generation about clips of 2 to 64 frames with sound, against transformers' PyTorch and the memory bandwidth.
+"""Answers about clips of 2 to 64 frames with sound, compared with transformers' PyTorch and the memory bandwidth.
 
 python -m benchmarks.generate --plot docs/generate.png        # configs/mid.py in float32; needs torch
 
 A prompt is a clip of two frames per second with sound, then a question of 32 tokens; the greedy answer has 64 tokens.
-Measured are the time from pixels and log-mel to the first token (towers and prefill), then tokens per second. Both
-sides have the same weights and clips and must generate the same tokens. `second question` is the time to the first
-token of another question about the same clip. The limit on tokens/s is the memory bandwidth over the bytes that a token
-must read (the decoder's layers and head, the keys and values so far); the bandwidth is the best of several sums of 512
-MB on all cores, in the same run.
+The benchmark measures the time from pixels and log-mel to the first token (towers and prefill), then tokens per second.
+Both sides have the same weights and clips and must generate the same tokens. `second question` is the time to the first
+token of another question about the same clip. The limit on tokens/s is the memory bandwidth divided by the bytes that
+must be read for each token (the decoder's layers and head, the keys and values so far). The bandwidth is the best of
+several sums of 512 MB on all cores, in the same run.
 
 The two sides run in their own processes and take turns, each turn with a new clip; numbers are medians.
 """
@@ -39,7 +39,7 @@ CONFIG = mid.model_config().replace(num_video_frames=max(FRAMES))
 
 
 class Times(NamedTuple):
-    """One answer: its tokens, seconds for the towers, for prefill with the first token, and for each later token."""
+    """One answer: its tokens, and the seconds for the towers, for prefill with the first token, and per later token."""
 
     tokens: list[int]
     encode: float
@@ -48,7 +48,7 @@ class Times(NamedTuple):
 
 
 def clip(config: OmniVinciConfig, frames: int, seed: int, question: int = 0) -> PackedRow:
-    """A clip of random pixels and log-mel, and a question about it."""
+    """Returns a row with a clip of random pixels and log-mel and a question about it."""
     rng, seconds = np.random.default_rng(seed), frames / 2
     windows = -(-int(seconds * config.sampling_rate) // config.window_samples)
     times = tuple((np.arange(frames) / 2 + 0.25).tolist())
@@ -62,7 +62,7 @@ def clip(config: OmniVinciConfig, frames: int, seed: int, question: int = 0) -> 
 
 
 def make_side(name: str, folder: Path) -> Any:
-    """Called in the side's own process; the PyTorch side saves its weights in `folder`."""
+    """Creates a side, in its own process; the PyTorch side saves its weights in `folder` for the JAX side."""
     if name == "torch":
         from benchmarks.generate_torch import TorchSide as Side
     else:
@@ -71,8 +71,8 @@ def make_side(name: str, folder: Path) -> Any:
 
 
 def measure(torch: Worker, jax: Worker, frames: int, turns: int) -> dict[str, float]:
-    """Medians over the turns; a ratio is the median of torch / jax of each turn."""
-    for worker in (torch, jax):  # compiles and starts threads
+    """Returns medians over the turns; a ratio is the median over the turns of torch / jax."""
+    for worker in (torch, jax):  # warm up: compile and start threads
         worker.ask("answer", frames, 0, NEW)
     jax.ask("second", frames, 0)
     measured = []
@@ -93,7 +93,7 @@ def measure(torch: Worker, jax: Worker, frames: int, turns: int) -> dict[str, fl
 
 
 def draw(rows: dict[int, dict[str, float]], path: Path) -> None:
-    """Plots time to the first token and tokens per second against the clip's frames."""
+    """Plots time to the first token and tokens per second against the number of frames."""
     figure, (first, rate) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     series = {name: [row[name] for row in rows.values()] for name in next(iter(rows.values()))}
     first.loglog(list(rows), series["torch_first"], "s--", color="0.5", label="transformers' PyTorch")
@@ -113,7 +113,7 @@ def draw(rows: dict[int, dict[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measures, prints the table, plots."""
+    """Measures, prints the table and plots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=FRAMES, choices=FRAMES)
     parser.add_argument("--turns", type=int, default=5, help="clips of each length")

@@ -28,7 +28,7 @@ class JaxSide:
         self.media = np.zeros(0)
 
     def answer(self, frames: int, seed: int, new: int) -> Times:
-        """A greedy answer about a new clip."""
+        """Generates a greedy answer about a new clip."""
         packed = clip(self.config, frames, seed)
         began = time.perf_counter()
         self.media = encode_row(self.engine.model, self.engine.weights.rest, packed.row, packed.tiles, packed.windows)
@@ -39,7 +39,7 @@ class JaxSide:
         return Times(request.tokens, encoded - began, first - encoded, (time.perf_counter() - first) / (new - 1))
 
     def second(self, frames: int, seed: int) -> float:
-        """Seconds to the first token of another question about the clip of `answer`."""
+        """Returns the seconds to the first token of another question about the clip of `answer`."""
         packed = clip(self.config, frames, seed, question=1)
         began = time.perf_counter()
         for _ in self.engine.run([Request(self._prompt(packed, seed), Sampling(max_new_tokens=1))]):
@@ -47,7 +47,7 @@ class JaxSide:
         return time.perf_counter() - began
 
     def token_bytes(self, positions: int) -> int:
-        """Bytes that a decode step must read: layers, final norm, head, keys and values of all earlier positions."""
+        """Returns the bytes that a decode step must read: layers, final norm, head, earlier keys and values."""
         text, weights = self.config.text, self.engine.weights
         read = (weights.layers, weights.rest["llm"]["norm"], weights.rest["llm"]["lm_head"])
         past = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * positions * 4

@@ -29,7 +29,7 @@ class TorchSide:
 
     @torch.inference_mode()
     def answer(self, frames: int, seed: int, new: int) -> Times:
-        """A greedy answer about a clip, with the cache of `generate` but without its overhead."""
+        """Generates a greedy answer about a clip, with the cache of transformers' `generate` but not its overhead."""
         packed, model = clip(self.config, frames, seed), self.model
         capacity = Capacity(1, len(packed.row), frames, len(packed.windows), 1)
         group = assemble([packed], self.config, capacity)
@@ -47,7 +47,7 @@ class TorchSide:
         return Times(tokens, encoded - began, first - encoded, (time.perf_counter() - first) / (new - 1))
 
     def bandwidth(self) -> float:
-        """Bytes per second that all cores can read: the best of several sums."""
+        """Measures the bytes per second that all cores can read: the best of several sums."""
         values, best = torch.ones(2**27), 0.0
         for _ in range(10):
             began = time.perf_counter()

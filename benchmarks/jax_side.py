@@ -32,7 +32,7 @@ flat, nested = partial(flatten_dict, sep="/"), partial(unflatten_dict, sep="/")
 
 
 class ModelFlops(NamedTuple):
-    """FLOPs of a forward pass and a training step by planning/flops.py; `peak` FLOP/s if the chip is known."""
+    """FLOPs of a forward pass and of a training step (planning/flops.py); `peak`: the chip's FLOP/s, if known."""
 
     forward: float
     step: float
@@ -43,7 +43,7 @@ class JaxSide:
     """A training run with the mesh and step of `omnivinci train`; sets the mesh for the whole process."""
 
     def __init__(self, config: TrainConfig, batch: Batch, folder: Path):
-        """Loads the weights that TorchSide saved in `folder`, or draws random ones if there are none."""
+        """Loads the weights that TorchSide saved in `folder`; draws random ones if there are none."""
         mesh = make_mesh(config.mesh)
         self.version = f"jax {jax.__version__}"
         self.config, self.folder, self.device = config, folder, mesh.devices.flat[0]
@@ -65,14 +65,14 @@ class JaxSide:
         self.step = make_train_step(self.loss_fn, self.optimizer, shardings)
 
     def flops(self) -> ModelFlops:
-        """FLOPs of the full batch."""
+        """Counts the FLOPs of the full batch."""
         counter, work, chip = FlopCounter(self.config), full_work(self.config.data), chip_of(self.device.device_kind)
         return ModelFlops(counter.forward(work).total, counter.step(work).total, chip.flops if chip else None)
 
     def gradients(self) -> tuple[float, dict[str, float]]:
-        """The loss at the initial weights, and the distance of each gradient from the one that TorchSide saved.
+        """Returns the loss at the initial weights, and the distance of each gradient from TorchSide's.
 
-        A distance is the norm of the difference over the norm of TorchSide's gradient.
+        A distance is the norm of the difference divided by the norm of TorchSide's gradient.
         """
         gradient = jax.jit(make_gradient(self.loss_fn))
         gradients, metrics = gradient(self.state.trainable, self.state.frozen, self.batch)
@@ -84,7 +84,7 @@ class JaxSide:
         return float(metrics["loss"]), distances
 
     def programs(self) -> dict[str, Program]:
-        """The timed programs by name; see benchmarks/train_step.py."""
+        """Returns the timed programs by name; see benchmarks/train_step.py."""
         batch, params = self.batch, self.state.params
         x = jax.jit(partial(self._apply, method=OmniVinci.embed))(params, batch)
         positions, segment_ids = (a.reshape(-1, a.shape[-1]) for a in (batch.positions, batch.segment_ids))
@@ -142,7 +142,10 @@ class JaxSide:
     def _part(
         self, modules: tuple[str, ...], function: Callable, value: jax.Array | Batch, *rest: jax.Array
     ) -> tuple[Program, Program]:
-        """Forward, and forward with backward, of one part, to its parameters and `value` if that is an activation."""
+        """Returns two programs of one part: its forward pass, and its forward and backward pass.
+
+        The backward pass differentiates by the part's parameters, and by `value` if that is an activation.
+        """
 
         def forward(params: dict, others: dict, value: jax.Array | Batch, *rest: jax.Array) -> jax.Array:
             return function(nested(params | others), value, *rest)

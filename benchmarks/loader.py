@@ -1,10 +1,10 @@
-"""Speed of the loader on 720p video with sound at the published model's sizes, and how full the demo's groups are.
+"""Measures how fast the loader reads 720p video with sound for the published model, and how full the demo's groups are.
 
 python benchmarks/loader.py --folder DIR
 
-Writes clips of ten seconds (1280x720 at 25 frames/s, H.264 with a keyframe per second, stereo AAC) and reads them with
-the training loader, without a cache, with one worker and two workers in turns. Each pass starts new workers, and timing
-starts at the second batch. Run nothing else meanwhile.
+Writes clips of ten seconds (1280x720 at 25 frames/s, H.264 with a keyframe per second, stereo AAC). Reads them with the
+training loader, uncached, in turns with one worker and with two. Each pass starts new workers; timing starts at the
+second batch. Run nothing else meanwhile.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def write_clips(folder: Path, count: int) -> Path:
         path = folder / f"{index:04}.mp4"
         if not path.exists():
             rng = np.random.default_rng(index)
-            # Moving blocks: per-pixel noise would test the decoder's bit rate.
+            # Moving blocks, because noise in every pixel would test the decoder at an unrealistic bit rate.
             picture = rng.integers(0, 256, (90, 160, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
             frames = np.stack([np.roll(picture, (3 * t, 5 * t), (0, 1)) for t in range(SECONDS * FRAME_RATE)])
             sound = rng.normal(scale=0.1, size=(2, SECONDS * SAMPLE_RATE)).astype(np.float32)
@@ -55,7 +55,7 @@ def write_clips(folder: Path, count: int) -> Path:
 
 
 def clips_per_second(index: Index, processor: Processor, settings: DataConfig, batches: int) -> float:
-    """Clips per second after the first batch, which waits for the workers to start."""
+    """Returns the clips read per second after the first batch, which waits for the workers to start."""
     plan = Plan(as_mixture(index), settings.capacity, seed=0)
     iterator = iter(read_batches(index, plan, processor, settings, [0], start=0, stop=batches))
     next(iterator)
@@ -65,7 +65,7 @@ def clips_per_second(index: Index, processor: Processor, settings: DataConfig, b
 
 
 def packing(config: TrainConfig) -> dict[str, float]:
-    """The shares of slots, tiles and windows that an epoch of a configuration's training data fills."""
+    """Returns the shares of slots, tiles and windows that an epoch of the training data fills."""
     mixture = open_mixture(make_processor(config), config.data)
     plan, capacity, groups, seen = Plan(mixture, config.data.capacity, config.seed), config.data.capacity, 0, 0
     while seen < len(mixture):

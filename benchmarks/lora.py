@@ -1,4 +1,4 @@
-"""LoRA against full fine-tuning of the tiny model, on kinds of questions that are not in its training data.
+"""Compares LoRA with full fine-tuning of the tiny model, on kinds of questions that are not in its training data.
 
 python benchmarks/lora.py --model runs/tiny --folder runs/lora          # runs/tiny: `make demo`
 
@@ -16,7 +16,7 @@ from omnivinci_jax.train.start import model_folder
 
 REPOSITORY = Path(__file__).parents[1]
 CLIPS = ("--train_clips=1100", "--val_clips=40", "--held_out_clips=220")
-# The demo's groups, and the same number of steps for both methods.
+# Capacity as in the demo, and the same number of steps for both methods.
 SIZE = (
     *(f"--config.data.{name}" for name in ("groups=1", "workers=1", "cache_media=true")),
     *(f"--config.data.capacity.{name}" for name in ("rows=4", "slots=304", "tiles=128", "windows=14", "clips=14")),
@@ -31,21 +31,21 @@ METHODS = {
 
 
 def omnivinci(command: str, *arguments: str | Path) -> None:
-    """Runs the command; exits if it fails."""
+    """Runs an `omnivinci` command; exits if it fails."""
     done = subprocess.run([sys.executable, "-m", "omnivinci_jax.cli", command, *map(str, arguments)], cwd=REPOSITORY)
     if done.returncode:
         sys.exit(done.returncode)
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict:
-    """Held-out results of a model directory."""
+    """Evaluates a model directory, unless `out` exists; returns the results."""
     if not out.exists():
         omnivinci("evaluate", "--model", model, "--data", data, "--out", out)
     return json.loads(out.read_text())
 
 
 def trained_parameters(workdir: Path) -> tuple[int, int]:
-    """The number of parameters of a run that train, and of all its parameters."""
+    """Returns the number of trainable parameters of a run, and of all its parameters."""
     import jax
 
     from omnivinci_jax.mesh.mesh import make_mesh

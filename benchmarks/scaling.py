@@ -1,11 +1,12 @@
-"""The table of docs/scaling.md: the 9B training step, by the compilers of machines that are not attached.
+"""Prints the table of docs/scaling.md: the 9B training step, compiled for machines that are not attached.
 
-python benchmarks/scaling.py                                                  # everything, for hours
+python benchmarks/scaling.py                                                  # everything; takes hours
 python benchmarks/scaling.py --topologies v5p:4x4x4 --tokens 32768 --trained all
 
-Each row of the table compiles a step that trains the parameters of the stage `omni` (towers frozen) or all parameters.
-There are three frames per 1,024 slots and one window of sound per 3,277 slots. A row is sharded over the smallest of
---contexts with which the step fits; the batch has one row for each such set of chips. Run nothing else meanwhile.
+Each line of the table compiles a step that trains the parameters of the stage `omni` (towers frozen) or all parameters.
+A row has three frames per 1,024 slots and one window of sound per 3,277 slots. Its slots are sharded over the smallest
+number of chips in --contexts with which the step fits; the batch has one row for each such set of chips. Run nothing
+else meanwhile.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from omnivinci_jax.train.stages import frozen_in
 
 TOPOLOGIES = ("v5e:8x8", "v5e:16x16", "v6e:8x8", "v5p:4x4x4", "v5p:8x8x8", "h100:8", "h200:8")
 TRAINED = {"omni": frozen_in("omni"), "all": TrainConfig().frozen}
-# All widths of decoder and towers are multiples of it.
+# All widths of decoder and towers are multiples of this.
 MAX_FSDP_X_CONTEXT = 64
 HEADER = (
     "machine",
@@ -44,7 +45,7 @@ HEADER = (
 
 
 def row_capacity(slots: int, context: int) -> Capacity:
-    """One row of `slots`, with multiples of `context` tiles and windows."""
+    """Returns the capacity of one row of `slots`; tiles and windows are multiples of `context`."""
 
     def round_up(count: float) -> int:
         return -(-round(count) // context) * context
@@ -53,12 +54,12 @@ def row_capacity(slots: int, context: int) -> Capacity:
 
 
 def fitting_plan(topology: str, trained: str, slots: int, contexts: list[int]) -> Plan:
-    """The plan with the smallest context that fits; raises DoesNotFit if none does."""
+    """Returns the plan with the smallest context that fits; raises DoesNotFit if none does."""
     from configs.omnivinci_9b import get_config
 
     jax.config.update("jax_platforms", "cpu")
     machine, config = get_topology(topology), from_mapping(TrainConfig, get_config())
-    # The published decoder reads 32,768 positions: raise its limit for longer rows.
+    # The published decoder reads 32,768 positions; longer rows need a higher limit.
     positions = max(slots, config.model.text.max_position_embeddings)
     text = dataclasses.replace(config.model.text, max_position_embeddings=positions)
     model = dataclasses.replace(config.model, text=text)
@@ -78,11 +79,11 @@ def fitting_plan(topology: str, trained: str, slots: int, contexts: list[int]) -
             return planned
         except DoesNotFit as error:
             print(f"{slots:,} slots over {context}: {error}", file=sys.stderr, flush=True)
-    raise DoesNotFit(f"{topology}: {slots:,} slots fit over none of {contexts} chips")
+    raise DoesNotFit(f"{topology}: {slots:,} slots do not fit for any context of {contexts}")
 
 
 def describe(topology: str, trained: str, slots: int, contexts: list[int]) -> tuple[str, ...]:
-    """The cells of one row."""
+    """Returns the cells of one line of the table."""
     try:
         planned = fitting_plan(topology, trained, slots, contexts)
     except DoesNotFit:
@@ -104,7 +105,7 @@ def describe(topology: str, trained: str, slots: int, contexts: list[int]) -> tu
 
 
 def main() -> None:
-    """Prints the table row by row."""
+    """Prints the table line by line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
     parser.add_argument("--trained", nargs="+", choices=TRAINED, default=list(TRAINED))
@@ -115,7 +116,7 @@ def main() -> None:
     for topology in options.topologies:
         for trained in options.trained:
             for slots in options.tokens:
-                # A new process for each, since compilers do not return memory.
+                # Each line gets a new process, because compilers do not release their memory.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                     cells = process.submit(describe, topology, trained, slots, options.contexts).result()
                 print(f"| {' | '.join(cells)} |", flush=True)

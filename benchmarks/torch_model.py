@@ -1,7 +1,7 @@
 """The model as a PyTorch user would build it from transformers' modules, for videos with one tile per frame.
 
-It uses SDPA attention, skips SigLIP's unused last layer and avoids needless copies. A row is one conversation from the
-first slot on, so causal attention needs no mask: padding is at the end.
+It uses SDPA attention, skips SigLIP's unused last layer and avoids needless copies. A row has one conversation, with
+padding only at the end, so causal attention needs no mask.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from tests.parity.torch_model import Merged
 
 
 class TorchBatch(NamedTuple):
-    """The arrays of a Batch of one group that the model reads; `labels` is -100 where there is no loss."""
+    """The arrays that the model reads, of a Batch with one group; `labels` is -100 where there is no loss."""
 
     tokens: Tensor
     slot_kind: Tensor
@@ -31,7 +31,7 @@ class TorchBatch(NamedTuple):
 
 
 def torch_batch(batch: Batch, device: str) -> TorchBatch:
-    """The arrays of a group as tensors.
+    """Returns the arrays of a group as tensors.
 
     Raises:
         ValueError: several groups, several conversations in a row, or images tiled by Dynamic-S2.
@@ -46,7 +46,7 @@ def torch_batch(batch: Batch, device: str) -> TorchBatch:
 
 
 class TorchOmniVinci(Merged):
-    """The forward pass. Freezes what the JAX side freezes: unused layers and Whisper's position embeddings."""
+    """The model. Freezes what the JAX side freezes: unused layers and Whisper's position embeddings."""
 
     def __init__(self, config: OmniVinciConfig):
         super().__init__(config)
@@ -58,26 +58,26 @@ class TorchOmniVinci(Merged):
             module.requires_grad_(False)
 
     def vision_tokens(self, tiles: Tensor) -> Tensor:
-        """[tiles · tokens, D] of [tiles, P, P, 3] bytes."""
+        """Encodes [tiles, P, P, 3] bytes to [tiles · tokens, D]."""
         tower, layers = self.vision_tower.vision_tower, self.mm_projector.layers
         x = tower.embeddings(tiles.permute(0, 3, 1, 2) / 127.5 - 1)
         for layer in tower.encoder.layers[:-1]:
             x = layer(x, None)
-        # For a video, every scale of Dynamic-S2 is the same frame.
+        # For a video frame, all scales of Dynamic-S2 are the same.
         x = torch.cat([x] * len(self.config.s2_scales), dim=-1)
         grid = self.config.tile_grid
         x = rearrange(x, "n (h i w j) c -> (n h w) (i j c)", h=grid, i=2, w=grid, j=2)
         return layers["4"](nn.functional.gelu(layers["2"](layers["1"](x))))
 
     def sound_tokens(self, windows: Tensor) -> Tensor:
-        """[windows · tokens, D] of [windows, F, M]."""
+        """Encodes log-mel [windows, F, M] to [windows · tokens, D]."""
         x = self.sound_tower(windows.transpose(1, 2)).last_hidden_state
         pairs = x[:, : x.shape[1] // 2 * 2].unflatten(1, (-1, 2))
         x, layers = torch.maximum(*pairs.unbind(2)).flatten(0, 1), self.sound_mm_projector.layers
         return layers["2"](nn.functional.gelu(layers["0"](x)))
 
     def fill_slots(self, batch: TorchBatch, vision: Tensor, audio: Tensor) -> Tensor:
-        """[rows, slots, D]: text embeddings, and media tokens with time embeddings in their slots."""
+        """Returns [rows, slots, D]: text embeddings, and media tokens with time embeddings in their slots."""
         vision = rotate(vision, batch.vision_times, frequencies(self.config.video_time))
         audio = rotate(audio, batch.audio_times, frequencies(self.config.sound_time))
         pool, media = torch.cat([vision, audio]), batch.slot_kind != TEXT
@@ -87,22 +87,22 @@ class TorchOmniVinci(Merged):
         return x
 
     def decode(self, x: Tensor) -> Tensor:
-        """Hidden states after the final norm."""
+        """Returns the hidden states after the final norm."""
         return self.llm.model(inputs_embeds=x, use_cache=False).last_hidden_state
 
     def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over the labels."""
+        """Returns the mean cross-entropy over the labels."""
         logits = self.llm.lm_head(hidden).flatten(0, 1).float()
         return nn.functional.cross_entropy(logits, labels.flatten())
 
     def forward(self, batch: TorchBatch) -> Tensor:
-        """The loss of a group."""
+        """Returns the loss of a group."""
         vision, audio = self.vision_tokens(batch.tiles), self.sound_tokens(batch.windows)
         return self.loss(self.decode(self.fill_slots(batch, vision, audio)), batch.labels)
 
 
 def rotate(x: Tensor, times: Tensor, frequency: np.ndarray) -> Tensor:
-    """Constrained Rotary Time Embedding: Equations (4) and (5) on the first channels."""
+    """Applies the Constrained Rotary Time Embedding (Equations 4 and 5) to the first channels."""
     turns = times.double()[:, None] * torch.from_numpy(frequency).to(times.device)
     angles, channels = 2 * torch.pi * turns, len(frequency)
     head = x[:, :channels]

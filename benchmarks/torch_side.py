@@ -31,11 +31,11 @@ class TorchSide:
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(
             self.trained, settings.learning_rate, (settings.b1, settings.b2), settings.eps, settings.weight_decay,
-            fused=True,  # the fastest of torch's three, also on a CPU
+            fused=True,  # the fastest of torch's three implementations, also on a CPU
         )  # fmt: skip
 
     def gradients(self) -> float:
-        """The loss at the initial weights; saves its gradients for the JAX side."""
+        """Returns the loss at the initial weights; saves its gradients for the JAX side."""
         loss = self._loss()
         loss.backward()
         gradients = {name: p.grad.contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -44,7 +44,7 @@ class TorchSide:
         return loss.item()
 
     def programs(self) -> dict[str, Program]:
-        """The timed programs by name; see benchmarks/train_step.py."""
+        """Returns the timed programs by name; see benchmarks/train_step.py."""
         model, batch = self.model, self.batch
         with torch.no_grad(), self._autocast():
             x = model.fill_slots(batch, model.vision_tokens(batch.tiles), model.sound_tokens(batch.windows))

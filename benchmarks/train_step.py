@@ -1,19 +1,19 @@
-"""A training step of the mid-size model against the same model of transformers' PyTorch modules, on the same cores.
+"""Compares a training step of the mid-size model with the same model built from transformers' PyTorch modules.
 
 python -m benchmarks.train_step                        # configs/mid.py in float32; needs torch, takes ten minutes
 python -m benchmarks.train_step --dtype bfloat16
 
 Weights, batch (two rows of 1,024 slots, each a video with sound and text) and update (gradient clipping, AdamW) are the
 same. The benchmark first compares losses and gradients, then times each program. `forward` ends at the loss. A part
-gets the inputs that it has in the whole model, and its `backward` includes its forward pass. The rest of the step is
-what the parts do not account for.
+gets the same inputs as in the whole model, and its `backward` includes its forward pass. "The rest of the step" is the
+time of the step minus that of its parts.
 
-The two sides run in their own processes and take turns, so that their threads do not compete and changes in the
-machine's speed affect both; a ratio is the median over the turns. Both use the allocator settings of
-launch/xla_flags.sh, without which either spends much of its time on page faults. planning/flops.py counts model FLOPs.
+The two sides run in their own processes on the same cores and take turns, so that their threads do not compete and
+changes in the machine's speed affect both; a ratio is the median over the turns. Both use the allocator settings of
+launch/xla_flags.sh; without them, both spend much of their time on page faults. planning/flops.py counts model FLOPs.
 
-With `--decoder 3b` or `7b` (on a GPU) only JAX is timed, with the published towers. 7b freezes its decoder: AdamW's
-float32 state for all parameters exceeds one device.
+With `--decoder 3b` or `7b` (on a GPU) only JAX is timed, with the published towers. With 7b, the decoder is frozen:
+AdamW's float32 state for all parameters would exceed one device's memory.
 """
 
 import argparse
@@ -36,12 +36,12 @@ PARTS = ("vision tower", "sound tower", "decoder", "head and loss")
 PROGRAMS = ("forward", "train step", *(part + end for part in PARTS for end in ("", ", backward")), "optimizer")
 BIG = Capacity(rows=1, slots=8192, tiles=128, windows=6, clips=1)  # 4,096 vision and 2,250 audio tokens
 WARMUP = 1
-# Largest relative difference of losses, and of gradients (norm of the difference over the norm, each leaf).
+# Largest allowed relative difference of losses, and of gradients (for each leaf, norm of the difference over norm).
 TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (1e-2, 1e-1)}
 
 
 def step_config(decoder: str, dtype: str) -> TrainConfig:
-    """The run's configuration, without OmniAlignNet, which the PyTorch side does not have."""
+    """Returns the run's configuration, without OmniAlignNet, which the PyTorch side does not have."""
     if decoder == "mid":
         config, frozen = from_mapping(TrainConfig, mid.get_config()), ()
     else:
@@ -53,7 +53,7 @@ def step_config(decoder: str, dtype: str) -> TrainConfig:
 
 
 def make_side(side: str, config: TrainConfig, folder: Path) -> Any:
-    """Called in the side's own process; the sides exchange files in `folder`."""
+    """Creates a side, in its own process; the sides exchange files in `folder`."""
     if side == "torch":
         from benchmarks.torch_side import TorchSide as Side
     else:
@@ -62,11 +62,11 @@ def make_side(side: str, config: TrainConfig, folder: Path) -> Any:
 
 
 def compare(torch: Worker, jax: Worker, dtype: str) -> None:
-    """Prints the differences of losses and gradients; exits if they exceed rounding."""
+    """Prints the differences of losses and gradients; exits if they exceed the tolerances."""
     loss_tolerance, gradient_tolerance = TOLERANCES[dtype]
     expected = torch.ask("gradients")
     loss, distances = jax.ask("gradients")
-    # In exact arithmetic this gradient is zero: softmax ignores a constant added to all keys' scores.
+    # In exact arithmetic this gradient is zero, because softmax ignores a constant added to the scores of all keys.
     del distances["vision_tower/layers/self_attn/k_proj/bias"]
     worst = max(distances, key=distances.get)
     print(
@@ -79,9 +79,9 @@ def compare(torch: Worker, jax: Worker, dtype: str) -> None:
 
 
 def time_in_turns(workers: list[Worker], program: str, turns: int) -> np.ndarray:
-    """Seconds of each worker at each turn, [turns, workers], after warm-up turns.
+    """Returns the seconds of each worker in each turn, [turns, workers], after warm-up turns.
 
-    At each turn a program runs twice and only the second run is timed: the machine may have reclaimed a side's memory
+    In each turn a program runs twice and only the second run is timed: the machine may have reclaimed a side's memory
     while the other ran, which does not happen between the steps of a training run.
     """
     seconds = [[(w.seconds(program), w.seconds(program))[1] for w in workers] for _ in range(WARMUP + turns)]
@@ -89,7 +89,7 @@ def time_in_turns(workers: list[Worker], program: str, turns: int) -> np.ndarray
 
 
 def table(workers: list[Worker], turns: int) -> Iterator[str]:
-    """Lines of the table: medians, and with two sides the median of torch / jax of each turn."""
+    """Yields the lines of the table: medians, and with two sides the median over the turns of torch / jax."""
     compared, medians = len(workers) > 1, {}
     yield line("seconds", *(worker.version for worker in workers), *["ratio"] * compared)
     yield line(*["---"] * (1 + len(workers) + compared))
@@ -110,7 +110,7 @@ def table(workers: list[Worker], turns: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Compares, times in turns, prints the table."""
+    """Compares the sides, times them in turns, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--decoder", choices=("mid", "3b", "7b"), default="mid")
     parser.add_argument("--dtype", choices=TOLERANCES, default="float32")

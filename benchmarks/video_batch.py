@@ -1,4 +1,4 @@
-"""A synthetic group of videos with sound, filled to any capacity, as a training step gets it."""
+"""A synthetic group of videos with sound that fills a given capacity, as input of a training step."""
 
 import dataclasses
 
@@ -15,13 +15,13 @@ from omnivinci_jax.sequence.row import Row, SoundSize, VideoSize, lay_out_media
 
 
 def video_batch(config: OmniVinciConfig, capacity: Capacity, seed: int = 0) -> Batch:
-    """One group whose rows are conversations: a video with sound, then text up to the end of the row.
+    """Returns one group; each row is a conversation: a video with sound, then text up to the end of the row.
 
     Tiles and windows are divided evenly over the rows. Pixels, log-mel and text are random; the second half of the text
     is trained on.
 
     Raises:
-        ConfigError: the rows have no slots left for text after their video.
+        ConfigError: a row has fewer than two slots left for text after its video.
     """
     rng = np.random.default_rng(seed)
     frames, windows = capacity.tiles // capacity.rows, capacity.windows // capacity.rows
@@ -46,7 +46,7 @@ def _row(config: OmniVinciConfig, slots: int, frames: int, windows: int, index: 
 
 
 def with_text(row: Row, tokens: Int32[np.ndarray, " n"]) -> Row:
-    """The row followed by text, whose second half is trained on."""
+    """Returns the row followed by text, whose second half is trained on."""
     text = len(tokens)
     return dataclasses.replace(
         row,

@@ -1,4 +1,4 @@
-"""The sides of a comparison, each in its own process; they take turns."""
+"""Runs the sides of a comparison, each in its own process, in turns."""
 
 import multiprocessing
 import os
@@ -55,7 +55,7 @@ def _receive(connection: Connection) -> tuple | None:
 
 
 def use_cpu_allocator() -> str:
-    """Sets the allocator as launch/xla_flags.sh does, for processes started later; returns the setting."""
+    """Sets the allocator as launch/xla_flags.sh does, for processes that start later; returns the setting."""
     tunables = subprocess.run(
         ["bash", "-c", ". launch/xla_flags.sh cpu && echo -n $GLIBC_TUNABLES"],
         capture_output=True,
@@ -67,12 +67,12 @@ def use_cpu_allocator() -> str:
 
 
 def processor() -> str:
-    """The number of cores and the processor's name."""
+    """Returns the number of cores and the processor's name."""
     file = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
     return f"{os.cpu_count()} cores of {found[1] if found else platform.processor()}"
 
 
 def line(*cells: str) -> str:
-    """A line of a Markdown table."""
+    """Returns a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"

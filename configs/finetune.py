@@ -2,8 +2,8 @@
 
 omnivinci train --config configs/finetune.py:MODEL --workdir runs/mine --config.data.train=mine.jsonl
 
-MODEL is a model directory or a work directory. As in the paper's joint training the encoders are frozen, and projectors
-and decoder train. With --config.lora.rank=16 adapters train instead.
+MODEL is a model directory or a work directory. As in the paper's joint training, the encoders are frozen, and
+projectors and decoder train. With --config.lora.rank=16, adapters train instead.
 """
 
 from etils import epath
@@ -17,7 +17,7 @@ from omnivinci_jax.train.start import model_folder
 
 
 def finetune(model: OmniVinciConfig) -> TrainConfig:
-    """The settings for a model of this shape."""
+    """Returns the settings for a model of this shape."""
     slots = min(4096, model.text.max_position_embeddings)
     return TrainConfig(
         model=model,

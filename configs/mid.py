@@ -1,9 +1,9 @@
 """The mid-size model of the benchmarks: 89,066,880 parameters without OmniAlignNet, which has 6.3 M.
 
-Matrix products dominate the time of a step, yet it fits two cores: a decoder of width 512 with 8 layers and a
-vocabulary of 32,000, SigLIP of width 384 with 6 layers at 224 px, and a sound tower of width 384 with 6 layers on
-windows of 30 s. A group has two rows, each for a video of eight frames with one window of sound and a question about
-it. The demo's tokenizer uses the first ids of the vocabulary.
+It is large enough that matrix products dominate the time of a step, and small enough for two cores: a decoder of width
+512 with 8 layers and a vocabulary of 32,000, SigLIP of width 384 with 6 layers at 224 px, and a sound tower of width
+384 with 6 layers on windows of 30 s. A group has two rows, each for a video of eight frames with one window of sound
+and a question about it. The demo's tokenizer uses the first ids of the vocabulary.
 
 omnivinci train --config configs/mid.py --workdir runs/mid --config.data.train=FILE
 """
@@ -18,7 +18,7 @@ TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 
 def model_config() -> OmniVinciConfig:
-    """The model: 64 tokens per frame, not pooled in time, and 375 per window."""
+    """Returns the model, with 64 tokens per frame, not pooled in time, and 375 per window."""
     return OmniVinciConfig(
         text=Qwen2Config(
             vocab_size=32_000,

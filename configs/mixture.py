@@ -9,10 +9,10 @@ million omni, and "speech-text" twice, 5.3 and 4.3 million. By the shares, the 5
 million is 5.0) and the 4.3 million speech (17 % is 4.1).
 
 Some questions about images are spoken, as in Section 3.2 and Figure 14, which do not give the share: 10 % is our
-choice. `config.data.voice` speaks them; --config.data.sources.image_general.speech_share=0 keeps those of a source as
-text. FOLDER has a folder of shards for each source, written by `omnivinci shard` (or put JSONL files in `path`).
-Overrides use the source's name: --config.data.sources.sound_qa.weight=0 disables it. To add data sets, add sources, and
-let the weights of each kind add up to its share.
+choice. `config.data.voice` speaks them; --config.data.sources.image_general.speech_share=0 keeps the questions of that
+source as text. FOLDER has a folder of shards for each source, written by `omnivinci shard`; for a JSONL file instead,
+set the source's `path`. Overrides use the source's name: --config.data.sources.sound_qa.weight=0 disables it. To add
+data sets, add sources and keep the sum of each modality's weights at its share.
 """
 
 from etils import epath
@@ -20,14 +20,14 @@ from etils import epath
 from configs.omnivinci_9b import get_config as published
 from omnivinci_jax.settings import DataConfig, Source, to_config_dict
 
-# Shares of the samples in per cent. The paper names the larger parts of each kind; "other" is the rest.
+# Shares of the samples in per cent. The paper names the larger parts of each modality; "other" is the rest.
 SHARES = {
     "image": {"image_general": 19, "image_knowledge": 8, "image_documents": 7, "image_other": 2},
     "sound": {"sound_qa": 20, "sound_other": 1},
     "speech": {"speech_recognition": 10, "speech_qa": 4, "speech_translation": 2, "speech_other": 1},
-    # Explicit learning: the data engine's text about sight and sound together (Section 3.2).
+    # Explicit learning: text from the data engine about sight and sound together (Section 3.2).
     "omni": {"explicit_omni_qa": 12, "explicit_omni_captions": 3},
-    # Implicit learning: questions about videos with their sound, which helps to answer them (Section 3.2).
+    # Implicit learning: questions about videos whose sound helps to answer them (Section 3.2).
     "video": {"implicit_video_qa": 11},
 }
 
@@ -35,7 +35,7 @@ SPEECH_SHARES = {"image": 0.1}
 
 
 def sources(folder: str) -> tuple[Source, ...]:
-    """The sources of the mixture, one for each data set in `folder`."""
+    """Returns the sources of the mixture, one for each data set in `folder`."""
     return tuple(
         Source(name, str(epath.Path(folder) / name), modality, float(weight), SPEECH_SHARES.get(modality, 0.0))
         for modality, parts in SHARES.items()

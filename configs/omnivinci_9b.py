@@ -2,8 +2,8 @@
 
 omnivinci train --config configs/omnivinci_9b.py --workdir runs/9b --config.tokenizer=DIR --config.data.train=FILE
 
-As in the paper's joint training (Appendix C.3), both encoders are frozen: projectors, OmniAlignNet and decoder train.
-Smaller decoders: --config configs/omnivinci_9b.py:1.5b (0.5b, 1.5b, 3b or 7b), with the published towers.
+As in the paper's joint training (Appendix C.3), projectors, OmniAlignNet and decoder train; both encoders are frozen.
+Use --config configs/omnivinci_9b.py:1.5b for another decoder (0.5b, 1.5b, 3b or 7b) with the published towers.
 """
 
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, Qwen2Config
@@ -12,7 +12,7 @@ from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, nearest, to_config_dict
 from omnivinci_jax.train.stages import frozen_in
 
-# Qwen2.5's decoders; the smaller ones tie embedding and head.
+# Qwen2.5's decoders; all but the 7b one tie embedding and head.
 DECODERS = {
     "0.5b": Qwen2Config(151_936, 896, 4864, 24, 14, 2, tie_word_embeddings=True),
     "1.5b": Qwen2Config(151_936, 1536, 8960, 28, 12, 2, tie_word_embeddings=True),
@@ -22,7 +22,7 @@ DECODERS = {
 
 
 def model_config(decoder: str = "7b") -> OmniVinciConfig:
-    """The published model, or its towers and projectors with a smaller Qwen2.5."""
+    """Returns the published model, or its towers and projectors with a smaller Qwen2.5; raises ConfigError."""
     if decoder not in DECODERS:
         raise ConfigError(f"{decoder!r}: no such decoder{nearest(decoder, DECODERS)}")
     text = DECODERS[decoder]

@@ -1,4 +1,4 @@
-"""The demo: the whole architecture at a tiny size on the embedded data set, trained on a CPU in minutes.
+"""The demo: the whole architecture at a tiny size, trained on the generated data set on a CPU in minutes.
 
 omnivinci train --config configs/tiny.py --workdir runs/tiny
 """
@@ -20,8 +20,9 @@ TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 
 def model_config() -> OmniVinciConfig:
-    """The model: 1.5 million parameters."""
-    time = TimeEmbeddingConfig(scheme="crte", max_time=6.0, trope_dim=64)  # 32 of 128 channels rotate, in 6 to 30 s
+    """Returns the model of 1.5 million parameters."""
+    # 32 of 128 channels rotate, with periods of 6 to 30 s.
+    time = TimeEmbeddingConfig(scheme="crte", max_time=6.0, trope_dim=64)
     return OmniVinciConfig(
         text=Qwen2Config(
             vocab_size=512,

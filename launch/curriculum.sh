@@ -3,10 +3,10 @@
 #
 #   launch/curriculum.sh configs/stages/tiny.py runs/stages [--config.key=value ...]
 #
-# Stage s runs in runs/stages/s. If stopped or killed, the same command resumes: it skips finished stages, and stage_0
-# if that is a model directory. On SIGTERM the stage saves and the script exits with 75, after which a scheduler should
-# start it again. TRAIN (default "omnivinci train") runs a stage; for several processes, set TRAIN="launch/local.sh 2"
-# and a number of groups that they divide.
+# Stage NAME runs in runs/stages/NAME. If stopped or killed, the same command resumes: it skips finished stages, and
+# stage_0 if that is a model directory. On SIGTERM the stage saves and the script exits with 75; a scheduler should then
+# start it again. TRAIN (default "omnivinci train") runs a stage; for two processes, set TRAIN="launch/local.sh 2" and an
+# even number of groups.
 set -euo pipefail
 usage="usage: launch/curriculum.sh CONFIG DIRECTORY [--config.key=value ...]"
 config=${1:?$usage}

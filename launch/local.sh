@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs training as several processes on this machine, as if each were a host of a pod. Restarts after preemption or the
-# loss of a process.
+# Trains with several processes on this machine, as if each were a host of a pod. Restarts the run after preemption or
+# the loss of a process.
 #
 #   launch/local.sh 2 --config configs/tiny.py --workdir runs/tiny --config.data.groups=2
 #
 # HARDWARE (cpu, gpu or tpu; default cpu) selects the flags of xla_flags.sh. MAX_RESTARTS (default 20) stops a run that
-# always fails. On SIGTERM the run saves and exits with 75, after which a scheduler should start this script again.
+# always fails. On SIGTERM the run saves and exits with 75; a scheduler should then start this script again.
 set -euo pipefail
 usage="usage: launch/local.sh PROCESSES ARGUMENTS OF omnivinci train"
 processes=${1:?$usage}
@@ -35,7 +35,7 @@ for ((restarts = 0; ; restarts++)); do
     mapfile -t pids < <(printf '%s\n' "${pids[@]}" | grep -vx "$pid")
     if ((ended && !code)); then
       code=$ended
-      # The others cannot continue without it. Give them time to notice and save, then kill them.
+      # The others cannot continue without this process. Give them time to notice and save, then kill them.
       (sleep "${GRACE_SECONDS:-60}" && kill -KILL "${pids[@]}" 2>/dev/null) &
       grace=$!
     fi
@@ -45,7 +45,7 @@ for ((restarts = 0; ; restarts++)); do
 
   ((code)) || exit 0
   [[ -z $stop_requested ]] || exit "$code"
-  # Restart on 75, and above 128, when a process was killed. Anything else is an error for the user to fix.
+  # Restart on 75 and above 128 (a process was killed). Anything else is an error for the user to fix.
   ((code == 75 || code > 128)) || exit "$code"
   ((restarts < ${MAX_RESTARTS:-20})) || exit "$code"
   echo "launch/local.sh: exited with $code, starting again" >&2

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sets flags of XLA and the allocator for the hardware: . launch/xla_flags.sh cpu|gpu|tpu
-# The caller's own flags come last and win: the last of two equal flags counts.
+# The caller's own flags come last and win: if a flag is given twice, the last one counts.
 case "${1:?give the hardware: cpu, gpu or tpu}" in
 cpu)
   # Put large temporaries on huge pages: otherwise page faults take much of a training step.

@@ -6,8 +6,8 @@
     omnivinci train --config configs/stages/tiny.py:stage_0 --workdir runs/stages/stage_0
 
 As in the paper, every arm starts from a language model and an image encoder that were trained without sound or time.
-The demo samples two frames per second; here 16 frames are spread evenly over 6.5 to 12 seconds, so matching frames with
-sounds requires their times.
+The demo samples two frames per second; here 16 frames are spread evenly over 6.5 to 12 seconds, so the model needs
+their times to match frames with sounds.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from configs import tiny
 from omnivinci_jax.config import TimeEmbeddingConfig
 from omnivinci_jax.settings import Source, TrainConfig, from_mapping
 
-# For every scheme with a horizon. On validation clips 60 s beats 12 s, the length of the longest clip (crte.py).
+# All schemes with a horizon use 60 s. On validation clips it beats 12 s, the length of the longest clip (crte.py).
 CRTE = TimeEmbeddingConfig(scheme="crte", max_time=60.0, trope_dim=64)
 
 
 def baseline(clips: Literal["paired", "independent"]) -> TrainConfig:
-    """The demo with Temporal Embedding Grouping, CRTE, max-pooled sound tokens, questions and omni captions.
+    """Returns the demo with Temporal Embedding Grouping, CRTE, max-pooled sound tokens, questions and omni captions.
 
-    clips: "paired" gives every colour of a clip its own sound, for alignment; with "independent" neither stream
+    clips: "paired" gives every colour of a clip its own sound, for alignment; with "independent", neither stream
         predicts the other.
     """
     demo, folder = from_mapping(TrainConfig, tiny.get_config()), f"runs/ablation_data/{clips}"

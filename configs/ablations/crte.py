@@ -1,4 +1,4 @@
-"""CRTE's horizon and θ: the cost of rotations that are large within a clip.
+"""CRTE's horizon and θ: what it costs if all channels rotate far within a clip.
 
 omnivinci ablate --config configs/ablations/crte.py --workdir runs/ablations
 """

@@ -1,4 +1,4 @@
-"""Table 1: how time enters the sequence, and OmniAlignNet; an arm builds on the last one above it that has fewer +.
+"""Table 1: how time enters the sequence, and OmniAlignNet; each arm adds to the nearest arm above it with fewer +.
 
 omnivinci ablate --config configs/ablations/table1.py --workdir runs/ablations
 """

@@ -1,6 +1,6 @@
-"""Table 18: how to halve the sound tokens before their projector.
+"""Table 18: how to halve the number of sound tokens before their projector.
 
-Rows are long enough for all tokens, so only the frames limit a group: five clips per step in every arm.
+Rows are long enough for all tokens, so only the number of frames limits a group: five clips per step in every arm.
 
 omnivinci ablate --config configs/ablations/table18.py --workdir runs/ablations
 """

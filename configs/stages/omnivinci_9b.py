@@ -1,12 +1,12 @@
-"""The paper's stages at 9B (Section 3, Appendix C). What trains in each: omnivinci_jax/train/stages.py.
+"""The paper's stages at 9B (Section 3, Appendix C). omnivinci_jax/train/stages.py says what trains in each.
 
 The learning rates, batches, clipping and row lengths of the vision stages are those of NVILA, which the paper follows;
-the sound stages use those of the vision stage that trains the same modules. `batch` counts rows, and short
-conversations share a row. A stage stops after a number of conversations. The paper gives it for audio_1 and audio_2
-(C.2.2); for the vision stages it is our choice: C.4 counts the conversations of the whole corpus, not of stages, and
-vision_4 and vision_5 read as many as it has about images and videos. The omni stage trains on the mixture of
-configs/mixture.py, spoken prompts included, from the shards in data/, and stops after the paper's 200 billion tokens,
-without padding.
+a sound stage uses those of the vision stage that trains the corresponding modules. `batch` counts rows, and short
+conversations share a row. A stage stops after a number of conversations. The paper gives this number for audio_1 and
+audio_2 (C.2.2); for the vision stages it is our choice, because C.4 counts the conversations of the whole corpus, not
+of stages. vision_4 and vision_5 read as many conversations as the corpus has about images and about videos. The omni
+stage trains on the mixture of configs/mixture.py, spoken prompts included, from the shards in data/, and stops after
+the paper's 200 billion tokens, not counting padding.
 
     omnivinci convert from-torch runs/9b/stage_0 --llm QWEN2.5 --vision_tower SIGLIP --sound_tower AF_WHISPER
     launch/curriculum.sh configs/stages/omnivinci_9b.py runs/9b          # all eight, or one of them:
@@ -22,7 +22,10 @@ from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
 
 
 class Stage(NamedTuple):
-    """Settings of a stage. batch: rows. group: capacity of a group. It stops after `conversations` or `tokens`."""
+    """Settings of a stage.
+
+    batch: rows per step. group: capacity of a group. conversations, tokens: length of the stage; one of them is 0.
+    """
 
     learning_rate: float
     clip_norm: float | None

@@ -1,7 +1,7 @@
 """The paper's stages at the tiny size: the demo's settings with learning rates and lengths for each stage.
 
-What trains in each: omnivinci_jax/train/stages.py. Stage 0 stands for the pretrained language model and image encoder
-that the paper starts from: it trains both on text and questions about images, with a random, frozen projector.
+omnivinci_jax/train/stages.py says what trains in each. Stage 0 stands for the pretrained language model and image
+encoder that the paper starts from: it trains both on text and questions about images, with a random, frozen projector.
 
     omnivinci av_world curriculum --out runs/curriculum
     launch/curriculum.sh configs/stages/tiny.py runs/stages          # all nine, or one of them:
@@ -20,7 +20,7 @@ from omnivinci_jax.train.stages import check_stage, frozen_in, stage_before
 class Stage(NamedTuple):
     """Settings of a stage.
 
-    data: names and weights of its files; the validation questions of the first select its best model.
+    data: names and weights of its files; the validation questions of the first file select its best model.
     group: capacity of a group.
     """
 
@@ -35,7 +35,7 @@ VIDEOS = Capacity(rows=4, slots=304, tiles=128, windows=1, clips=14)
 SOUNDS = Capacity(rows=4, slots=304, tiles=1, windows=32, clips=32)
 OMNI = Capacity(rows=4, slots=304, tiles=128, windows=14, clips=14)
 
-# Stages that train the language model include text, or it forgets what it can do without media.
+# Every stage that trains the language model includes text; otherwise it forgets what it can do without media.
 STAGES = {
     "stage_0": Stage({"images": 1, "text": 3}, 5e-3, 1500, IMAGES),
     "vision_1": Stage({"images": 1}, 5e-3, 150, IMAGES),
