@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 from omnivinci_jax.errors import MediaError, UserError
 from omnivinci_jax.generate.assistant import conversation_of
-from omnivinci_jax.generate.scheduler import SMALLEST_CAPACITY, capacity_for
+from omnivinci_jax.generate.scheduler import MIN_CAPACITY, capacity_for
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Media
@@ -111,9 +111,9 @@ def test_media_are_kept_by_content(assistant, clips, tmp_path, monkeypatch):
 def test_a_cache_grows_with_its_conversation(assistant):
     long = "and so on " * 180
     first = assistant.generate(long, **NEW)
-    assert SMALLEST_CAPACITY * 0.6 < first.prompt_tokens < SMALLEST_CAPACITY
+    assert MIN_CAPACITY * 0.6 < first.prompt_tokens < MIN_CAPACITY
     again = assistant.generate([{"role": "user", "content": long + long}], **NEW)
-    assert again.prompt_tokens > SMALLEST_CAPACITY
+    assert again.prompt_tokens > MIN_CAPACITY
     assert again.tokens == tiny_assistant().generate(long + long, **NEW).tokens
 
 
