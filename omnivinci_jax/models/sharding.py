@@ -1,8 +1,8 @@
 """Shards the model's arrays by logical axis names, which mesh/rules.py maps to mesh axes.
 
 For parameters: `embed` a model width, `heads` and `kv_heads` query and key/value heads times their width, `mlp` a
-hidden width, `vocab` rows of the vocabulary, `norm` the width of a norm, `position` rows of a position table, `layers` the
-layers of a scanned stack, None an axis that is never sharded.
+hidden width, `vocab` rows of the vocabulary, `norm` the width of a norm, `position` rows of a position table, `layers`
+the layers of a scanned stack, None an axis that is never sharded.
 For activations: `group` the groups of a batch (and their rows), `length` slots, `media` the tiles or windows of all
 groups, `item` the tiles, windows or slots of one group.
 """
