@@ -153,7 +153,7 @@ class MediaReader:
     def load_item(
         self, item: Media, tiled: bool, max_frames: int | None = None
     ) -> tuple[MediaSize, UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
-        """Loads size, tiles and windows of a media item; `tiled` is `is_tiled` of its conversation; raises MediaError."""
+        """Loads size, tiles and windows of one item; `tiled` is `is_tiled` of its conversation. Raises MediaError."""
         if self.cache is None:
             with on_disk(item) as file:
                 return self._load(file, tiled, max_frames)

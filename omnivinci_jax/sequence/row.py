@@ -272,7 +272,7 @@ class _MediaBuilder:
         return _join(spans)
 
     def _add_frames(self, size: VideoSize, clip: int) -> _Slots:
-        """Returns the slots of a video's frames: each pool's frame groups, and a newline after each of several pools."""
+        """Returns slots of a video's frames: each pool's frame groups, and a newline after each of several pools."""
         outputs, times = self._add_single_tiles(len(size.frame_times)), np.array(size.frame_times)
         spans = []
         for pool_size in self.config.pool_sizes:
