@@ -39,7 +39,7 @@ def save(folder: Path, leaves: dict[str, LazyLeaf]) -> None:
 
 
 class StoredLeaf:
-    """A leaf of a checkpoint on disk, however Orbax wrote it."""
+    """A leaf of a checkpoint on disk, in any format that Orbax writes."""
 
     def __init__(self, folder: Path, path: str, use_ocdbt: bool, use_zarr3: bool):
         """Opens the leaf `path` (with slashes) of the checkpoint `folder`."""

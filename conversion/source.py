@@ -35,7 +35,7 @@ _TABLES = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")
 class Source(NamedTuple):
     """A model to convert.
 
-    base: config.json of the checkpoint, whose other keys are kept.
+    base: config.json of the checkpoint; keys that this project does not use are kept.
     leaves: by path.
     tokenizer: None if the source has none.
     notes: what was initialised, skipped or added, for the user.

@@ -27,7 +27,7 @@ _BLOCK = 2**22  # values compared at once
 class Report:
     """Result of `verify`.
 
-    differences: one line each; empty if both sides hold the same model.
+    differences: one line each; empty if both sides are the same model.
     notes: for the user; not differences.
     tensors: number of tensors compared.
     """

@@ -2,8 +2,8 @@
 
     omnivinci av_world audit data/av_world
 
-For each kind of question and each baseline the table gives two accuracies on the held-out split: of the best of some
-hundred rules ("the longest sight", "the third option") and of a linear scorer over the same features of the options.
+For each kind of question and each baseline the table gives two accuracies on the held-out split: that of the best of
+some hundred rules ("the longest sight", "the third option"), and that of a linear scorer over the same features.
 The rule is chosen and the scorer fitted on the full clips of the train split. Half of the `when` questions are about
 sights and half about sounds, so one stream answers more than half of them; the other stream still reveals the clip's
 duration.

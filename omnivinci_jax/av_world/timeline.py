@@ -169,7 +169,7 @@ Pairs = tuple[
 
 
 def _pair_for_colours(rng: np.random.Generator, count: int) -> Pairs:
-    """Pairs streams for two answers that are sights: only sight streams have ranks; 8 times as many sounds to pair."""
+    """Pairs streams when both answers are sights: only sights have ranks, and choose among 8 times as many sounds."""
     sights = _draw_streams(rng, count, "sights", "colour")
     sounds = _draw_streams(rng, 8 * count, "sounds", "colour")
     ranks = rng.integers(4, size=(2, count))

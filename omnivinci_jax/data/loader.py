@@ -169,7 +169,7 @@ def read_batches(
 def _unlink(leaf: object) -> object:
     """Unlinks the shared memory of a worker's array, which stays mapped; returns other leaves unchanged.
 
-    Grain unlinks when the array is deleted, but JAX may keep the last arrays until the process exits: too late.
+    Grain unlinks when the array is deleted, but JAX may keep the last arrays until the process exits.
     """
     if isinstance(leaf, SharedMemoryArray) and leaf.shm:
         leaf.shm.unlink()

@@ -23,7 +23,7 @@ PACKED_TOGETHER, _MIN_BLOCK = 2048, 512
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weighted sources with their indexes; sample indices run through them, source after source.
+    """Weighted sources with their indexes; sample indices count over all sources in order.
 
     Raises:
         DataError: a source has no usable sample.

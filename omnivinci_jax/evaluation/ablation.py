@@ -67,7 +67,7 @@ class AblationConfig:
                 raise ConfigError(f"config.arms.{arm.label}: an arm needs config.data.held_out and no adapters")
 
     def run(self, arm: Arm, seed_index: int) -> TrainConfig:
-        """Returns the the configuration of one run of an arm; raises ConfigError for an invalid change."""
+        """Returns the configuration of one run of an arm; raises ConfigError for an invalid change."""
         values = _merged(to_mapping(self.train), arm.changes)
         return from_mapping(TrainConfig, values | {"seed": self.train.seed + seed_index}, f"config.arms.{arm.label}")
 

@@ -1,4 +1,4 @@
-"""Tokens to answers: streamed text, stop texts, and timing."""
+"""Turns tokens into answers: streamed text, stop texts, and timing."""
 
 import time
 from collections.abc import Generator

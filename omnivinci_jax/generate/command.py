@@ -57,7 +57,7 @@ def parse_sampling(arguments: Namespace) -> Sampling:
 
 
 def parse_voice(arguments: Namespace) -> Voice | None:
-    """Returns the the voice for --speak, or None without it. Raises UserError."""
+    """Returns the voice for --speak, or None without it. Raises UserError."""
     if not arguments.speak:
         return None
     if arguments.json or arguments.samples > 1 or arguments.data:
@@ -82,7 +82,7 @@ def load_for_command(arguments: Namespace, mesh: Mesh | None) -> Assistant:
 
 
 def parse_question(arguments: Namespace) -> Conversation:
-    """Returns the the media, prompt and system prompt of the flags as a conversation.
+    """Returns the media, prompt and system prompt of the flags as a conversation.
 
     The prompt is the text and the speech. Media go where the text has placeholders, or else around the prompt by
     `prompt_position`: all before it (suffix), all after it (prefix), or half of them before it, rounded down (mid). Of

@@ -69,7 +69,7 @@ def new_state(config: Qwen2Config, rows: int, capacity: int, dtype: DTypeLike) -
 
 @partial(jax.jit, static_argnums=1)
 def with_capacity(state: DecodeState, capacity: int) -> DecodeState:
-    """Returns the the state with more slots in each row."""
+    """Returns the state with more slots in each row."""
     more, rest = (0, capacity - state.capacity), ((0, 0), (0, 0))
     layers = (
         LayerCache(

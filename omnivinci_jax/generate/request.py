@@ -85,7 +85,7 @@ def make_prompt(
 class Request:
     """One answer to one prompt; the engine fills it in.
 
-    sample: which of several answers to the same prompt; with the seed it determines the random numbers.
+    sample: index among several answers to the same prompt; with the seed, it determines the random numbers.
     prefill_only: the prompt is prefilled but not answered, until the request is cancelled.
     tokens: the answer so far, its end token included.
     logprobs: log-probability of each token under the model itself (temperature 1, no penalty, all tokens).

@@ -25,7 +25,7 @@ class SamplingArrays(NamedTuple):
 
 
 def sampling_arrays(sampling: Sampling, sample: int = 0) -> SamplingArrays:
-    """Returns the the settings of one row."""
+    """Returns the settings of one row."""
     return SamplingArrays(
         np.array(sampling.temperature, np.float32),
         np.array(sampling.top_k, np.int32),

@@ -8,8 +8,8 @@ from jaxtyping import Float32, Float64
 
 # Whisper's mel scale ends at 8 kHz whatever the sampling rate.
 _MAX_HERTZ = 8_000.0
-# Spectra are computed in blocks of frames that fit a core's cache (twice as fast as blocks of 2,048). It also keeps the
-# spectra of an hour of sound (360,000 frames) out of memory.
+# Spectra are computed in blocks of frames that fit a core's cache (twice as fast as blocks of 2,048). This also keeps
+# the spectra of an hour of sound (360,000 frames) out of memory.
 _BLOCK_FRAMES = 256
 
 

@@ -1,8 +1,8 @@
 """Decodes media files: video frames with their true times, 16 kHz waveforms, images (paper, Appendix C.1).
 
-Video and sound of a clip share one zero, the start of whichever begins first, so they stay aligned. Data that is not
-presented is left out: packets outside an edit list, encoder priming and padding. A file that cannot be read raises a
-one-line `MediaError` that starts with its path.
+Video and sound of a clip share one time origin, the start of whichever begins first, so they stay aligned. Data that is
+not presented is left out: packets outside an edit list, encoder priming and padding. A file that cannot be read raises
+a one-line `MediaError` that starts with its path.
 """
 
 import math
@@ -105,7 +105,7 @@ def probe_audio(path: PathLike) -> float:
 def sample_frames(
     frame_times: Float[np.ndarray, " frames"], duration: float, fps: float, max_frames: int
 ) -> Int[np.ndarray, " n"]:
-    """Returns indices of the frames at the centres of n = clip(⌊duration·fps⌋, 1, max_frames) equal bins.
+    """Returns indices of the frames shown at the centres of n = clip(⌊duration·fps⌋, 1, max_frames) equal bins.
 
     A centre before the first frame takes the first frame. A frame that fills several bins is returned once, so there
     may be fewer than n. The true times are `frame_times[indices]`.

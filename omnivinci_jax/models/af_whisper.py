@@ -19,7 +19,7 @@ INIT = nn.initializers.variance_scaling(6.0, "fan_in", "truncated_normal")
 
 
 class AFWhisperTower(nn.Module):
-    """Log-mel windows to features: two convolutions, sinusoidal positions, pre-norm layers, a pooling by two in time.
+    """Maps log-mel windows to features: two convolutions, sinusoidal positions, pre-norm layers, a mean over time pairs.
 
     The position table is a parameter, as in the published checkpoint, but gets no gradient.
     """
@@ -69,7 +69,7 @@ class AFWhisperLayer(nn.Module):
 
 
 def _sinusoids(_key: Array, shape: tuple[int, int]) -> Float32[Array, "positions channels"]:
-    """Returns whisper's table: sines, then cosines, of position · 10000^(-i / (C/2 - 1))."""
+    """Returns Whisper's table: sines, then cosines, of position · 10000^(-i / (C/2 - 1))."""
     positions, channels = shape
     frequencies = np.exp(-np.log(10_000) / (channels // 2 - 1) * np.arange(channels // 2))
     angles = np.arange(positions)[:, None] * frequencies

@@ -57,7 +57,7 @@ class Parameter(nn.LogicallyPartitioned):
 
 
 def declare(init: Initializer, axes: tuple[str | None, ...], role: Role = PLAIN) -> Callable[..., Any]:
-    """An initializer that returns a `Parameter` with these logical axes and this role; `Module.param` unboxes it."""
+    """Wraps an initializer to return a `Parameter` with these logical axes and role; `Module.param` unboxes it."""
 
     @wraps(init)
     def boxed(*args: object, **kwargs: object) -> Parameter:

@@ -7,8 +7,8 @@ the unmasked pairs: a slot attends to itself and the earlier slots of its conver
 
 A product costs its forward pass once; once more for the activation gradient, if anything in or before its part of the
 model is trained; once more for the weight gradient, if its weights are trained. So a trained part costs three forward
-passes, a frozen part behind a trained one two, and a frozen part with nothing trained before it one. Attention has no
-weights and two activation operands, so it costs three forward passes wherever gradients flow.
+passes; a frozen part costs two if something before it is trained, else one. Attention has no weights and two activation
+operands, so it costs three forward passes wherever gradients flow.
 """
 
 from collections.abc import Callable

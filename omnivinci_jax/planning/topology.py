@@ -1,6 +1,6 @@
 """Devices of other machines to compile for: TPU slices, and one host of GPUs.
 
-This needs the compilers, but neither the hardware nor CUDA. The TPU compiler is libtpu: `pip install
+Planning needs the compilers, but neither the hardware nor CUDA. The TPU compiler is libtpu: `pip install
 "omnivinci-jax[tpu]"`. The GPU compiler is jax's CUDA plugin in jax's version V, without its dependencies:
 `pip install --no-deps jax-cuda12-plugin==V jax-cuda12-pjrt==V`.
 """

@@ -1,8 +1,8 @@
 """Rotation angles of the axial time schemes of released configurations (period_fix "True" and "False").
 
-An axial scheme rotates a token by its position along two axes times its time. The angles reach thousands of turns,
-where float32 is off by thousandths, and released models were trained with these errors. So we compute the angles on the
-host exactly as the released code does, in float32 step by step, and reduce them to one turn.
+An axial scheme rotates a token by its time multiplied by its position along two axes. The angles reach thousands of
+turns, where float32 is off by thousandths, and released models were trained with these errors. So we compute the angles
+on the host exactly as the released code does, in float32 step by step, and reduce them to one turn.
 """
 
 from typing import Literal

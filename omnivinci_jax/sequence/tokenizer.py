@@ -26,7 +26,7 @@ FILES = (
 
 
 class Tokenizer:
-    """Text to ids and back. Reads only `tokenizer.json`, so loader workers need no transformers."""
+    """Converts text to ids and back. Reads only `tokenizer.json`, so loader workers need no transformers."""
 
     def __init__(self, folder: epath.PathLike):
         """Raises UserError if `folder` has no valid tokenizer.json, or one without the required tokens."""
