@@ -2,8 +2,9 @@
 
 There are five kinds of multiple-choice questions. `seen`, `heard` and `when` need one stream; `while` and `order` need
 both, aligned in time, and are balanced (see `timeline`). `order` asks for the next event of the other stream, since a
-literal "did red or the beep come first" cannot be balanced: the sight would be early under one answer and late under the
-other, so its time alone would reveal the answer. A clip has one form of `order`, the one that its streams were drawn for.
+literal "did red or the beep come first" cannot be balanced: the sight would be early under one answer and late under
+the other, so its time alone would reveal the answer. A clip has one form of `order`, the one that its streams were
+drawn for.
 
 The two rank kinds are for fine-tuning; no data set mixes them with the others.
 """

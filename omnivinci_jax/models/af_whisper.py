@@ -19,7 +19,7 @@ INIT = nn.initializers.variance_scaling(6.0, "fan_in", "truncated_normal")
 
 
 class AFWhisperTower(nn.Module):
-    """Maps log-mel windows to features: two convolutions, sinusoidal positions, pre-norm layers, a mean over time pairs.
+    """Maps log-mel windows to features: two convolutions, sinusoidal positions, pre-norm layers, mean of time pairs.
 
     The position table is a parameter, as in the published checkpoint, but gets no gradient.
     """
