@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def load(folder: str | Path, dtype: "DTypeLike | None" = None, mesh: "Mesh | None" = None) -> "Assistant":
-    """Loads a PyTorch checkpoint in either layout, as `omnivinci_jax.load` does a model directory.
+    """Loads a PyTorch checkpoint in either layout, as `omnivinci_jax.load` loads a model directory.
 
     Args:
         folder: the checkpoint and its tokenizer.

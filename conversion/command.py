@@ -10,7 +10,7 @@ from omnivinci_jax.errors import UserError
 
 
 def progress(total: int, description: str) -> tqdm:
-    """A progress bar over bytes; hidden if standard error is not a terminal."""
+    """Returns a progress bar over bytes; hidden if standard error is not a terminal."""
     return tqdm(total=total, desc=description, unit="B", unit_scale=True, disable=None)
 
 

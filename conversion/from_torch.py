@@ -56,7 +56,7 @@ def _with_progress(leaf: LazyLeaf, bar: tqdm) -> LazyLeaf:
 
 
 def main(arguments: list[str], prog: str = "python -m conversion.from_torch") -> int:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, nargs="?", help="checkpoint in the released or merged layout")
     parser.add_argument("destination", type=Path, help="model directory to create")

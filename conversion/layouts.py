@@ -30,7 +30,7 @@ _ALIASES = {
     "mm_projector": ("mm_projector.",),
     "sound_mm_projector": ("sound_mm_projector.",),
 }
-# Tensors that the model does not use, in larger checkpoints that contain a part.
+# Tensors of larger checkpoints that contain a part; the model does not use them.
 _UNUSED = {
     "llm": re.compile(r".*rotary_emb\.inv_freq"),
     "vision_tower": re.compile(r"text_model\..*|logit_\w+|(vision_model\.)?head\..*|.*\.position_ids"),
@@ -41,7 +41,7 @@ _UNUSED = {
 
 
 def read_layout(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint in either layout by merged name; unpublished ones start with `omnivinci_jax.`.
+    """Returns a checkpoint's tensors (either layout) by merged name; unpublished ones start with `omnivinci_jax.`.
 
     Raises:
         UserError: no checkpoint, or a damaged one (`stored_tensors`).
@@ -67,7 +67,7 @@ def read_layout(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_part(folder: Path, part: str) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Tensors of one part by merged name, and the names of tensors that the model does not use."""
+    """Returns a part's tensors by merged name, and the names of tensors that the model does not use."""
     if not is_checkpoint(folder):
         raise UserError(f"{folder}: neither model.safetensors nor model.safetensors.index.json")
     merged, released = PARTS[part]
@@ -82,7 +82,7 @@ def read_part(folder: Path, part: str) -> tuple[dict[str, StoredTensor], list[st
 
 
 def file_name(name: str, layout: Layout) -> tuple[str, str]:
-    """Folder ("" for the root) and name in `layout` of a tensor whose merged name is `name`."""
+    """Returns folder ("" for the root) and name in `layout` of a tensor whose merged name is `name`."""
     if name.startswith(f"{UNPUBLISHED}."):
         return UNPUBLISHED, name.removeprefix(f"{UNPUBLISHED}.")
     if layout == "merged":
@@ -93,7 +93,7 @@ def file_name(name: str, layout: Layout) -> tuple[str, str]:
 
 
 def _canonical_name(name: str) -> str:
-    """The merged name of a tensor that some published files prefix with the inner module's name."""
+    """Returns the merged name of a tensor that some published files prefix with the inner module's name."""
     part = name.split(".", 1)[0]
     if part == "sound_tower":
         return PARTS[part][0] + _strip(name.removeprefix("sound_tower."), ("audio_tower.",))

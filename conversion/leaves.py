@@ -39,7 +39,7 @@ def save(folder: Path, leaves: dict[str, LazyLeaf]) -> None:
 
 
 class StoredLeaf:
-    """A leaf of a checkpoint on disk, however Orbax wrote it."""
+    """A leaf of a checkpoint on disk, in any format that Orbax writes."""
 
     def __init__(self, folder: Path, path: str, use_ocdbt: bool, use_zarr3: bool):
         """Opens the leaf `path` (with slashes) of the checkpoint `folder`."""
@@ -54,12 +54,12 @@ class StoredLeaf:
         self.shape, self.dtype = tuple(self._array.shape), self._array.dtype.numpy_dtype
 
     def read(self, index: int | None = None) -> np.ndarray:
-        """The whole leaf, or slice `index` of the first axis."""
+        """Reads the whole leaf, or slice `index` of the first axis."""
         return (self._array if index is None else self._array[index]).read().result()
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
-    """`x` if it is contiguous, else a contiguous copy, made in blocks that fit in cache."""
+    """Returns `x` if it is contiguous, else a contiguous copy, made in blocks that fit in cache."""
     if x.flags.c_contiguous:
         return x
     if x.ndim != 2:
@@ -105,7 +105,7 @@ def _write(path: str, leaf: LazyLeaf) -> None:
 
 
 def _chunks(leaf: LazyLeaf) -> list[int]:
-    """Chunk shape: one slice of the first axis, or as many of its rows as fit in CHUNK_BYTES."""
+    """Returns the chunk shape: one slice of the first axis, or as many of its rows as fit in CHUNK_BYTES."""
     if not leaf.shape:
         return []
     chunks = [1, *leaf.shape[1:]] if len(leaf.shape) > 2 else list(leaf.shape)

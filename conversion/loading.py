@@ -31,7 +31,7 @@ def load(folder: Path, dtype: DTypeLike | None = None, mesh: Mesh | None = None)
 
 
 def load_model(folder: Path, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> tuple[OmniVinci, dict]:
-    """`load` without the tokenizer: the module and its parameters, for callers with token ids."""
+    """Returns the module and its parameters, without a tokenizer, for callers that have token ids."""
     source = open_source(folder)
     model = OmniVinci(source.config, Compute(dtype=dtype or jnp.float32))
     shardings = flatten_dict(shardings_of(model, mesh), sep="/")

@@ -17,10 +17,10 @@ Shape = tuple[int, ...]
 
 
 class Transform(NamedTuple):
-    """A change of layout; returns views where possible, so that nothing is copied twice.
+    """A change of layout; its functions return views where possible, so that nothing is copied twice.
 
-    to_tree: torch's array to the tree's. to_torch: back, given torch's shape.
-    torch_shape: torch's shape from the tree's and the number of real vocabulary rows.
+    to_tree: converts torch's array to the tree's. to_torch: converts back, given torch's shape.
+    torch_shape: gives torch's shape, from the tree's and the number of real vocabulary rows.
     """
 
     to_tree: Callable[[np.ndarray], np.ndarray]
@@ -58,7 +58,7 @@ Row = tuple[str, str, Transform]
 
 
 def _dense(torch: str, tree: str, *names: str, bias: bool = True, weight: Transform = LINEAR) -> list[Row]:
-    """Table rows of linear or convolution modules, whose dotted `names` are the same in the tree."""
+    """Returns table rows of linear or convolution modules whose dotted `names` are the same in the tree."""
     rows = []
     for name in names or ("",):
         path = f"{tree}/{name.replace('.', '/')}".rstrip("/")
@@ -144,7 +144,7 @@ class Tensor(NamedTuple):
 
 
 def tensors(config: OmniVinciConfig, leaves: dict[str, Shape]) -> Iterator[Tensor]:
-    """Every published tensor of a model whose parameters have the shapes `leaves` (by path), leaf by leaf.
+    """Yields every published tensor, leaf by leaf, of a model whose parameters have the shapes `leaves` (by path).
 
     A tied decoder has no head. For leaves without a published name see `unpublished_leaves`.
     """
@@ -155,7 +155,7 @@ def tensors(config: OmniVinciConfig, leaves: dict[str, Shape]) -> Iterator[Tenso
 
 
 def unpublished_leaves(config: OmniVinciConfig, leaves: dict[str, Shape]) -> dict[str, str]:
-    """Names and paths of leaves that the published layouts lack; conversion does not transform them."""
+    """Returns names and paths of leaves that the published layouts lack; conversion does not transform them."""
     published = {tensor.path for tensor in tensors(config, leaves)}
     return {path.replace("/", "."): path for path in leaves if path not in published}
 

@@ -35,10 +35,10 @@ _TABLES = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")
 class Source(NamedTuple):
     """A model to convert.
 
-    base: config.json of the checkpoint, whose other keys are kept.
+    base: config.json of the checkpoint; keys that this project does not use are kept.
     leaves: by path.
     tokenizer: None if the source has none.
-    notes: for the user: what was initialised, skipped or added.
+    notes: what was initialised, skipped or added, for the user.
     """
 
     config: OmniVinciConfig
@@ -70,7 +70,7 @@ class ExtendedTable(NamedTuple):
         return self.rows, *self.table.shape[1:]
 
     def read(self) -> np.ndarray:
-        """All rows."""
+        """Reads all rows."""
         old = self.table.read()
         mean = old.mean(axis=0, dtype=np.float32).astype(old.dtype)
         return np.concatenate([old, np.broadcast_to(mean, (self.rows - len(old), *mean.shape))])
@@ -91,10 +91,10 @@ def open_source(
         folder: a checkpoint in the released or merged layout; None if all three `parts` are given.
         parts: folders of parts (`llm`, `vision_tower`, `sound_tower`) that are missing in `folder` or replace its own.
         tokenizer: folder of the tokenizer, if it is not in the checkpoint.
-        dtype: type of all parameters; None keeps that of each.
+        dtype: type of all parameters; None keeps their types.
 
     Raises:
-        UserError: a damaged file, or a tensor that is missing, unknown or of another shape; names the key and the file.
+        UserError: a damaged file, or a tensor that is missing, unknown or of the wrong shape; names key and file.
         ConfigError: an unsupported configuration.
     """
     parts = dict(parts or {})
@@ -212,7 +212,7 @@ def _stored_leaf(
 
 
 def _initialised_leaves(model: OmniVinci, paths: set[str], shapes: dict, dtype: np.dtype) -> dict[str, LazyLeaf]:
-    """Randomly initialised leaves, computed when the first one is read; XLA drops the rest of the model."""
+    """Returns randomly initialised leaves, computed when the first one is read; XLA drops the rest of the model."""
     batch = init_batch(model.config)
 
     @jax.jit

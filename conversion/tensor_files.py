@@ -41,12 +41,12 @@ class StoredTensor(NamedTuple):
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` itself contains a model's safetensors files."""
+    """Returns whether `folder` itself contains a model's safetensors files."""
     return (folder / INDEX).is_file() or (folder / SINGLE).is_file()
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Tensors of the single file or all shards in `folder`, by name; reads headers only.
+    """Returns the tensors of the single file or all shards in `folder`, by name; reads headers only.
 
     Raises:
         UserError: a missing or truncated file, an index that contradicts the files or names one outside the folder, a

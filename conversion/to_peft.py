@@ -76,7 +76,7 @@ def _config(config: TrainConfig, modules: list[str]) -> dict:
 
 
 def main(arguments: list[str], prog: str = "python -m conversion.to_peft") -> int:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="work directory of a run with adapters")
     parser.add_argument("destination", type=Path, help="directory to create")

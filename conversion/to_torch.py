@@ -64,7 +64,7 @@ def to_torch(folder: Path, destination: Path, *, layout: Layout, dtype: str | No
 
 
 def _write_metadata(folder: Path, part: Path, root: dict[str, Any], layout: Layout) -> None:
-    """Writes config.json of the layout, and the tokenizer's files subfolder PyTorch code looks for them."""
+    """Writes the layout's config.json, and the tokenizer's files where PyTorch code looks for them."""
     root = {**root, "architectures": root.get("architectures", ["AudioVisualFlamingoForConditionalGeneration"])}
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer(folder)
@@ -79,7 +79,7 @@ def _write_metadata(folder: Path, part: Path, root: dict[str, Any], layout: Layo
 
 
 def main(arguments: list[str], prog: str = "python -m conversion.to_torch") -> int:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="model directory")
     parser.add_argument("destination", type=Path, help="directory to create")

@@ -27,7 +27,7 @@ _BLOCK = 2**22  # values compared at once
 class Report:
     """Result of `verify`.
 
-    differences: one line each; empty if both sides hold the same model.
+    differences: one line each; empty if both sides are the same model.
     notes: for the user; not differences.
     tensors: number of tensors compared.
     """
@@ -125,7 +125,7 @@ def _same_bits(a: np.ndarray, b: np.ndarray, cast_to: np.dtype | None = None) ->
 
 
 def _describe_difference(a: np.ndarray, b: np.ndarray) -> str:
-    """How many values differ and by how much, both sides cast to the narrower type."""
+    """Describes how many values differ and by how much, with both sides cast to the narrower type."""
     narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
     count, largest = 0, 0.0
     for x, y in _blocks(a, b):
@@ -138,7 +138,7 @@ def _describe_difference(a: np.ndarray, b: np.ndarray) -> str:
 
 
 def main(arguments: list[str], prog: str = "python -m conversion.verify") -> int:
-    """The command; returns 1 if anything differs."""
+    """Runs the command; returns 1 if anything differs."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="model directory")
     parser.add_argument("torch", type=Path, metavar="TORCH_DIR", help="checkpoint in the released or merged layout")

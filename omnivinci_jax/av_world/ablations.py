@@ -3,9 +3,9 @@
     omnivinci av_world ablations --out runs/ablation_data/paired --paired
     omnivinci av_world ablations --out runs/ablation_data/independent
 
-`questions.jsonl` has multiple-choice conversations, `captions.jsonl` captions of sights and sounds together, as a data
-engine writes them (Section 3.2); `val.jsonl` and `held_out.jsonl` are as in av_world. With --paired each colour has its
-sound: OmniAlignNet has something to align, and a clip's frames predict its sounds. Otherwise only the sound tells.
+`questions.jsonl` has multiple-choice conversations, `captions.jsonl` captions of sights and sounds together, like those
+of a data engine (Section 3.2); `val.jsonl` and `held_out.jsonl` are as in av_world. With --paired each colour has its
+own sound, so OmniAlignNet has something to align, and a clip's frames predict its sounds. Otherwise they do not.
 """
 
 from concurrent.futures import ProcessPoolExecutor

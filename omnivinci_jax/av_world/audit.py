@@ -1,9 +1,9 @@
-"""Audits questions for shortcuts: baselines that know only the text, or the text and the truth of one stream.
+"""Audits questions for shortcuts: baselines that know only the text, or also one stream's ground truth.
 
     omnivinci av_world audit data/av_world
 
-For each kind of question and each baseline the table gives two accuracies on the held-out split: of the best of some
-hundred rules ("the longest sight", "the third option") and of a linear scorer over the same features of the options.
+For each kind of question and each baseline the table gives two accuracies on the held-out split: that of the best of
+some hundred rules ("the longest sight", "the third option"), and that of a linear scorer over the same features.
 The rule is chosen and the scorer fitted on the full clips of the train split. Half of the `when` questions are about
 sights and half about sounds, so one stream answers more than half of them; the other stream still reveals the clip's
 duration.
@@ -71,7 +71,7 @@ def audit_folder(folder: Path) -> list[Result]:
 
 
 def markdown(results: list[Result]) -> str:
-    """The results as a Markdown table: best rule and linear scorer of each baseline, in percent."""
+    """Formats the results as a Markdown table: best rule and linear scorer of each baseline, in percent."""
     lines = [
         "| kind | questions | standard error | " + " | ".join(f"{sense} only: rule, scorer" for sense in SENSES) + " |",
         "|---|---|---|---|---|---|",
@@ -84,7 +84,7 @@ def markdown(results: list[Result]) -> str:
 
 
 def option_features(clip: Clip, question: Question, sense: Sense) -> Float[np.ndarray, "4 features"]:
-    """Features of each option that the baseline knows; taking the highest or lowest of a column is a rule."""
+    """Returns the features that the baseline knows of each option; a rule picks a column's highest or lowest value."""
     known = [np.eye(4)]
     if question.kind == "when":
         seconds = _seconds(question)
@@ -132,7 +132,7 @@ def _accuracies(
     train: tuple[Float[np.ndarray, "n 4 features"], Int[np.ndarray, " n"]],
     test: tuple[Float[np.ndarray, "m 4 features"], Int[np.ndarray, " m"]],
 ) -> tuple[float, float]:
-    """Accuracies of the best rule and of the linear scorer."""
+    """Returns the accuracies of the best rule and of the linear scorer."""
     (features, answers), (test_features, test_answers) = train, test
     extremes, test_extremes = (
         np.concatenate([values.argmax(axis=1), values.argmin(axis=1)], axis=1) for values in (features, test_features)

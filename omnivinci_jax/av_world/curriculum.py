@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 class Modality(NamedTuple):
-    """How to make rows of a modality, how many are for training, and how many of these joint training also uses.
+    """A modality: how to make its rows, how many are for training, and how many of these joint training also uses.
 
     asked: whether its questions are used for evaluation.
     """
@@ -117,7 +117,7 @@ def _write_all(out: Path, seed: int, scale: float, pool: ProcessPoolExecutor) ->
 
 
 def _question(row: Row, kind: str, number: int) -> Row:
-    """One question of a row as its own conversation; cycles over all turns but the last, which may be a caption."""
+    """Makes one question of a row a conversation; cycles over all turns except the last, which may be a caption."""
     first, *_ = row["messages"][0]["content"]
     turns = len(row["messages"]) // 2
     start = 2 * (number % max(1, turns - 1))

@@ -53,7 +53,7 @@ def write_extra(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def conversation_row(name: str, media: tuple[str, str] | None, turns: list[Turn]) -> dict[str, Any]:
-    """A conversation in the Hugging Face chat form; media = (type, path) goes into the first user turn."""
+    """Returns a conversation in the Hugging Face chat form; media = (type, path) goes into the first user turn."""
     messages: list[dict[str, Any]] = []
     for question, answer in turns:
         messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
@@ -65,7 +65,7 @@ def conversation_row(name: str, media: tuple[str, str] | None, turns: list[Turn]
 
 
 def image_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A shape; asks for its colour."""
+    """Draws a shape; asks for its colour."""
     rng = generator(seed, "train", number, "image")
     width, height = rng.integers(41, 180, size=2)
     path = out / "images" / f"{number:06d}.png"
@@ -82,7 +82,7 @@ def image_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def sound_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A sound; asks for its name."""
+    """Renders a sound; asks for its name."""
     rng = generator(seed, "train", number, "sound")
     ending, rate = SOUND_FILES[number // len(ROW_MAKERS) % len(SOUND_FILES)]
     path = out / "sounds" / f"{number:06d}.{ending}"
@@ -97,7 +97,7 @@ def sound_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def silent_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A clip without sound; asks what was seen and when, and for a caption."""
+    """Renders a clip without sound; asks what was seen and when, and for a caption."""
     clip = draw_clip(seed, "silent", number)
     path = out / "clips" / clip.name
     if not path.exists():
@@ -107,7 +107,7 @@ def silent_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def soundtrack_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """The sound of a clip; asks what was heard and when, and for a caption."""
+    """Renders the sound of a clip; asks what was heard and when, and for a caption."""
     clip = draw_clip(seed, "soundtrack", number)
     path = out / "sounds" / Path(clip.name).with_suffix(".flac")
     if not path.exists():
@@ -117,14 +117,14 @@ def soundtrack_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def _stream_turns(clip: Clip, kind: Kind, stream: tuple[Event, ...]) -> list[Turn]:
-    """Questions about one stream of a clip, then its caption."""
+    """Returns questions about one stream of a clip, then its caption."""
     questions, names = all_questions(clip, clip.rng("questions")), {event.name for event in stream}
     asked = [*questions[kind][:2], *(question for question in questions["when"] if question.asked in names)]
     return [*((question.text, question.answer) for question in asked), caption_turns(clip)[kind]]
 
 
 def speech_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A number spoken by espeak-ng in a random voice; asks for the number."""
+    """Speaks a number with espeak-ng in a random voice; asks for the number."""
     rng = generator(seed, "train", number, "speech")
     path = out / "speech" / f"{number:06d}.wav"
     name = str(rng.choice(NUMBERS))
@@ -138,12 +138,12 @@ def speech_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def can_speak() -> bool:
-    """Whether espeak-ng is installed."""
+    """Returns whether espeak-ng is installed."""
     return shutil.which("espeak-ng") is not None
 
 
 def text_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """Four sums, without media."""
+    """Asks four sums, without media."""
     rng = generator(seed, "train", number, "text")
     turns = []
     for _ in range(4):
@@ -153,14 +153,14 @@ def text_row(out: Path, seed: int, number: int) -> dict[str, Any]:
 
 
 def log_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A clip as a text log, without media, with the questions that clips get."""
+    """Writes a clip as a text log, without media; asks the questions that clips get."""
     clip = draw_clip(seed, "log", number)
     *_, turns = training_conversations(clip, repeats=1 + number % 2)
     return _with_log(f"log-{number:06d}", clip, turns)
 
 
 def log_caption_row(out: Path, seed: int, number: int) -> dict[str, Any]:
-    """A training clip as a text log, with captions or open questions."""
+    """Writes a training clip as a text log, with captions or open questions."""
     clip = draw_clip(seed, "train", number)
     conversations = training_conversations(clip, repeats=0)
     return _with_log(f"log_caption-{number:06d}", clip, conversations[number % len(conversations)])

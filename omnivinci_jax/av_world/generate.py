@@ -87,7 +87,7 @@ def write_clip(out: Path, clip: Clip) -> None:
 
 
 def training_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
-    """One row per conversation about the clip."""
+    """Returns one row per conversation about the clip."""
     media = "video", f"clips/{clip.name}"
     if asking == "all":
         conversations = training_conversations(clip)
@@ -101,7 +101,7 @@ def training_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
 
 
 def question_rows(clip: Clip, asking: Asking = "all") -> list[dict[str, Any]]:
-    """One row per kind of question."""
+    """Returns one row per kind of question."""
     media = "video", f"clips/{clip.name}"
     questions: Sequence[Question] = (
         one_of_each(clip) if asking == "all" else rank_questions(clip, clip.rng("questions"))[0]

@@ -1,11 +1,12 @@
 """Questions, captions and conversations about a clip, and the vocabulary they use.
 
 There are five kinds of multiple-choice questions. `seen`, `heard` and `when` need one stream; `while` and `order` need
-both, in time, and are balanced (see `timeline`). `order` asks for the next event of the other stream, since a literal
-"did red or the beep come first" cannot be balanced: the sight would be early under one answer and late under the other,
-so its time alone would reveal the answer. A clip has one form of `order`, the one that its streams were drawn for.
+both, aligned in time, and are balanced (see `timeline`). `order` asks for the next event of the other stream, since a
+literal "did red or the beep come first" cannot be balanced: the sight would be early under one answer and late under
+the other, so its time alone would reveal the answer. A clip has one form of `order`, the one that its streams were
+drawn for.
 
-The two rank kinds are for fine-tuning and never in one data set with the others.
+The two rank kinds are for fine-tuning; no data set mixes them with the others.
 """
 
 import itertools
@@ -22,7 +23,7 @@ Kind = Literal["seen", "heard", "while", "order", "when", "rank_seen", "rank_hea
 KINDS: tuple[Kind, ...] = ("seen", "heard", "while", "order", "when")
 JOINT_KINDS: tuple[Kind, ...] = ("while", "order")
 
-# The asked event is at the end, at the same distance from the answer in every form.
+# Every form ends with the asked event, at the same distance from the answer.
 SEEN = "Which colour, {options}, was seen?"
 HEARD = "Which sound, {options}, was heard?"
 WHILE = "Which colour, {options}, was on screen while the {asked} sounded?"
@@ -69,7 +70,7 @@ class Question:
 def multiple_choice(
     rng: np.random.Generator, kind: Kind, template: str, asked: str, answer: str, others: Iterable[str]
 ) -> Question:
-    """The answer and three others in random order."""
+    """Returns a question whose options are the answer and three others, in random order."""
     return Question(kind, template, asked, _shuffled(rng, [answer, *others]), answer)
 
 
@@ -82,7 +83,7 @@ def name_question(
 
 
 def all_questions(clip: Clip, rng: np.random.Generator) -> dict[Kind, Sequence[Question]]:
-    """All possible questions about the clip, by kind, in random order.
+    """Returns all possible questions about the clip, by kind, in random order.
 
     The first of each joint kind is the balanced one: the rank of its answer was drawn before the clip.
     """
@@ -127,7 +128,7 @@ def all_questions(clip: Clip, rng: np.random.Generator) -> dict[Kind, Sequence[Q
 
 
 def one_of_each(clip: Clip) -> list[Question]:
-    """One question of every kind, for evaluation, each in its own conversation."""
+    """Returns one question of every kind, for evaluation, each in its own conversation."""
     return [questions[0] for questions in all_questions(clip, clip.rng("questions")).values()]
 
 
@@ -135,7 +136,7 @@ Turn = tuple[str, str]
 
 
 def caption_turns(clip: Clip) -> dict[str, Turn]:
-    """Dense captions of one stream and of both (the paper's omni captions, Section 3.2), by kind.
+    """Returns dense captions of one stream and of both (the paper's omni captions, Section 3.2), by kind.
 
     They list events in time order: `seen` and `heard` with the second in which each begins, `while` and `order` with
     the fact that questions of these kinds ask for.
@@ -154,7 +155,7 @@ def caption_turns(clip: Clip) -> dict[str, Turn]:
 
 
 def clip_log(clip: Clip) -> str:
-    """The clip as a text log: each second's number, then what is seen and heard in each of its halves."""
+    """Returns the clip as a text log: each second's number, then what is seen and heard in each of its halves."""
     words = []
     for half in range(math.ceil(2 * clip.duration)):
         start, end = half / 2, (half + 1) / 2
@@ -164,7 +165,7 @@ def clip_log(clip: Clip) -> str:
 
 
 def lookup_turns(clip: Clip, rng: np.random.Generator) -> dict[Kind, Turn]:
-    """Open questions, by kind, about several named events in random order, with the fact of each."""
+    """Returns open questions, by kind, that name several events in random order; the answer has each event's fact."""
     each_next = EACH_NEXT_COLOUR if clip.lead == "colour" else EACH_NEXT_SOUND
     requests: dict[Kind, str] = {"when": EACH_WHEN, "while": EACH_WHILE, "order": each_next}
     facts, turns = _facts(clip), {}
@@ -175,7 +176,7 @@ def lookup_turns(clip: Clip, rng: np.random.Generator) -> dict[Kind, Turn]:
 
 
 def _facts(clip: Clip) -> dict[Kind, list[tuple[str, str]]]:
-    """(event, fact) by kind: the second in which it begins; the colour at a sound's middle; the other stream's next."""
+    """Returns (event, fact) by kind: when: its second; while: the colour at its middle; order: the next event."""
 
     def first(stream: tuple[Event, ...], holds: Callable[[Event], bool]) -> str:
         return next((event.name for event in stream if holds(event)), NOTHING)
@@ -194,7 +195,7 @@ def _each(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def training_conversations(clip: Clip, repeats: int = 4) -> list[list[Turn]]:
-    """Conversations about the clip: captions and lookups, and `repeats` conversations of six questions.
+    """Returns conversations about the clip: captions and lookups, and `repeats` conversations of six questions.
 
     No earlier turn reveals an answer, or the model would learn little from the clip. So questions never follow
     captions, captions in one conversation state different facts, and `seen` and `heard` precede questions that name
@@ -221,7 +222,7 @@ def training_conversations(clip: Clip, repeats: int = 4) -> list[list[Turn]]:
 
 
 def rank_questions(clip: Clip, rng: np.random.Generator) -> list[tuple[Question, Question]]:
-    """Four (sight, sound) pairs of questions about a full clip; each rank of each stream is asked once."""
+    """Returns four (sight, sound) pairs of questions about a full clip; each rank of each stream is asked once."""
 
     def about(kind: Kind, template: str, stream: tuple[Event, ...]) -> list[Question]:
         names = [event.name for event in stream]
@@ -235,7 +236,7 @@ def rank_questions(clip: Clip, rng: np.random.Generator) -> list[tuple[Question,
 
 
 def vocabulary_text() -> list[str]:
-    """Every template with every word that it can contain, to train a tokenizer on."""
+    """Returns every template with every word that it can contain, to train a tokenizer on."""
     sentences = [SUBTRACT.format(start=start, end=end) for start in NUMBERS for end in NUMBERS]
     for template, asked, names in (
         (SEEN, ("",), COLOURS),

@@ -29,7 +29,7 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def render_frames(clip: Clip) -> UInt8[np.ndarray, "frames height width 3"]:
-    """The frames of the clip at FRAME_RATE."""
+    """Renders the frames of the clip at FRAME_RATE."""
     rng = clip.rng("render")
     width, height = clip.size
     times = np.arange(round(clip.duration * FRAME_RATE)) / FRAME_RATE
@@ -66,14 +66,14 @@ def draw_shape(
 def render_sound(
     rng: np.random.Generator, name: str, seconds: float, rate: int = SAMPLE_RATE
 ) -> Float[np.ndarray, " samples"]:
-    """One sound at full level (about ±1), faded over 15 ms at both ends."""
+    """Renders one sound at full level (about ±1), faded over 15 ms at both ends."""
     time = np.arange(round(seconds * rate)) / rate
     wave = WAVES[name](time, rng)
     return wave * np.clip(np.minimum(time, time[-1] - time) / 0.015, 0, 1)
 
 
 def render_waveform(clip: Clip) -> Float[np.ndarray, " samples"]:
-    """The sounds of the clip at SAMPLE_RATE, over noise of a random low level."""
+    """Renders the sounds of the clip at SAMPLE_RATE, over noise of a random low level."""
     rng = clip.rng("render")
     samples = round(clip.duration * SAMPLE_RATE)
     waveform = 10 ** rng.uniform(-3.5, -2) * rng.standard_normal(samples)
@@ -94,13 +94,13 @@ def _square(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _siren(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Up and down between 500 and 2000 Hz, three times a second."""
+    """Sweeps up and down between 500 and 2000 Hz, three times a second."""
     phase = 1250 * time - 750 * np.sin(2 * np.pi * 3 * time) / (2 * np.pi * 3)
     return np.sin(2 * np.pi * phase)
 
 
 def _clicks(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Twelve short bursts of noise a second."""
+    """Makes twelve short bursts of noise a second."""
     return 0.5 * rng.standard_normal(len(time)) * np.exp(-(time % (1 / 12)) / 0.006)
 
 

@@ -84,17 +84,17 @@ class Clip:
         return f"{self.split}_{self.number:06d}.{self.container}"
 
     def rng(self, purpose: Literal["render", "questions", "thin"]) -> np.random.Generator:
-        """A random generator that depends only on the clip and the purpose."""
+        """Returns a random generator that depends only on the clip and the purpose."""
         return generator(self.seed, self.split, self.number, purpose)
 
 
 def generator(seed: int, split: str, number: int, purpose: str) -> np.random.Generator:
-    """The random generator for one purpose of one numbered item of a split."""
+    """Returns the random generator for one purpose of one numbered item of a split."""
     return np.random.default_rng([seed, SPLITS.index(split), number, *purpose.encode()])
 
 
 def draw_clips(seed: int, split: str, count: int, paired: bool = False) -> list[Clip]:
-    """The first `count` clips of a split; clip i does not depend on the count.
+    """Draws the first `count` clips of a split; clip i does not depend on the count.
 
     Half of the training clips lose events: a few events alone teach a model what to look for in a full clip.
     paired: every colour has its sound, and a full clip has both or neither, so that matching streams can be recognised.
@@ -104,13 +104,13 @@ def draw_clips(seed: int, split: str, count: int, paired: bool = False) -> list[
 
 
 def draw_clip(seed: int, split: str, number: int, paired: bool = False) -> Clip:
-    """Clip `number` of a split; see `draw_clips`."""
+    """Draws clip `number` of a split; see `draw_clips`."""
     clip = _draw_group(seed, split, number // GROUP, paired)[number % GROUP]
     return _thinned(clip) if split == "train" else clip
 
 
 def _thinned(clip: Clip) -> Clip:
-    """The clip with one, two, or all four events of each stream, chosen at random."""
+    """Keeps one, two, or all four events of each stream, chosen at random."""
     rng, events = clip.rng("thin"), (1, 2, 4, 4)[clip.number // 2 % 4]
     sights, sounds = (
         tuple(stream[i] for i in sorted(rng.permutation(len(stream))[:events])) for stream in (clip.sights, clip.sounds)
@@ -122,7 +122,7 @@ def _thinned(clip: Clip) -> Clip:
 def inside(
     sights: Float[np.ndarray, "*#n sights 2"], sounds: Float[np.ndarray, "*#n sounds 2"]
 ) -> Bool[np.ndarray, "*#n sights sounds"]:
-    """Whether sight i was on screen during all of sound j, with a margin."""
+    """Returns whether sight i was on screen during all of sound j, with a margin."""
     sights, sounds = sights[..., :, None, :], sounds[..., None, :, :]
     return (sights[..., 0] + MARGIN <= sounds[..., 0]) & (sounds[..., 1] <= sights[..., 1] - MARGIN)
 
@@ -130,19 +130,19 @@ def inside(
 def next_after(
     lead: Float[np.ndarray, "*#n onsets"], anchors: Float[np.ndarray, "*#n anchors"]
 ) -> Bool[np.ndarray, "*#n onsets anchors"]:
-    """Whether onset i of the leading stream is the first after anchor j, with no onset within APART of the anchor."""
+    """Returns whether onset i of the leading stream is the first after anchor j, with none within APART of it."""
     previous = np.concatenate([np.full_like(lead[..., :1], -np.inf), lead[..., :-1]], axis=-1)
     lead, previous, anchors = lead[..., :, None], previous[..., :, None], anchors[..., None, :]
     return (previous + APART <= anchors) & (anchors <= lead - APART)
 
 
 def spans(events: tuple[Event, ...]) -> Float[np.ndarray, "n 2"]:
-    """Starts and ends of events, in seconds."""
+    """Returns the starts and ends of events, in seconds."""
     return np.array([(event.start, event.end) for event in events])
 
 
 # Minimum seconds of a stream's nine parts: gap, event, gap, event, … gap. The leading stream (with the answers to
-# `order`) begins late enough for an event to come before it, and leaves room for an onset APART from two of its own.
+# `order`) begins late enough for an event to come before it, and leaves room between onsets for one APART from both.
 # The first sight before a leading sound stream is long enough to reach its first sound.
 LEAST_PARTS = {
     ("sights", "colour"): (0.75, 1.0, 0.3, 1.0, 0.3, 1.0, 0.3, 1.0, 0.1),
@@ -169,7 +169,7 @@ Pairs = tuple[
 
 
 def _pair_for_colours(rng: np.random.Generator, count: int) -> Pairs:
-    """Both answers are sights: only sight streams have ranks, and choose among eight times as many sound streams."""
+    """Pairs streams when both answers are sights: only sights have ranks, and choose among 8 times as many sounds."""
     sights = _draw_streams(rng, count, "sights", "colour")
     sounds = _draw_streams(rng, 8 * count, "sounds", "colour")
     ranks = rng.integers(4, size=(2, count))
@@ -181,7 +181,7 @@ def _pair_for_colours(rng: np.random.Generator, count: int) -> Pairs:
 
 
 def _pair_for_sounds(rng: np.random.Generator, count: int) -> Pairs:
-    """The answer to `while` is a sight, the one to `order` a sound: both streams have a rank."""
+    """Pairs streams where `while` asks for a sight and `order` for a sound: both streams have a rank."""
     drawn = 3 * count // 2
     sights, sounds = (_draw_streams(rng, drawn, kind, "sound") for kind in ("sights", "sounds"))
     ranks = rng.integers(4, size=(2, drawn))
@@ -201,7 +201,7 @@ def _pair_for_sounds(rng: np.random.Generator, count: int) -> Pairs:
 
 
 def _match(possible: Bool[np.ndarray, "rows columns"]) -> Int[np.ndarray, " rows"] | None:
-    """A different column for every row; None if there is no perfect matching (one group in two or three)."""
+    """Matches each row to a different column; None if there is no perfect matching (one group in two or three)."""
     partner = maximum_bipartite_matching(csr_matrix(possible), perm_type="column")
     return None if (partner < 0).any() else partner
 
@@ -241,7 +241,7 @@ def _draw_group(seed: int, split: str, group: int, paired: bool) -> tuple[Clip, 
 def _stretch(
     rng: np.random.Generator, sights: Float[np.ndarray, "4 2"], sounds: Float[np.ndarray, "4 2"], paired: bool
 ) -> tuple[float, tuple[Event, ...], tuple[Event, ...]]:
-    """Duration and named events. Distances only grow; each stream has an onset with a clear second."""
+    """Returns duration and named events. Distances only grow; each stream has an onset with a clear second."""
     while True:
         duration = rng.uniform(BASE, LONGEST)
         knots = np.linspace(0, BASE, 8)
@@ -261,7 +261,7 @@ def _name(names: tuple[str, ...], chosen: Int[np.ndarray, " 4"], stream: Float[n
 
 
 def _when_options(rng: np.random.Generator, streams: Sequence[tuple[Event, ...]]) -> list[dict[str, tuple[int, ...]]]:
-    """For each clip, the four options, in seconds, of every event with a clear second.
+    """Returns for each clip the four options, in seconds, of every event with a clear second.
 
     The seconds of the whole group are sorted and sampled at four equal distances, from each starting point in turn:
     each of four such seconds is the answer to one question with these options. They are mostly two or more apart.

@@ -35,7 +35,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over `texts`, at most `vocab_size` ids with the special tokens, which come last as in Qwen2."""
+    """Trains byte-level BPE on `texts`: at most `vocab_size` ids, with the special tokens last as in Qwen2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

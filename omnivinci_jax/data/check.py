@@ -11,7 +11,7 @@ from omnivinci_jax.sequence.chat import Media
 
 
 def check_file(path: Path) -> tuple[int, list[str]]:
-    """(number of conversations, problems); decodes every media file fully, once."""
+    """Returns (number of conversations, problems); decodes every media file fully, once."""
     data, problems, known = Jsonl(path), [], {}
     entries = data.entries()
     for entry in tqdm(entries, desc=f"check {path.name}", unit=" samples", leave=False, mininterval=0.5):

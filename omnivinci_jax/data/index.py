@@ -1,6 +1,6 @@
 """The index of a data file: the location and packed size of each conversation, found without decoding media.
 
-Packs are planned from it, so what a step reads is a pure function of (seed, step).
+Packing is planned from the index, so the data of a step is a pure function of (seed, step).
 """
 
 import hashlib
@@ -35,8 +35,8 @@ _MIN_POOL_SAMPLES = 1000
 class Index:
     """The usable samples of one file, and the problems of the others.
 
-    locations: of each sample's record (see `Entry`); lines: its line in the JSONL file, from 1.
-    sizes: slots, tiles, windows and clips that it uses of a group.
+    locations: location of each sample's record (see `Entry`); lines: its line in the JSONL file, from 1.
+    sizes: slots, tiles, windows and clips that each sample uses of a group.
     max_frames: limit on frames per video where a long sample was thinned; 0 for the model's limit.
     problems: one line per skipped sample.
     """
@@ -62,19 +62,19 @@ class Index:
         return self.records.path
 
     def where(self, sample: int) -> str:
-        """File and line of a sample."""
+        """Returns the file and line of a sample."""
         return f"{self.path}:{self.lines[sample]}"
 
     def source_of(self, sample: int) -> int:
-        """Index of a sample's source in its mixture: 0, since a single file has one source."""
+        """Returns the index of a sample's source in its mixture: 0, since a single file has one source."""
         return 0
 
     def record(self, sample: int) -> dict:
-        """The JSON object of a sample."""
+        """Returns the JSON object of a sample."""
         return self.records.record(self._entry(sample))
 
     def conversation(self, sample: int) -> Conversation:
-        """The conversation of a sample."""
+        """Returns the conversation of a sample."""
         return self.records.conversation(self._entry(sample))
 
     def _entry(self, sample: int) -> Entry:
@@ -151,7 +151,7 @@ def open_index(
     pool: IndexPool,
     max_skipped: float = 1.0,
 ) -> Index:
-    """The index saved in `folder`, or a new one if the file, the settings or the tokenizer changed.
+    """Returns the index saved in `folder`, or a new one if the file, the settings or the tokenizer changed.
 
     An index with a larger share of problems than `max_skipped` is not saved, since the user must fix them first.
     """

@@ -33,7 +33,7 @@ Planned = list[list[list[int]]]
 
 
 def plan_all(index: Index, settings: DataConfig) -> Planned:
-    """Every sample of a file once; empty groups at the end complete the last batch."""
+    """Plans every sample of a file once; empty groups at the end complete the last batch."""
     groups = []
     for start in range(0, len(index), PACKED_TOGETHER):
         part = pack(index.sizes[start : start + PACKED_TOGETHER], settings.capacity)
@@ -44,8 +44,8 @@ def plan_all(index: Index, settings: DataConfig) -> Planned:
 class Plan:
     """The samples of every group of an endless run: the mixture block by block, each block packed and shuffled.
 
-    The index of a block's first group depends on packing all blocks before it. `start` skips them: a block and the
-    index of its first group, as returned by `block_of` of an earlier plan. Earlier groups are then not available.
+    The index of a block's first group depends on packing all blocks before it. To skip them, give `start`: a block
+    and the index of its first group, as returned by an earlier plan's `block_of`. Earlier groups are then unavailable.
     """
 
     def __init__(self, mixture: Mixture, capacity: Capacity, seed: int, start: tuple[int, int] = (0, 0)):
@@ -56,12 +56,12 @@ class Plan:
         self._packed: dict[int, Planned] = {}
 
     def __getitem__(self, group: int) -> list[list[int]]:
-        """Rows of a group, each a list of sample indices."""
+        """Returns the rows of a group, each a list of sample indices."""
         block, first = self.block_of(group)
         return self._groups(block)[group - first]
 
     def block_of(self, group: int) -> tuple[int, int]:
-        """The block that contains a group, and the index of the block's first group."""
+        """Returns the block that contains a group, and the index of the block's first group."""
         while group >= self._first_groups[-1]:
             block = self._start_block + len(self._first_groups) - 1
             self._first_groups.append(self._first_groups[-1] + len(self._groups(block)))
@@ -167,9 +167,9 @@ def read_batches(
 
 
 def _unlink(leaf: object) -> object:
-    """Unlinks the shared memory of a worker's array, which keeps it mapped; returns other leaves unchanged.
+    """Unlinks the shared memory of a worker's array, which stays mapped; returns other leaves unchanged.
 
-    Grain unlinks when the array is deleted, but JAX may keep the last arrays until the process exits: too late.
+    Grain unlinks when the array is deleted, but JAX may keep the last arrays until the process exits.
     """
     if isinstance(leaf, SharedMemoryArray) and leaf.shm:
         leaf.shm.unlink()

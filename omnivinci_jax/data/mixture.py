@@ -23,7 +23,7 @@ PACKED_TOGETHER, _MIN_BLOCK = 2048, 512
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weighted sources with their indexes; sample indices run through them, source after source.
+    """Weighted sources with their indexes; sample indices count over all sources in order.
 
     Raises:
         DataError: a source has no usable sample.
@@ -75,7 +75,7 @@ class Mixture:
         return tuple(problem for index in self.indices for problem in index.problems)
 
     def source_of(self, samples: int | Int64[np.ndarray, " n"]) -> int | Int64[np.ndarray, " n"]:
-        """Index of each sample's source."""
+        """Returns the index of each sample's source."""
         sources = np.searchsorted(self.starts, samples, side="right") - 1
         return int(sources) if isinstance(samples, int) else sources
 
@@ -106,14 +106,14 @@ class Blocks:
         self._length = max(epoch / np.ceil(epoch / PACKED_TOGETHER), min(_MIN_BLOCK, len(mixture)))
 
     def __getitem__(self, block: int) -> Int64[np.ndarray, " samples"]:
-        """Sample indices of a block: each source's share, rounded, in the source's order."""
+        """Returns the sample indices of a block: each source's share, rounded, in the source's order."""
         # Both ends round alike, so consecutive blocks neither skip nor repeat a sample.
         ends = (self._mixture.shares * self._length * end for end in (block, block + 1))
         first, last = (np.rint(end).astype(int).tolist() for end in ends)
         return np.concatenate([self._draw(source, first[source], last[source]) for source in range(len(first))])
 
     def _draw(self, source: int, first: int, last: int) -> Int64[np.ndarray, " n"]:
-        """Samples `first` to `last` of a source's endless stream of epochs."""
+        """Returns samples `first` to `last` of a source's endless stream of epochs."""
         count, drawn = len(self._mixture.indices[source]), []
         while first < last:
             epoch, start = divmod(first, count)
@@ -133,5 +133,5 @@ class Blocks:
 
 
 def as_mixture(index: Index) -> Mixture:
-    """A mixture of one file."""
+    """Wraps one file as a mixture."""
     return Mixture((Source("train", str(index.path), "omni"),), (index,))

@@ -38,7 +38,7 @@ class MediaReader:
     cache: AnyPath | None = None
 
     def select(self, conversation: Conversation) -> Conversation:
-        """The conversation without the media that `drop` removes."""
+        """Returns the conversation without the media that `drop` removes."""
         if self.drop == "nothing":
             return conversation
         messages = []
@@ -48,7 +48,7 @@ class MediaReader:
         return dataclasses.replace(conversation, messages=tuple(messages))
 
     def measure(self, conversation: Conversation, max_frames: int | None = None) -> list[MediaSize]:
-        """Sizes of a conversation's media, read from the files' headers; raises MediaError.
+        """Returns the sizes of a conversation's media, read from the files' headers; raises MediaError.
 
         Args:
             conversation: as returned by `select`.
@@ -63,7 +63,7 @@ class MediaReader:
     def load(
         self, conversation: Conversation, max_frames: int | None = None
     ) -> tuple[list[MediaSize], UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
-        """Sizes, tiles and windows of a conversation's media, in order; raises MediaError."""
+        """Loads sizes, tiles and windows of a conversation's media, in order; raises MediaError."""
         tiled = is_tiled(conversation)
         side, audio_config = self.config.vision.image_size, self.config.audio
         sizes = []
@@ -153,7 +153,7 @@ class MediaReader:
     def load_item(
         self, item: Media, tiled: bool, max_frames: int | None = None
     ) -> tuple[MediaSize, UInt8[np.ndarray, "tiles P P 3"], Float32[np.ndarray, "windows F M"]]:
-        """Size, tiles and windows of one media item; `tiled` is `is_tiled` of its conversation. Raises MediaError."""
+        """Loads size, tiles and windows of one item; `tiled` is `is_tiled` of its conversation. Raises MediaError."""
         if self.cache is None:
             with on_disk(item) as file:
                 return self._load(file, tiled, max_frames)
@@ -173,7 +173,7 @@ class MediaReader:
         return size, tiles, windows
 
     def _media_settings(self) -> tuple:
-        """The configuration fields that affect tiles, windows or sizes."""
+        """Returns the configuration fields that affect tiles, windows or sizes."""
         config = self.config
         return (
             config.s2_scales,
@@ -201,7 +201,7 @@ class Processor(MediaReader):
 
 
 def file_state(path: str) -> tuple[str, int, int]:
-    """Path, size and modification time; raises MediaError if there is no such file."""
+    """Returns path, size and modification time; raises MediaError if there is no such file."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -215,7 +215,7 @@ def _probe_video(path: str, _size: int, _changed: int) -> decode.VideoInfo:
 
 
 def is_tiled(conversation: Conversation) -> bool:
-    """Whether images are cut by Dynamic-S2: a single image is; several images are one tile each."""
+    """Returns whether images are cut by Dynamic-S2: a single image is; each of several images is one tile."""
     return sum(item.kind == "image" for item in conversation.media) == 1
 
 

@@ -28,23 +28,23 @@ class Records(Protocol):
         ...
 
     def identity(self) -> tuple:
-        """Changes when the content does."""
+        """Returns a value that changes when the content does."""
         ...
 
     def entries(self) -> list[Entry]:
-        """All conversations; raises DataError if there are none."""
+        """Reads all conversations; raises DataError if there are none."""
         ...
 
     def read(self, location: int) -> bytes:
-        """The bytes of one conversation."""
+        """Reads the bytes of one conversation."""
         ...
 
     def record(self, entry: Entry) -> dict:
-        """The JSON object as the user wrote it; raises DataError, starting with file:line."""
+        """Returns the JSON object as the user wrote it; raises DataError, starting with file:line."""
         ...
 
     def conversation(self, entry: Entry) -> Conversation:
-        """The conversation; raises DataError, starting with file:line."""
+        """Returns the conversation; raises DataError, starting with file:line."""
         ...
 
 

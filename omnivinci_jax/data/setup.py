@@ -12,7 +12,7 @@ from omnivinci_jax.settings import DataConfig, TrainConfig
 
 
 def make_processor(config: TrainConfig) -> Processor:
-    """The processor of a configuration; raises ConfigError if the tokenizer is missing or has too many ids."""
+    """Builds the processor of a configuration; raises ConfigError if the tokenizer is missing or has too many ids."""
     if not config.tokenizer:
         raise ConfigError("config.tokenizer is empty: give the folder of a tokenizer.json")
     tokenizer = Tokenizer(absolute(config.tokenizer))
@@ -26,7 +26,7 @@ def make_processor(config: TrainConfig) -> Processor:
 
 
 def open_mixture(processor: Processor, settings: DataConfig) -> Mixture:
-    """The training mixture of a configuration; raises DataError or ConfigError."""
+    """Opens the training mixture of a configuration; raises DataError or ConfigError."""
     sources = training_sources(settings)
     with IndexPool(settings.workers) as pool:
         indices = (open_usable(source_records(source, settings), processor, settings, pool) for source in sources)
@@ -34,13 +34,13 @@ def open_mixture(processor: Processor, settings: DataConfig) -> Mixture:
 
 
 def open_data(path: str, processor: Processor, settings: DataConfig) -> Index:
-    """The index of a data file; raises DataError if more than `max_skipped` of its samples cannot be used."""
+    """Opens the index of a data file; raises DataError if more than `max_skipped` of its samples cannot be used."""
     with IndexPool(settings.workers) as pool:
         return open_usable(open_records(absolute(path)), processor, settings, pool)
 
 
 def open_usable(records: Records, processor: Processor, settings: DataConfig, pool: IndexPool) -> Index:
-    """The index of records; raises DataError if more than `max_skipped` of them cannot be used."""
+    """Opens the index of records; raises DataError if more than `max_skipped` of them cannot be used."""
     index = open_settings_index(records, processor, settings, pool)
     if index.problem_share > settings.max_skipped:
         shown = "".join(f"\n  {problem}" for problem in index.problems[:20])
@@ -52,6 +52,6 @@ def open_usable(records: Records, processor: Processor, settings: DataConfig, po
 
 
 def open_settings_index(records: Records, processor: Processor, settings: DataConfig, pool: IndexPool) -> Index:
-    """The index of records, built or read from the configured cache."""
+    """Returns the index of records, built or read from the configured cache."""
     folder = absolute(settings.cache) / "index"
     return open_index(records, processor, settings.capacity, settings.too_long, folder, pool, settings.max_skipped)

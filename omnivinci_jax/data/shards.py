@@ -25,17 +25,17 @@ MANIFEST = "shards.json"
 
 
 def shard_bounds(conversations: int, shards: int) -> list[int]:
-    """Index of each shard's first conversation, then the total."""
+    """Returns the index of each shard's first conversation, then the total."""
     return [conversations * shard // shards for shard in range(shards + 1)]
 
 
 def shard_name(kind: str, number: int, count: int) -> str:
-    """File name of a shard of conversations or media."""
+    """Returns the file name of a shard of conversations or media."""
     return f"{kind}-{number:05}-of-{count:05}.array_record"
 
 
 def media_key(item: Media) -> str:
-    """Key of a media file in its shard: sounds are stored decoded, other files unchanged."""
+    """Returns the key of a media file in its shard: sounds are stored decoded, other files unchanged."""
     return f"{'sound' if item.kind == 'sound' else 'file'}:{item.path}"
 
 
@@ -103,7 +103,7 @@ class Shards:
 
 @contextmanager
 def on_disk(item: Media) -> Iterator[Media]:
-    """The item as a local file: itself, or a temporary copy of its shard record. MediaErrors name the item's path."""
+    """Yields the item as a local file: itself, or a temporary copy from its shard. MediaErrors name the item's path."""
     if item.stored is None:
         yield item
         return

@@ -11,12 +11,12 @@ from omnivinci_jax.settings import DataConfig, Source
 
 
 def open_records(path: AnyPath) -> Records:
-    """The records at a path: shards, or a local JSONL file. A missing file raises an error only when it is read."""
+    """Opens the records at a path: shards, or a local JSONL file. A missing file raises an error only when read."""
     return Shards(path) if is_remote(path) or (path / MANIFEST).exists() else Jsonl(Path(path))
 
 
 def source_records(source: Source, settings: DataConfig) -> Records:
-    """The records of a source, with `speech_share` of the prompts spoken."""
+    """Opens the records of a source, with `speech_share` of the prompts spoken."""
     records = open_records(absolute(source.path))
     if not source.speech_share:
         return records
@@ -24,7 +24,7 @@ def source_records(source: Source, settings: DataConfig) -> Records:
 
 
 def training_sources(settings: DataConfig) -> tuple[Source, ...]:
-    """The sources with a positive weight; `train` is a mixture of one file.
+    """Returns the sources with a positive weight; `train` is a mixture of one file.
 
     Raises:
         ConfigError: neither or both of `train` and `sources` are set, a value is out of range, or all weights are 0.

@@ -67,7 +67,7 @@ class AblationConfig:
                 raise ConfigError(f"config.arms.{arm.label}: an arm needs config.data.held_out and no adapters")
 
     def run(self, arm: Arm, seed_index: int) -> TrainConfig:
-        """The configuration of one run of an arm; raises ConfigError for an invalid change."""
+        """Returns the configuration of one run of an arm; raises ConfigError for an invalid change."""
         values = _merged(to_mapping(self.train), arm.changes)
         return from_mapping(TrainConfig, values | {"seed": self.train.seed + seed_index}, f"config.arms.{arm.label}")
 
@@ -83,7 +83,7 @@ def ablate(config: AblationConfig, folder: epath.Path, train: Callable[[TrainCon
     """Trains the missing runs in `folder`, writes TITLE.md and TITLE.png there, and returns the table.
 
     A run's directory is named by a hash of its configuration, so shared arms are trained once, and the same command
-    resumes an interrupted ablation. `train` is that of omnivinci_jax/run.py.
+    resumes an interrupted ablation. `train` is the function of omnivinci_jax/run.py.
 
     Raises:
         UserError, Preempted: see train/supervised.py.
@@ -95,7 +95,7 @@ def ablate(config: AblationConfig, folder: epath.Path, train: Callable[[TrainCon
         if kind not in asked:
             raise ConfigError(f"config.kinds: {kind!r}: {records.path} has no such question")
     runs: dict[str, list[epath.Path]] = {arm.label: [] for arm in config.arms}
-    # Each seed over all arms first, so that early results cover every arm.
+    # Runs all arms with one seed before the next seed, so that early results cover every arm.
     planned = list(itertools.product(range(config.seeds), config.arms))
     for count, (seed_index, arm) in enumerate(planned, start=1):
         run = config.run(arm, seed_index)
@@ -122,14 +122,14 @@ def _merged(values: dict, changes: Mapping) -> dict:
 
 
 def _config_hash(run: TrainConfig) -> str:
-    """Hash of a configuration, ignoring the seed and machine settings."""
+    """Returns a hash of a configuration, ignoring the seed and machine settings."""
     values = without_machine(to_mapping(run))
     del values["seed"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _table(config: AblationConfig, runs: dict[str, list[epath.Path]], results: dict[str, list[dict]]) -> str:
-    """Mean ± standard deviation over the seeds, in per cent."""
+    """Formats mean ± standard deviation over the seeds, in per cent."""
     header = ["arm", *config.kinds, "all questions"]
     header += ["sound tokens a minute", "first token, ms"] if config.costs else []
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -154,7 +154,7 @@ def _mean_and_deviation(values: list[float]) -> str:
 
 
 def _first_token(model: epath.Path, held_out: epath.Path) -> float:
-    """Median seconds to the first token of questions about uncached clips, after compilation."""
+    """Measures the median seconds to the first token of questions about uncached clips, after compilation."""
     assistant, records = load(str(model)), open_records(held_out)
     entries = records.entries()
     chosen = entries[:: max(1, len(entries) // (2 * _TIMED_QUESTIONS))][: 2 * _TIMED_QUESTIONS]

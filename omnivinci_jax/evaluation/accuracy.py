@@ -99,12 +99,12 @@ def evaluate(
 
 
 def kind_of(record: dict) -> str:
-    """The `kind` of a record's question, "all" without one."""
+    """Returns the `kind` of a record's question, or "all" if it has none."""
     return str(record.get("kind") or "all")
 
 
 def _retrieval(clips: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Retrieval metrics from the two embeddings of each file, by file id."""
+    """Computes retrieval metrics from the two embeddings of each file; `clips` is keyed by file id."""
     if not clips:
         return {}
     vision, audio = (jnp.stack(stream) for stream in zip(*clips.values(), strict=True))
@@ -140,7 +140,7 @@ def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int, me
 
 
 def retrieval_table(evaluation: Evaluation) -> str:
-    """R@1 and R@5 in both directions as a Markdown table."""
+    """Formats R@1 and R@5 in both directions as a Markdown table."""
     rows = [
         f"| {label} | {evaluation.retrieval[f'{name}_r1']:.1%} | {evaluation.retrieval[f'{name}_r5']:.1%} |"
         for label, name in (("vision → audio", "vision_to_audio"), ("audio → vision", "audio_to_vision"))
@@ -149,7 +149,7 @@ def retrieval_table(evaluation: Evaluation) -> str:
 
 
 def accuracy_table(evaluation: Evaluation) -> str:
-    """Accuracy and number of questions by kind as a Markdown table."""
+    """Formats accuracy and number of questions by kind as a Markdown table."""
     rows = [f"| {kind} | {accuracy:.1%} | {evaluation.counts[kind]} |" for kind, accuracy in evaluation.by_kind.items()]
     total = f"| **overall** | **{evaluation.overall:.1%}** | **{sum(evaluation.counts.values())}** |"
     return "\n".join(["| kind | accuracy | questions |", "|---|---|---|", *rows, total])

@@ -1,4 +1,4 @@
-"""Tokens to answers: streamed text, stop texts, and timing."""
+"""Turns tokens into answers: streamed text, stop texts, and timing."""
 
 import time
 from collections.abc import Generator
@@ -20,8 +20,8 @@ class Answer:
     text: without the stop text. tokens: token ids, without the end token.
     finish: what ended it: the model's end token, a stop text, or `max_new_tokens`; None while it is incomplete.
     prompt_tokens: positions of the prompt, media included.
-    first_token_seconds: from the question to the first token of the batch.
-    tokens_per_second: of the whole batch, after its first token; 0 for a single token.
+    first_token_seconds: time from the question to the first token of the batch.
+    tokens_per_second: rate of the whole batch after its first token; 0 for a single token.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Stream:
     """Streams answers: iterate over pieces of text; `answers` has the answers so far."""
 
     def __init__(self, engine: Engine, prompts: list[Prompt], sampling: Sampling, samples: int, began: float):
-        """Computes nothing until iteration starts. `began`: `time.monotonic()` at the question."""
+        """Computes nothing until iteration starts. `began` is `time.monotonic()` when the question arrived."""
         self._engine = engine
         requests = [Request(prompt, sampling, sample) for prompt in prompts for sample in range(samples)]
         self._transcripts = [_Transcript(engine.processor.tokenizer, request) for request in requests]
@@ -116,5 +116,5 @@ class _Transcript:
 
 
 def _partial_stop(text: str, stop: str) -> int:
-    """Length of the longest proper prefix of `stop` that `text` ends with."""
+    """Returns the length of the longest proper prefix of `stop` that `text` ends with."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

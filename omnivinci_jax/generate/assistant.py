@@ -28,7 +28,7 @@ class Assistant(model_dir.LoadedModel):
         model = omnivinci_jax.load("runs/tiny/model")
         answer = model.generate([Path("a.mp4"), "What happens?"])
         print(answer.text)
-        model.generate([Path("a.mp4"), "And then?"])                       # reuses the common start of both prompts
+        model.generate([Path("a.mp4"), "And then?"])                       # reuses the prefix that both prompts share
         model.generate([omnivinci_jax.Media("sound", "a.mp4"), "Who speaks?"], temperature=0.7, top_p=0.9, seed=1)
         model.generate([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}, ...])
         for piece in model.stream([Path("a.mp4"), "What happens?"], stop=("\\n",)):
@@ -38,28 +38,28 @@ class Assistant(model_dir.LoadedModel):
 
     A question is a text; a sequence of texts and media in order, where the content of a Path decides whether it is an
     image, a sound or a video; a conversation in the Hugging Face chat form; or a Conversation. Keyword arguments are
-    the fields of Sampling (generate/request.py); the default is greedy. A UserError says in one line what cannot be
-    read or does not fit.
+    the fields of Sampling (generate/request.py); the default is greedy. A UserError says in one line what cannot
+    be read or does not fit.
 
     Encoded media are cached by the files' content, and so are the keys and values of the last conversations.
     """
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine, made when it is first needed, since it copies the decoder's parameters."""
+        """The engine, created on first use because it copies the decoder's parameters."""
         return Engine(*self, self.mesh)
 
     def generate(self, question: Question, **sampling: Any) -> Answer:
-        """The answer to one question."""
+        """Answers one question."""
         (answer,) = self.sample(question, 1, **sampling)
         return answer
 
     def sample(self, question: Question, count: int, **sampling: Any) -> list[Answer]:
-        """Several answers to one question, prefilled once; they differ if the temperature is above 0."""
+        """Returns several answers to one question, prefilled once; they differ if the temperature is above 0."""
         return _finished(self._stream([question], count, sampling))
 
     def generate_batch(self, questions: Sequence[Question], **sampling: Any) -> list[Answer | UserError]:
-        """Answers to several questions, decoded together; a question that has no answer gives its error."""
+        """Answers several questions, decoded together; returns the error of a question that cannot be answered."""
         results: list[Answer | UserError | None] = []
         prompts, settings, began = [], Sampling(**sampling), time.monotonic()
         for question in questions:
@@ -76,7 +76,7 @@ class Assistant(model_dir.LoadedModel):
         return self._stream([question], 1, sampling)
 
     def score(self, question: Question, answers: Sequence[str]) -> list[float]:
-        """Log-probability of each answer, end token included; in multiple choice, the largest is the model's choice."""
+        """Returns each answer's log-probability, end token included; the largest is the model's choice."""
         tokenizer = self.processor.tokenizer
         prompt = self.engine.prompt(conversation_of(question))
         tokens = [[*tokenizer.encode(checked_text(answer, "answer")), tokenizer.eos_id] for answer in answers]
@@ -93,12 +93,12 @@ class Assistant(model_dir.LoadedModel):
 
 
 def load(folder: str | AnyPath, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> Assistant:
-    """Loads a model directory; see model_dir.load for arguments and errors, and Assistant for what to do with it."""
+    """Loads a model directory; see model_dir.load for arguments and errors, and Assistant for its methods."""
     return Assistant(*model_dir.load(folder, dtype, mesh))
 
 
 def conversation_of(question: Question) -> Conversation:
-    """A question as a conversation. Raises UserError if it is neither text nor media nor a conversation."""
+    """Converts a question to a conversation. Raises UserError if it is neither text nor media nor a conversation."""
     if isinstance(question, Conversation):
         return question
     items: list[Any] = [question] if isinstance(question, str | Path | Media) else list(question)

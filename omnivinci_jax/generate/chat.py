@@ -22,12 +22,12 @@ from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text
 
 _WORD = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|\S)+""")
-HELP = "Ask; drop files into the line to show them. /new begins anew, Ctrl-C ends an answer, Ctrl-D the chat."
+HELP = "Type a question; drop files into it to show them. /new starts over, Ctrl-C stops an answer, Ctrl-D the chat."
 
 
 def run(arguments: Namespace, mesh: Mesh | None) -> int:
-    """The command."""
-    with contextlib.suppress(ImportError):  # some Pythons lack it; the prompt then has no history
+    """Runs the command."""
+    with contextlib.suppress(ImportError):  # not in every Python; without it, the prompt has no history
         import readline  # noqa: F401 (gives `input` editing and history)
     sampling, beginning = vars(parse_sampling(arguments)), system_message(arguments)
     model, messages = load_for_command(arguments, mesh), beginning
@@ -48,7 +48,7 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
 
 
 def turn(model: Assistant, messages: tuple[Message, ...], line: str, sampling: dict) -> tuple[Message, ...]:
-    """Answers a line; returns the conversation with both, or unchanged if the line cannot be answered."""
+    """Answers a line; returns the conversation with line and answer, or unchanged if there is no answer."""
     try:
         asked = (*messages, Message("user", read_line(line)))
         answer = stream_answer(model, Conversation(asked), sampling)
@@ -63,7 +63,7 @@ def turn(model: Assistant, messages: tuple[Message, ...], line: str, sampling: d
 
 
 def read_line(line: str) -> tuple[str | Media, ...]:
-    """The content of a typed line: the files it names as media, then the text.
+    """Parses a typed line; returns the files it names as media, then the text.
 
     A word is a file if it is the path of an existing file (terminals quote or escape spaces in a dropped path) and
     contains a slash or a dot, so that an ordinary word that happens to name a file stays text.
@@ -82,7 +82,7 @@ def read_line(line: str) -> tuple[str | Media, ...]:
 
 
 def _path(word: str) -> str:
-    """A word as a path, without the quotes and escapes that terminals add."""
+    """Converts a word to a path, without the quotes and escapes that terminals add."""
     word = word[1:-1] if word[0] in "'\"" else re.sub(r"\\(.)", r"\1", word)
     if word.startswith("file://"):
         word = unquote(word.removeprefix("file://"))

@@ -32,8 +32,8 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     if arguments.data:
         if any((arguments.prompt, arguments.media, arguments.speech_prompt, arguments.system, arguments.samples > 1)):
             raise ConfigError(
-                "--data answers each of its conversations once: leave --prompt, media, --speech_prompt, --system and "
-                "--samples out"
+                "--data answers each of its conversations once: omit --prompt, media, --speech_prompt, --system and "
+                "--samples"
             )
         return _answer_file(arguments, sampling, mesh)
     question = parse_question(arguments)
@@ -51,21 +51,21 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
 
 
 def parse_sampling(arguments: Namespace) -> Sampling:
-    """The Sampling of the flags that `_generation_flags` in cli.py defines. Raises ConfigError."""
+    """Builds a Sampling from the flags that `_generation_flags` in cli.py defines. Raises ConfigError."""
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "max_new_tokens")
     return Sampling(stop=tuple(arguments.stop), **{name: getattr(arguments, name) for name in names})
 
 
 def parse_voice(arguments: Namespace) -> Voice | None:
-    """The voice for --speak, or None without it. Raises UserError."""
+    """Returns the voice for --speak, or None without it. Raises UserError."""
     if not arguments.speak:
         return None
     if arguments.json or arguments.samples > 1 or arguments.data:
-        raise ConfigError("--speak reads one answer aloud as it comes: leave --json, --samples and --data out")
+        raise ConfigError("--speak reads one answer aloud as it comes: omit --json, --samples and --data")
     if arguments.speak.exists():
         raise UserError(f"{arguments.speak}: already exists; nothing was overwritten")
     if not arguments.speak.absolute().parent.is_dir():
-        raise UserError(f"{arguments.speak}: there is no such folder to write into")
+        raise UserError(f"{arguments.speak}: its folder does not exist")
     backend = "server" if arguments.speech_server else "espeak-ng"
     return make_voice(VoiceConfig(backend, arguments.voice, arguments.speech_server, arguments.speech_model))
 
@@ -82,7 +82,7 @@ def load_for_command(arguments: Namespace, mesh: Mesh | None) -> Assistant:
 
 
 def parse_question(arguments: Namespace) -> Conversation:
-    """The media, prompt and system prompt of the flags as a conversation.
+    """Returns the media, prompt and system prompt of the flags as a conversation.
 
     The prompt is the text and the speech. Media go where the text has placeholders, or else around the prompt by
     `prompt_position`: all before it (suffix), all after it (prefix), or half of them before it, rounded down (mid). Of
@@ -103,13 +103,13 @@ def parse_question(arguments: Namespace) -> Conversation:
         text = (checked_text(arguments.prompt, "--prompt"),) if arguments.prompt else ()
         before = {"prefix": 0, "mid": len(media) // 2, "suffix": len(media)}[arguments.prompt_position]
         if arguments.prompt_position == "mid" and len(media) < 2:
-            raise ConfigError(f"--prompt_position mid stands between media: it needs two or more, and not {len(media)}")
+            raise ConfigError(f"--prompt_position mid goes between media: give two or more, not {len(media)}")
         content = (*media[:before], *speech, *text, *media[before:])
     return Conversation((*system_message(arguments), Message("user", content)))
 
 
 def system_message(arguments: Namespace) -> tuple[Message, ...]:
-    """The system message of --system, if given."""
+    """Returns the system message of --system, if given."""
     return (Message("system", (checked_text(arguments.system, "--system"),)),) if arguments.system else ()
 
 
@@ -139,13 +139,13 @@ def stream_answer(
 
 
 def describe_speed(answer: Answer) -> str:
-    """The time an answer took, on one line; without a rate if it is a single token."""
+    """Formats the time an answer took in one line, without a rate if it is a single token."""
     rate = f", then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second > 0 else ""
     return f"first token after {answer.first_token_seconds:.2f} s ({answer.prompt_tokens} positions of prompt){rate}"
 
 
 def answer_record(answer: Answer) -> dict:
-    """An answer as a JSON object."""
+    """Returns an answer as a JSON object."""
     return {
         "text": answer.text,
         "finish": answer.finish,
@@ -172,7 +172,7 @@ def _answer_file(arguments: Namespace, sampling: dict, mesh: Mesh | None) -> int
 
 
 def _questions(path: Path) -> Iterator[Conversation]:
-    """The conversations of a JSONL file, without their last answer."""
+    """Yields the conversations of a JSONL file, without their last answer."""
     records = Jsonl(path)
     for entry in records.entries():
         yield records.conversation(entry).unanswered

@@ -1,4 +1,4 @@
-"""The state of a running batch: for each row its keys and values, its length, its sampling and its last token."""
+"""The state of a running batch: keys and values, length, sampling and last token of each row."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,19 +15,19 @@ from omnivinci_jax.generate.scheduler import PREFILL_WIDTHS
 from omnivinci_jax.models.cached_attention import LayerCache
 from omnivinci_jax.models.sharding import constrain, mesh_axes
 
-# Slots past a row's capacity, which a prefill step may write and no query ever sees.
+# Slots past a row's capacity; a prefill step may write them, but no query attends to them.
 SLACK = max(PREFILL_WIDTHS)
 
 
 class DecodeState(NamedTuple):
-    """B rows, each with a conversation of its own.
+    """B rows, one request each.
 
     layers: keys and values of each layer, in capacity + SLACK slots.
-    lengths: how many slots of each row are filled.
-    last_tokens: the last token of each row, which is not in the cache yet.
-    seen: the tokens of each row's text, for the repetition penalty.
-    sampling: how each row's next token is chosen.
-    steps: how many tokens each row has answered. remaining: how many more it may; 0 where the row is idle.
+    lengths: filled slots of each row.
+    last_tokens: the last token of each row, not in the cache yet.
+    seen: which tokens occur in each row's text, for the repetition penalty.
+    sampling: sampling parameters of each row.
+    steps: tokens that each row has generated. remaining: tokens it may still generate; 0 if the row is idle.
     """
 
     layers: tuple[LayerCache, ...]
@@ -40,18 +40,18 @@ class DecodeState(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """B."""
+        """Number of rows, B."""
         return len(self.lengths)
 
     @property
     def capacity(self) -> int:
-        """How many slots a row has, without the slack."""
+        """Slots per row, without the slack."""
         return self.layers[0].values.shape[2] - SLACK
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def new_state(config: Qwen2Config, rows: int, capacity: int, dtype: DTypeLike) -> DecodeState:
-    """Idle rows without slots."""
+    """Returns a state of empty, idle rows."""
     width, slots = config.head_dim, capacity + SLACK
 
     def empty(*shape: int) -> Array:
@@ -69,7 +69,7 @@ def new_state(config: Qwen2Config, rows: int, capacity: int, dtype: DTypeLike) -
 
 @partial(jax.jit, static_argnums=1)
 def with_capacity(state: DecodeState, capacity: int) -> DecodeState:
-    """The state with more slots in each row."""
+    """Returns the state with more slots in each row."""
     more, rest = (0, capacity - state.capacity), ((0, 0), (0, 0))
     layers = (
         LayerCache(
@@ -82,7 +82,7 @@ def with_capacity(state: DecodeState, capacity: int) -> DecodeState:
 
 @jax.jit
 def gather_rows(state: DecodeState, rows: Int32[Array, " R"]) -> DecodeState:
-    """A state of these rows, each as often as it is named; -1 is an idle row."""
+    """Selects rows by index; an index may repeat, and -1 gives an idle row."""
     state = jax.tree.map(lambda x: x[jnp.maximum(rows, 0)], state)
     layers = jax.tree.map(_shard, state.layers)
     return state._replace(layers=layers, remaining=jnp.where(rows < 0, 0, state.remaining))
@@ -90,11 +90,11 @@ def gather_rows(state: DecodeState, rows: Int32[Array, " R"]) -> DecodeState:
 
 @partial(jax.jit, donate_argnums=0)
 def copy_row(state: DecodeState, source: Int32[Array, ""], target: Int32[Array, ""]) -> DecodeState:
-    """The state with the keys, values and length of the row `source` in the row `target` too."""
+    """Copies keys, values and length of row `source` to row `target`."""
     mesh = jax.sharding.get_abstract_mesh()
     copy = partial(_copy_row, axes=())
     if not mesh.empty:
-        # Left to itself, XLA gathers all rows on every device to cut one of them out.
+        # Without shard_map, XLA gathers all rows on every device to slice one of them.
         (rows,) = mesh_axes("group")
         spec = PartitionSpec(rows, _heads_axis(state.layers[0].keys))
         copy = jax.shard_map(
@@ -105,7 +105,7 @@ def copy_row(state: DecodeState, source: Int32[Array, ""], target: Int32[Array, 
 
 
 def _copy_row(x: Array, source: Array, target: Array, *, axes: tuple[str, ...]) -> Array:
-    """`copy_row` of the rows of one device, rows being sharded over `axes`."""
+    """Does `copy_row` on one device's rows; rows are sharded over `axes`."""
     first = jax.lax.axis_index(axes) * len(x) if axes else 0
 
     def row(index: Array) -> Array:
@@ -129,7 +129,7 @@ def start_row(
     sampling: SamplingArrays,
     remaining: Int32[Array, ""],
 ) -> DecodeState:
-    """The state with a row that begins to answer; `remaining` of 0 makes it idle."""
+    """Starts the answer of a row; with `remaining` 0 the row is idle."""
 
     def put(values: Array, value: Array | int) -> Array:
         return values.at[row].set(value)
@@ -146,16 +146,16 @@ def start_row(
 
 @partial(jax.jit, donate_argnums=0)
 def stop_row(state: DecodeState, row: Int32[Array, ""]) -> DecodeState:
-    """The state with a row made idle; its slots stay."""
+    """Makes a row idle; its keys and values stay."""
     return state._replace(remaining=state.remaining.at[row].set(0))
 
 
 def _shard(x: Array) -> Array:
-    """Rows over data and fsdp, heads over tensor."""
+    """Shards rows over data and fsdp, heads over tensor."""
     return constrain(x, "group", _heads_axis(x) and "kv_heads")
 
 
 def _heads_axis(x: Float[Array, "B K _ _"]) -> str | None:
-    """The mesh axis that shards the key/value heads; None where it does not divide them: every device has them all."""
+    """Returns the mesh axis that shards key/value heads; None if it does not divide them, so every device has all."""
     mesh, (axis,) = jax.sharding.get_abstract_mesh(), mesh_axes("kv_heads")
     return axis if axis and not mesh.empty and x.shape[1] % mesh.shape[axis] == 0 else None

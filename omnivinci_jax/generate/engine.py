@@ -1,4 +1,4 @@
-"""Runs what the scheduler decides: one batch of rows, in which every request has its own length, media and sampling."""
+"""Runs the scheduler's actions on one batch of rows; every request has its own length, media and sampling."""
 
 import math
 from collections.abc import Generator, Sequence
@@ -42,15 +42,16 @@ from omnivinci_jax.model_dir import shardings_of
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.chat import Conversation
 
-# Weights that one call of `decode` may read: tens of milliseconds on an accelerator, some seconds on a CPU.
-_BYTES_A_CALL = 2**36
+# Bytes of weights that one call of `decode` may read: tens of milliseconds on an accelerator, some seconds on a CPU.
+_BYTES_PER_CALL = 2**36
 
 
 class Engine:
-    """Answers prompts with one model, many at once; requests join and leave between two steps.
+    """Answers many prompts at once with one model; requests join and leave between steps.
 
-    It keeps encoded media, and what its rows hold of earlier conversations: a second question about the same media, or
-    the next turn of a conversation, begins where the two prompts part. An answer does not depend on what else runs.
+    Caches encoded media, and the keys and values of earlier conversations in its rows: for a second question about the
+    same media, or the next turn of a conversation, prefill starts where the two prompts differ. An answer does not
+    depend on the other requests.
 
         request = Request(engine.prompt(conversation), Sampling(temperature=0.7))
         engine.submit(request)
@@ -75,30 +76,30 @@ class Engine:
             params: its parameters.
             processor: turns conversations into rows.
             mesh: shards parameters, rows and key/value heads over devices.
-            rows, capacity: how many requests run at once, and the longest prompt and answer together; where both are
-                given, everything is compiled once. None: as the requests need, in powers of two.
+            rows, capacity: requests that run at once, and slots for prompt and answer of each. If both are given,
+                everything is compiled once. None: as many as the requests need, rounded up.
 
         Raises:
             ConfigError: a mesh that shards a row's slots.
         """
         if mesh and mesh.shape["context"] > 1:
             raise ConfigError(
-                f"mesh.context is {mesh.shape['context']}: answers are made with context=1; share heads with tensor"
+                f"mesh.context is {mesh.shape['context']}: generation needs context=1; shard heads with tensor"
             )
         self.model, self.processor, self.mesh = model, processor, mesh
         self._capacity, self._version = capacity, 0
         self._shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES) if mesh else 1
         self.weights: Weights = self._load(params)
         weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights.layers))
-        steps = min(DECODE_STEPS, max(1, _BYTES_A_CALL // weight_bytes))
+        steps = min(DECODE_STEPS, max(1, _BYTES_PER_CALL // weight_bytes))
         self.scheduler = Scheduler(shards=self._shards, decode_steps=steps, rows=rows, capacity=capacity)
         self._media = MediaCache(model, processor, mesh.size if mesh else 1)
         self._state: DecodeState | None = None
 
     def update(self, params: dict) -> None:
-        """Replaces the weights, and drops what the old ones made: encoded media, and the keys and values of all rows.
+        """Replaces the weights, and drops what the old ones computed: encoded media, and all keys and values.
 
-        Prompts made before must be made again.
+        Earlier prompts become invalid.
 
         Raises:
             RuntimeError: requests are running.
@@ -111,7 +112,7 @@ class Engine:
         self.scheduler.forget()
 
     def prompt(self, conversation: Conversation) -> Prompt:
-        """Reads and encodes a conversation's media, and lays it out up to the answer; raises UserError."""
+        """Encodes a conversation's media and lays the conversation out up to the answer; raises UserError."""
         tiled = is_tiled(conversation)
         with self._on_mesh(("group", None)):  # one group, whose tiles and windows all devices share
             encoded = [self._media.encode(self.weights.rest, item, tiled) for item in conversation.media]
@@ -122,7 +123,7 @@ class Engine:
         return make_prompt(row, media, np.concatenate([np.zeros(0, np.int64), *media_ids]), self._version)
 
     def check_length(self, prompt: Prompt, new_tokens: int) -> None:
-        """Raises UserError where the model, or a row, does not have so many positions."""
+        """Raises UserError if prompt and answer need more positions than the model or a row has."""
         longest, media = self.model.config.text.max_position_embeddings, len(prompt.media)
         longest = min(longest, self._capacity or longest)
         if len(prompt) + new_tokens > longest:
@@ -133,7 +134,7 @@ class Engine:
             )
 
     def submit(self, request: Request) -> None:
-        """Lets a request wait for a row.
+        """Queues a request.
 
         Raises:
             UserError: it is too long.
@@ -145,14 +146,14 @@ class Engine:
         self.scheduler.add(request)
 
     def cancel(self, request: Request) -> None:
-        """Ends a request; what its row holds may serve another prompt."""
+        """Ends a request; another prompt may reuse the keys and values in its row."""
         row = self.scheduler.remove(request)
         if row is not None and self._state is not None:
             with self._on_mesh():
                 self._state = stop_row(self._state, np.int32(row))
 
     def step(self) -> bool:
-        """Does the next thing, a few tokens of all answers at most; False where there is nothing to do."""
+        """Runs the next action, at most a few tokens of all answers; returns False if there is nothing to do."""
         action = self.scheduler.next()
         if action is None:
             return False
@@ -160,14 +161,14 @@ class Engine:
             with self._on_mesh():
                 self._run(action)
         finally:
-            # Ctrl-C may have come between the state that was given away and the one that comes back.
+            # Ctrl-C may interrupt after the old state was donated and before the new one is assigned.
             if self._state is not None and self._state.lengths.is_deleted():
                 self._state = None
                 self.scheduler.reset()
         return True
 
     def run(self, requests: Sequence[Request]) -> Generator[None]:
-        """Submits requests, and steps until they have finished; what has not when the caller stops is cancelled."""
+        """Submits requests and steps until all have finished; cancels the rest if the caller stops early."""
         try:
             for request in requests:
                 self.submit(request)
@@ -180,7 +181,7 @@ class Engine:
                     self.cancel(request)
 
     def score(self, prompt: Prompt, answers: list[list[int]]) -> list[Float32[np.ndarray, " n"]]:
-        """Log-probabilities of the tokens of given answers to one prompt, which is filled in once."""
+        """Returns the log-probabilities of each answer's tokens; the prompt is prefilled once."""
         request = Request(prompt, Sampling(max_new_tokens=max(map(len, answers))), prefill_only=True)
         self.submit(request)
         try:
@@ -210,7 +211,7 @@ class Engine:
 
     def _resize(self, rows: tuple[int, ...], capacity: int) -> None:
         if self._state is None or all(row < 0 for row in rows):
-            self._state = None  # before the new one, so that memory holds one of them
+            self._state = None  # freed first, so that memory holds only one state
             self._state = new_state(self.model.config.text, len(rows), capacity, self.model.compute.dtype)
             return
         state, self._state = self._state, None
@@ -270,5 +271,5 @@ class Engine:
             return decoding_weights(self.model, params)
 
     def _on_mesh(self, *rules: tuple[str, str | None]) -> AbstractContextManager[None]:
-        """The mesh, if there is one; `rules` take precedence over those of mesh/rules.py."""
+        """Returns the context of the mesh, if any; `rules` take precedence over those of mesh/rules.py."""
         return on_mesh(self.mesh, rules) if self.mesh else nullcontext()

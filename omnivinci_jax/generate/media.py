@@ -1,4 +1,4 @@
-"""The media of prompts as embeddings: encoded in slices of bounded memory, and cached by the files' content."""
+"""Embeddings of a prompt's media, encoded in slices of bounded memory and cached by the files' content."""
 
 import hashlib
 from collections import OrderedDict
@@ -36,7 +36,7 @@ def encode_row(
     windows: Float32[np.ndarray, "w F M"],
     multiple: int = 1,
 ) -> Float[np.ndarray, "m D"]:
-    """The embeddings of a row's media slots, in order; `multiple` divides the tiles and windows of a slice."""
+    """Returns the embeddings of a row's media slots, in order; slices have multiples of `multiple` tiles or windows."""
     config = model.config
     pools = [[] for _ in range(VISION + len(config.vision_pools))]  # by slot kind
     for kind, encode, slices in (
@@ -65,7 +65,7 @@ class MediaCache:
         self._count = 0
 
     def encode(self, params: dict, item: Media, tiled: bool) -> EncodedMedia:
-        """An item's embeddings (`tiled` as in Processor.load_item); raises MediaError."""
+        """Returns an item's embeddings (`tiled` as in Processor.load_item); raises MediaError."""
         key = (_digest(*file_state(item.path)), item.kind, tiled)
         if key not in self._encoded:
             size, tiles, windows = self._processor.load_item(item, tiled)
@@ -80,13 +80,13 @@ class MediaCache:
         return found
 
     def clear(self) -> None:
-        """Forgets all embeddings; ids are never given twice."""
+        """Drops all embeddings; ids are never reused."""
         self._encoded.clear()
 
 
 @lru_cache(maxsize=1024)
 def _digest(path: str, _size: int, _changed: int) -> bytes:
-    """SHA-256 of a file's content, computed again only when its size or time of change differs."""
+    """Returns the SHA-256 of a file's content; cached by size and time of change."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

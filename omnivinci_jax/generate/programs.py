@@ -18,19 +18,19 @@ from omnivinci_jax.generate.weights import Weights
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import Batch
 
-DECODE_STEPS = 16  # most tokens that one call of `decode` gives a row
+DECODE_STEPS = 16  # maximum tokens per row in one call of `decode`
 NO_TOKEN = -1  # what `decode` returns for an idle row
 
 
 @partial(jax.jit, static_argnums=0)
 def encode_vision(model: OmniVinci, params: dict, group: Batch) -> Float[Array, "V D"]:
-    """Vision tokens of a group, with time embeddings."""
+    """Returns the vision tokens of a group, with time embeddings."""
     return _apply(model.timed_vision, params, jax.tree.map(lambda x: x[None], group))[0]
 
 
 @partial(jax.jit, static_argnums=0)
 def encode_sound(model: OmniVinci, params: dict, group: Batch) -> Float[Array, "A D"]:
-    """Audio tokens of a group, with time embeddings."""
+    """Returns the audio tokens of a group, with time embeddings."""
     return _apply(model.timed_audio, params, jax.tree.map(lambda x: x[None], group))[0]
 
 
@@ -51,10 +51,10 @@ def prefill(
         model: the module.
         weights: its parameters.
         state: the batch.
-        rows: which rows.
-        starts: first slot of each to fill; with `ends` equal to it nothing of that row changes.
-        ends: one past the last slot to fill, at most T more.
-        tokens: of these slots; MEDIA where `media` has the embedding.
+        rows: indices of the rows.
+        starts: first slot to fill in each row; if `ends` is the same, the row does not change.
+        ends: one past the last slot to fill, at most `starts` + T.
+        tokens: token ids of these slots; MEDIA where `media` has the embedding.
         media: embeddings of media slots.
     """
     is_media = (tokens == MEDIA)[..., None]
@@ -68,7 +68,7 @@ def prefill(
 def decode(
     model: OmniVinci, weights: Weights, state: DecodeState, steps: Int32[Array, ""], end_token: Int32[Array, ""]
 ) -> tuple[DecodeState, Int32[Array, "B DECODE_STEPS"], Float32[Array, "B DECODE_STEPS"]]:
-    """Up to `steps` more tokens of every row that answers, fewer where all have ended.
+    """Generates up to `steps` tokens in every answering row; stops early if all have ended.
 
     Args:
         model: the module.
@@ -123,7 +123,7 @@ def score(
     tokens: Int32[Array, "P T"],
     targets: Int32[Array, "P T"],
 ) -> tuple[DecodeState, Float32[Array, "P T"]]:
-    """Log-probabilities of the targets of T text slots; fills the slots from `starts` on, but leaves the lengths."""
+    """Returns log-probabilities of the targets of T text slots; fills slots from `starts` on, but keeps the lengths."""
     x = _apply(model.embed_text, weights.rest, tokens)
     hidden, layers = _extend(model, weights, state, x, starts, rows)
     logits = _apply(model.logits, weights.rest, hidden)
@@ -133,13 +133,13 @@ def score(
 def _extend(
     model: OmniVinci, weights: Weights, state: DecodeState, x: Array, starts: Array, rows: Array | None = None
 ) -> tuple[Array, tuple]:
-    if rows is not None:  # counted within the batch shards, of which each has one of `rows`
+    if rows is not None:  # index within the batch shard; each shard has one of `rows`
         rows = rows % (state.rows // len(rows))
     return _apply(model.extend, weights.rest, x, weights.layers, state.layers, starts, rows)
 
 
 def _apply(method: Callable, params: dict, *arguments: Any) -> Any:
-    """A method of a module, with its parameters."""
+    """Calls a method of a module with parameters."""
     return method.__self__.apply({"params": params}, *arguments, method=method)
 
 

@@ -1,4 +1,4 @@
-"""What the engine is asked: a prompt, how its answer is sampled, and the answer as far as it has come. No jax."""
+"""Requests to the engine: a prompt, its sampling parameters, and the answer so far. Does not import jax."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,19 +10,19 @@ from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import TEXT
 from omnivinci_jax.sequence.row import Row
 
-MEDIA = -1  # in place of a token where a media token stands
+MEDIA = -1  # the token id of a media slot
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens of an answer are chosen; the default is greedy.
+    """Sampling parameters of an answer; the default is greedy.
 
     temperature: 0 takes the most likely token; 1 samples from the model's probabilities.
     top_k: sample from the k most likely tokens; 0 from all.
-    top_p: sample from the fewest tokens that have this probability together.
+    top_p: sample from the fewest tokens whose probabilities sum to at least this.
     repetition_penalty: above 1 makes tokens of the prompt's text and of the answer less likely.
     seed: the same seed gives the same answer, whatever else is in the batch and on any mesh.
-    max_new_tokens: where an answer is cut.
+    max_new_tokens: maximum length of an answer.
     stop: texts that end an answer and are not part of it.
 
     Raises ConfigError for values out of range.
@@ -58,7 +58,7 @@ class Prompt:
     media: the embeddings of the media slots, in order.
     identity: a number for the content of each slot: two prompts have the same keys and values up to the first slot
         where their identities differ.
-    weights_version: of the engine's weights that encoded the media (`Engine.update` counts them).
+    weights_version: version of the weights that encoded the media; `Engine.update` increments it.
     """
 
     tokens: Int32[np.ndarray, " n"]
@@ -73,7 +73,7 @@ class Prompt:
 def make_prompt(
     row: Row, media: Float[np.ndarray, "m D"], media_ids: Int64[np.ndarray, " m"], weights_version: int = 0
 ) -> Prompt:
-    """A row with the embeddings of its media slots and a number that identifies the content of each."""
+    """Makes a Prompt from a row, its media embeddings and a number that identifies the content of each."""
     is_text = row.slot_kind == TEXT
     identity = row.tokens.astype(np.int64)
     identity[~is_text] = -1 - media_ids
@@ -85,8 +85,8 @@ def make_prompt(
 class Request:
     """One answer to one prompt; the engine fills it in.
 
-    sample: which of several answers to the same prompt; with the seed it determines the random numbers.
-    prefill_only: its row gets the prompt and nothing more, until it is cancelled.
+    sample: index among several answers to the same prompt; with the seed, it determines the random numbers.
+    prefill_only: the prompt is prefilled but not answered, until the request is cancelled.
     tokens: the answer so far, its end token included.
     logprobs: log-probability of each token under the model itself (temperature 1, no penalty, all tokens).
     finish: what ended it: the end token, `max_new_tokens` or `Engine.cancel`; None while it runs.
@@ -102,5 +102,5 @@ class Request:
 
     @property
     def slots(self) -> int:
-        """The most slots of a row that the request takes."""
+        """Maximum number of slots that the request takes."""
         return len(self.prompt) + self.sampling.max_new_tokens

@@ -1,4 +1,4 @@
-"""Choosing the next token of each row: greedy, or sampled with the row's own temperature, top-k, top-p and seed."""
+"""Chooses the next token of each row: greedy, or sampled with the row's own temperature, top-k, top-p and seed."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ AnyArray = Array | np.ndarray
 
 
 class SamplingArrays(NamedTuple):
-    """The Sampling of each row, and which sample of its prompt the row is; scalars for one row alone."""
+    """The Sampling of each row, and the index of its sample; scalars for a single row."""
 
     temperature: Float32[AnyArray, " *B"]
     top_k: Int32[AnyArray, " *B"]
@@ -25,7 +25,7 @@ class SamplingArrays(NamedTuple):
 
 
 def sampling_arrays(sampling: Sampling, sample: int = 0) -> SamplingArrays:
-    """The settings of one row."""
+    """Returns the settings of one row."""
     return SamplingArrays(
         np.array(sampling.temperature, np.float32),
         np.array(sampling.top_k, np.int32),
@@ -42,12 +42,12 @@ def sample_tokens(
     steps: Int32[Array, " B"],
     sampling: SamplingArrays,
 ) -> Int32[Array, " B"]:
-    """The next token of each row; no row depends on another.
+    """Chooses the next token of each row; rows do not affect each other.
 
     Args:
         logits: of the next token.
-        seen: which tokens the repetition penalty is for.
-        steps: how many tokens of its answer each row has; with seed and sample it determines the random numbers.
+        seen: tokens to which the repetition penalty applies.
+        steps: tokens that each row has generated; with seed and sample it determines the random numbers.
         sampling: of each row.
     """
     penalty, temperature = sampling.repetition_penalty[:, None], sampling.temperature[:, None]
@@ -74,32 +74,32 @@ def _key(seed: UInt32[AnyArray, ""], sample: Int32[AnyArray, ""], step: Int32[An
 
 
 def truncate(logits: Float32[Array, "B V"], sampling: SamplingArrays) -> Float32[Array, "B V"]:
-    """Logits with -inf outside the top_k most likely tokens, and then outside those with top_p of what is left.
+    """Sets logits to -inf outside the top_k most likely tokens, then outside the top_p most likely of the rest.
 
-    Tokens as likely as the last one kept are kept too. The least logit that is kept is found by radix select, one bit
-    at a time, which needs sums over the vocabulary and no sorting.
+    Keeps ties with the last kept token. Finds the smallest kept logit by radix select, one bit at a time, with sums
+    over the vocabulary instead of sorting.
     """
     keys = _sortable_bits(logits)
     k = jnp.where(sampling.top_k > 0, sampling.top_k, logits.shape[-1])
     kept = keys >= _radix_select(lambda least: (keys >= least).sum(axis=-1) >= k, len(keys))
     probabilities = jax.nn.softmax(logits, axis=-1, where=kept)
-    # Rounding may leave the sum of all below 1: then nothing would be enough, and all are kept.
+    # Rounding may leave the sum of all below top_p: then no threshold is enough, and all are kept.
     in_nucleus = keys >= _radix_select(
         lambda least: jnp.where(keys >= least, probabilities, 0).sum(axis=-1) >= sampling.top_p, len(keys)
     )
-    # It may also reach 1 before the last token: a row without top_p is none of this.
+    # The sum may also reach 1 before the last token, so a row without top_p skips this.
     kept &= in_nucleus | (sampling.top_p >= 1)[:, None]
     return jnp.where(kept, logits, -jnp.inf)
 
 
 def _sortable_bits(x: Float32[Array, "..."]) -> UInt32[Array, "..."]:
-    """Integers in the order of the floats."""
+    """Maps floats to integers of the same order."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(2**31))
 
 
 def _radix_select(enough: Callable[[UInt32[Array, "B 1"]], Bool[Array, " B"]], rows: int) -> UInt32[Array, "B 1"]:
-    """For each row the largest number for which `enough` holds; it holds for all smaller ones."""
+    """Returns for each row the largest number for which `enough` holds; it must hold for all smaller ones."""
 
     def bit(index: Int32[Array, ""], found: UInt32[Array, "B 1"]) -> UInt32[Array, "B 1"]:
         candidate = found | (jnp.uint32(2**31) >> index.astype(jnp.uint32))

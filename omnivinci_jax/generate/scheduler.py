@@ -1,7 +1,7 @@
-"""Decides what the engine does next: which request gets which row, who is prefilled, who decodes, who leaves. No jax.
+"""Decides what the engine does next: which request gets which row, which rows prefill or decode. Does not import jax.
 
-Every decision is a function of the requests and of counted steps, never of a clock, so several processes that are given
-the same requests decide the same.
+Decisions depend on the requests and on step counts, never on a clock, so processes with the same requests decide the
+same.
 """
 
 from collections import deque
@@ -14,14 +14,14 @@ from jaxtyping import Float, Int, Int64
 from omnivinci_jax.generate.request import Request
 
 PREFILL_WIDTHS = (256, 32)  # slots of a row that one prefill step fills
-SMALLEST_CAPACITY = 1024
-MOST_ROWS = 64
-_STEPS_BESIDE_PREFILL = 4  # decode steps between two prefill steps
-_WORTH_A_COPY = 32  # common slots for which a row is copied rather than filled again
+MIN_CAPACITY = 1024
+MAX_ROWS = 64
+_STEPS_BETWEEN_PREFILLS = 4  # decode steps between two prefill steps
+_MIN_COPIED_SLOTS = 32  # a shorter common prefix is prefilled again instead of copied
 
 
 class Resize(NamedTuple):
-    """Make the batch these of its rows, -1 being an empty one, each of `capacity` slots."""
+    """Rebuild the batch from these of its rows (-1: an empty row), with `capacity` slots each."""
 
     rows: tuple[int, ...]
     capacity: int
@@ -35,7 +35,7 @@ class CopyRow(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Slots `start` to `end` of a row, to be filled from its request's prompt; none where they are equal."""
+    """Slots `start` to `end` of a row, to be filled from its request's prompt; none if they are equal."""
 
     row: int
     start: int
@@ -51,14 +51,14 @@ class Prefill(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Let a row answer: all of the prompt but its last token is in its slots."""
+    """Let a row decode: its slots hold the prompt except its last token."""
 
     row: int
     request: Request
 
 
 class Decode(NamedTuple):
-    """Give every answering row up to so many tokens."""
+    """Decode up to `steps` tokens in every answering row."""
 
     steps: int
 
@@ -70,10 +70,10 @@ Action = Resize | CopyRow | Prefill | Start | Decode
 class _Row:
     """A row of the batch.
 
-    content: a number for each filled slot (`Prompt.identity`); of a row that decodes, for those of its prompt.
-    phase: an idle row's content waits for a prompt that begins alike; a row on hold has its prompt and does not decode.
-    request: what it works on, unless it is idle.
-    used: when it was last taken, in requests.
+    content: `Prompt.identity` of each filled slot; while the row decodes, only of its prompt.
+    phase: an idle row keeps its content for a prompt with the same prefix; a row on hold is prefilled but not decoded.
+    request: the request in this row; None if it is idle.
+    used: when it was last assigned, counted in requests.
     """
 
     content: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -89,28 +89,28 @@ class _Row:
 
     @property
     def length(self) -> int:
-        """Filled slots."""
+        """Number of filled slots."""
         return len(self.content) + (len(self.work.tokens) if self.phase == "decode" else 0)
 
 
 def capacity_for(slots: int) -> int:
-    """The capacity of rows that hold so many slots: 2^k or 3·2^k, so that few programs serve all prompts."""
+    """Rounds a number of slots up to a row capacity, 2^k or 3·2^k, so that few programs serve all prompts."""
     power = 1 << (slots - 1).bit_length()
-    return max(SMALLEST_CAPACITY, power * 3 // 4 if slots <= power * 3 // 4 else power)
+    return max(MIN_CAPACITY, power * 3 // 4 if slots <= power * 3 // 4 else power)
 
 
 class Scheduler:
-    """Requests wait in order; each gets a row, reuses what the row (or another) holds of its prompt, and leaves it."""
+    """Queues requests: each gets a row, reuses the prefix of its prompt in this or another row, and frees the row."""
 
     def __init__(
         self, *, shards: int = 1, decode_steps: int = 16, rows: int | None = None, capacity: int | None = None
     ):
-        """An empty batch.
+        """Starts with an empty batch.
 
         Args:
-            shards: batch shards of the mesh, which the number of rows is a multiple of.
-            decode_steps: most steps of one Decode.
-            rows: rows of the batch, up to MOST_ROWS as the requests need them where it is None.
+            shards: batch shards of the mesh; the number of rows is a multiple of it.
+            decode_steps: maximum steps of one Decode.
+            rows: rows of the batch; None for as many as the requests need, up to MAX_ROWS.
             capacity: slots of a row; None for as many as the requests need.
         """
         self._shards, self._decode_steps, self._fixed = shards, decode_steps, (rows, capacity)
@@ -125,11 +125,11 @@ class Scheduler:
         return not self._waiting and all(row.phase == "idle" for row in self.rows)
 
     def add(self, request: Request) -> None:
-        """Lets a request wait for a row."""
+        """Queues a request."""
         self._waiting.append(request)
 
     def remove(self, request: Request) -> int | None:
-        """Cancels a request; returns its row, if it has one, which becomes idle."""
+        """Cancels a request; returns the row that becomes idle, or None if it had none."""
         request.finish = request.finish or "cancelled"
         if request in self._waiting:
             self._waiting.remove(request)
@@ -140,24 +140,24 @@ class Scheduler:
         return index
 
     def row_on_hold(self, request: Request) -> int | None:
-        """The row that has the whole prompt of a `prefill_only` request; None before that."""
+        """Returns the row of a `prefill_only` request once its prompt is prefilled; None before."""
         held = (index for index, row in enumerate(self.rows) if row.request is request and row.phase == "hold")
         return next(held, None)
 
     def forget(self) -> None:
-        """Nothing that the rows hold is to be used again."""
+        """Forgets the content of all rows, so that no prompt reuses it."""
         for row in self.rows:
             row.content = row.content[:0]
 
     def reset(self) -> None:
-        """The batch is lost: it has no rows, and everything that they worked on is cancelled."""
+        """Handles the loss of the batch: removes all rows and cancels their requests."""
         for row in self.rows:
             if row.request:
                 row.request.finish = "cancelled"
         self.rows, self.capacity = [], 0
 
     def next(self) -> Action | None:
-        """What to do now; None where there is nothing. The caller does it before it asks again."""
+        """Returns the next action, or None if there is nothing to do. The caller must run it before the next call."""
         if action := self._resize() or self._admit():
             return action
         for index, row in enumerate(self.rows):
@@ -175,7 +175,7 @@ class Scheduler:
     def record(
         self, tokens: Int[np.ndarray, "B steps"], logprobs: Float[np.ndarray, "B steps"], end_token: int, none: int
     ) -> None:
-        """Takes the result of a Decode: the tokens of each row up to the first `none`."""
+        """Records the result of a Decode: the tokens of each row up to the first `none`."""
         for row, row_tokens, row_logprobs in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
             if row.phase != "decode":
                 continue
@@ -191,17 +191,17 @@ class Scheduler:
 
     def _free(self, row: _Row) -> None:
         if row.phase == "decode":
-            # The last token of the prompt went into the cache with the first step, the last of the answer did not.
-            held = [row.work.prompt.identity[-1:], np.array(row.work.tokens[:-1], np.int64)]
-            row.content = np.concatenate([row.content, *held])[: row.length]
+            # The first decode step cached the prompt's last token; the answer's last token was never cached.
+            decoded = [row.work.prompt.identity[-1:], np.array(row.work.tokens[:-1], np.int64)]
+            row.content = np.concatenate([row.content, *decoded])[: row.length]
         row.request, row.phase = None, "idle"
 
     def _steps(self, filling: bool) -> int:
-        """As many as the youngest answer has tokens: its first one comes at once, and a long answer takes few calls."""
+        """Returns as many steps as the youngest answer has tokens: fast first tokens, few calls for long answers."""
         answers = [row.work for row in self.rows if row.phase == "decode"]
         youngest = max(1, min(len(request.tokens) for request in answers))
         longest = max(request.sampling.max_new_tokens - len(request.tokens) for request in answers)
-        return min(youngest, longest, _STEPS_BESIDE_PREFILL if filling else self._decode_steps, self._decode_steps)
+        return min(youngest, longest, _STEPS_BETWEEN_PREFILLS if filling else self._decode_steps, self._decode_steps)
 
     def _prefill(self) -> Prefill:
         per_shard, pieces = len(self.rows) // self._shards, []
@@ -224,21 +224,22 @@ class Scheduler:
         return Prefill(tuple(pieces), width)
 
     def _admit(self) -> CopyRow | None:
-        """Gives rows to waiting requests; stops where one has to be copied first."""
+        """Assigns rows to waiting requests; stops at the first that needs a copied row."""
         for request in list(self._waiting):
             free = [index for index, row in enumerate(self.rows) if row.phase == "idle"]
             if not free:
                 return None
             prompt = request.prompt.identity[:-1]
-            common = [_common(row.content, prompt) for row in self.rows]
+            common = [_common_prefix(row.content, prompt) for row in self.rows]
             coming = [
-                _common(row.work.prompt.identity[:-1], prompt) if row.phase == "prefill" else 0 for row in self.rows
+                _common_prefix(row.work.prompt.identity[:-1], prompt) if row.phase == "prefill" else 0
+                for row in self.rows
             ]
             source = max(range(len(self.rows)), key=lambda index: common[index])
-            if max(coming) >= common[source] + _WORTH_A_COPY:
-                continue  # a row is being filled with what this request needs
+            if max(coming) >= common[source] + _MIN_COPIED_SLOTS:
+                continue  # a row that is being prefilled will have a longer prefix of this request
             target = min(free, key=lambda index: (-common[index], self._busy(index), self.rows[index].used))
-            copy = common[source] >= common[target] + _WORTH_A_COPY
+            copy = common[source] >= common[target] + _MIN_COPIED_SLOTS
             row, length = self.rows[target], common[source if copy else target]
             self._waiting.remove(request)
             row.content, row.phase, row.request, row.used = prompt[:length], "prefill", request, self._admitted
@@ -248,31 +249,31 @@ class Scheduler:
         return None
 
     def _busy(self, index: int) -> int:
-        """Rows of the same shard that are being filled, which are filled one after the other."""
+        """Returns how many rows of the same shard are being prefilled; they are filled one after the other."""
         per_shard = len(self.rows) // self._shards
         first = index // per_shard * per_shard
         return sum(row.phase == "prefill" for row in self.rows[first : first + per_shard])
 
     def _resize(self) -> Resize | None:
-        """Another size of the batch, where the waiting requests need one; a batch at work only grows."""
+        """Returns a resize if the waiting requests need one; a busy batch only grows."""
         if not self._waiting:
             return None
         busy = [index for index, row in enumerate(self.rows) if row.request]
         needed = [*self._waiting, *(self.rows[index].work for index in busy)]
         rows, capacity = self._fixed
-        rows = rows or min(MOST_ROWS, 1 << (len(needed) - 1).bit_length())
+        rows = rows or min(MAX_ROWS, 1 << (len(needed) - 1).bit_length())
         rows = -(-max(rows, 1) // self._shards) * self._shards
         capacity = capacity or capacity_for(max(request.slots for request in needed))
         if busy:
             kept = list(range(len(self.rows)))
             rows, capacity = max(rows, len(kept)), max(capacity, self.capacity)
         else:
-            worth = {index: self._worth(row) for index, row in enumerate(self.rows)}
-            if self.capacity > capacity and any(worth.values()):
+            reusable = {index: self._reusable_slots(row) for index, row in enumerate(self.rows)}
+            if self.capacity > capacity and any(reusable.values()):
                 capacity = self.capacity
             same = capacity == self.capacity
-            order = sorted(worth, key=lambda index: (-worth[index], -self.rows[index].used))
-            kept = sorted(index for index in order[:rows] if same or worth[index])
+            order = sorted(reusable, key=lambda index: (-reusable[index], -self.rows[index].used))
+            kept = sorted(index for index in order[:rows] if same or reusable[index])
         if (rows, capacity) == (len(self.rows), self.capacity):
             return None
         if capacity < self.capacity:
@@ -282,19 +283,20 @@ class Scheduler:
         self.capacity = capacity
         return Resize(tuple(kept), capacity)
 
-    def _worth(self, row: _Row) -> int:
-        """Slots of a row that a waiting request can use, where they are half of its prompt.
+    def _reusable_slots(self, row: _Row) -> int:
+        """Returns the slots of a row that a waiting request can reuse, if they are at least half of its prompt.
 
-        A longer row than is needed makes each token slower: that is not worth it for a few common slots.
+        A row longer than needed makes each token slower, which a few common slots do not justify.
         """
         common = (
-            (_common(row.content, request.prompt.identity[:-1]), len(request.prompt)) for request in self._waiting
+            (_common_prefix(row.content, request.prompt.identity[:-1]), len(request.prompt))
+            for request in self._waiting
         )
         return max((slots for slots, length in common if slots and slots >= length // 2), default=0)
 
 
-def _common(one: Int64[np.ndarray, " n"], other: Int64[np.ndarray, " m"]) -> int:
-    """How many numbers two arrays begin with alike."""
+def _common_prefix(one: Int64[np.ndarray, " n"], other: Int64[np.ndarray, " m"]) -> int:
+    """Returns the length of the common prefix of two arrays."""
     shorter = min(len(one), len(other))
     different = np.flatnonzero(one[:shorter] != other[:shorter])
     return int(different[0]) if len(different) else shorter

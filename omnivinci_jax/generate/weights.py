@@ -1,4 +1,4 @@
-"""The parameters as decoding reads them."""
+"""The parameters in the form that decoding reads."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from omnivinci_jax.models.weights import Weight, cast
 
 
 class Weights(NamedTuple):
-    """Parameters for decoding: each decoder layer's own, and all others. See Qwen2.extend."""
+    """Parameters for decoding: those of each decoder layer, and the rest. See Qwen2.extend."""
 
     layers: tuple[dict[str, Any], ...]
     rest: dict[str, Any]
@@ -20,7 +20,7 @@ class Weights(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def decoding_weights(model: OmniVinci, params: dict[str, Any]) -> Weights:
-    """Copies of the parameters in the compute type, but for those whose role keeps them in their own.
+    """Copies the parameters in the compute type, except those whose role keeps their stored type.
 
     The decoder's parameters are in memory twice while `params` is kept.
     """

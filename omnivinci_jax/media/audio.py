@@ -8,8 +8,8 @@ from jaxtyping import Float32, Float64
 
 # Whisper's mel scale ends at 8 kHz whatever the sampling rate.
 _MAX_HERTZ = 8_000.0
-# Spectra are computed in blocks of frames that fit a core's cache (twice as fast as blocks of 2,048). It also keeps the
-# spectra of an hour of sound (360,000 frames) out of memory.
+# Spectra are computed in blocks of frames that fit a core's cache (twice as fast as blocks of 2,048). This also keeps
+# the spectra of an hour of sound (360,000 frames) out of memory.
 _BLOCK_FRAMES = 256
 
 
@@ -20,7 +20,7 @@ def log_mel(
     hop_length: int = 160,
     num_mel_bins: int = 128,
 ) -> Float32[np.ndarray, "frames mel"]:
-    """Log-mel spectrogram as in Whisper: samples // hop_length frames, frame i centred on sample i · hop_length.
+    """Computes Whisper's log-mel spectrogram: samples // hop_length frames, frame i centred on sample i · hop_length.
 
     Reflection padding, Hann window, power spectrum; log10 is clamped to 8 below the maximum of the whole waveform,
     then scaled to (x + 4) / 4.
@@ -56,7 +56,7 @@ def mel_windows(
     num_mel_bins: int = 128,
     sampling_rate: int = 16_000,
 ) -> Float32[np.ndarray, "windows window_frames mel"]:
-    """Log-mel windows of a waveform, padded with zeros to a whole number of windows, at least one.
+    """Returns log-mel windows of a waveform, padded with zeros to a whole number of windows, at least one.
 
     The log-mel is computed over the whole padded waveform, so all windows share one maximum.
     """
@@ -67,13 +67,13 @@ def mel_windows(
 
 
 def num_windows(seconds: float, *, window_frames: int, hop_length: int, sampling_rate: int = 16_000) -> int:
-    """Number of windows that `mel_windows` returns for round(seconds · sampling_rate) samples."""
+    """Returns the number of windows that `mel_windows` returns for round(seconds · sampling_rate) samples."""
     return _num_windows(round(seconds * sampling_rate), window_frames, hop_length)
 
 
 @lru_cache
 def mel_filters(sampling_rate: int, n_fft: int, num_mel_bins: int) -> Float64[np.ndarray, "bins mel"]:
-    """Slaney's triangular mel filters, each of area 1: map n_fft // 2 + 1 spectrum bins to mel bins."""
+    """Returns Slaney's triangular mel filters, each of area 1, from n_fft // 2 + 1 spectrum bins to mel bins."""
     corners = _mel_to_hertz(np.linspace(0.0, _hertz_to_mel(_MAX_HERTZ), num_mel_bins + 2))
     low, centre, high = corners[:-2], corners[1:-1], corners[2:]
     bins = np.linspace(0.0, sampling_rate / 2, n_fft // 2 + 1)[:, None]

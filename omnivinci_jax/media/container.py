@@ -64,18 +64,18 @@ def _check_complete(container: InputContainer, path: PathLike) -> None:
 
 
 def time_base(stream: Stream) -> Fraction:
-    """Seconds per unit of a stream's timestamps."""
+    """Returns the seconds per unit of a stream's timestamps."""
     assert stream.time_base is not None  # every demuxer sets it
     return stream.time_base
 
 
 def first_video(container: InputContainer) -> VideoStream | None:
-    """The first video stream that is not album art."""
+    """Returns the first video stream that is not album art."""
     return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
 def video_stream(container: InputContainer, path: PathLike) -> VideoStream:
-    """The first video stream; raises MediaError if there is none, or no decoder for it."""
+    """Returns the first video stream; raises MediaError if there is none, or no decoder for it."""
     video = first_video(container)
     if video is None:
         raise MediaError(f"{path}: has no video stream")
@@ -86,7 +86,7 @@ def video_stream(container: InputContainer, path: PathLike) -> VideoStream:
 
 
 def sound_stream(container: InputContainer, path: PathLike) -> AudioStream:
-    """The first sound stream; raises MediaError if there is none, or no decoder for it."""
+    """Returns the first sound stream; raises MediaError if there is none, or no decoder for it."""
     if not container.streams.audio:
         raise MediaError(f"{path}: has no sound stream")
     _check_codec(container.streams.audio[0], path)
@@ -99,12 +99,12 @@ def _check_codec(stream: Stream, path: PathLike) -> None:
 
 
 def clip_start(*streams: Stream | None) -> float:
-    """Start of the clip in container time, in seconds: the earliest stream start (FFmpeg excludes encoder priming)."""
+    """Returns the clip's start in container time (s): the earliest stream start (FFmpeg excludes encoder priming)."""
     return min((s.start_time * float(time_base(s)) for s in streams if s and s.start_time is not None), default=0.0)
 
 
 def packets(container: InputContainer, streams: list[Stream], path: PathLike) -> Iterator[Packet]:
-    """Packets of the given streams in decoding order, then one empty packet per stream, which flushes its decoder."""
+    """Yields packets of the given streams in decoding order, then an empty one per stream to flush its decoder."""
     for stream in container.streams:
         stream.discard = Discard.default if stream in streams else Discard.all
     for packet in container.demux(streams):
@@ -118,12 +118,12 @@ def packets(container: InputContainer, streams: list[Stream], path: PathLike) ->
 
 
 def is_presented(packet: Packet) -> bool:
-    """Whether a packet is shown or played: neither a flush nor outside the edit list (decoded, never shown)."""
+    """Returns whether a packet is shown or played: neither a flush nor outside the edit list (decoded, never shown)."""
     return packet.size > 0 and not packet.is_discard
 
 
 def timestamp(packet: Packet | VideoFrame) -> int:
-    """Presentation time of a packet or frame, in units of its stream's time base."""
+    """Returns the presentation time of a packet or frame, in units of its stream's time base."""
     assert packet.pts is not None  # `packets` rejects files without timestamps
     return packet.pts
 
@@ -178,7 +178,7 @@ class SoundEnd:
 def align_sound(
     frames: Iterable[AudioFrame], zero: float, sampling_rate: int, path: PathLike
 ) -> Iterator[Float32[np.ndarray, " t"]]:
-    """Contiguous mono blocks from second `zero`; silence fills a late start and gaps."""
+    """Yields contiguous mono blocks from second `zero`; silence fills a late start and gaps."""
     written = 0
     for frame in frames:
         if frame.sample_rate != sampling_rate:
@@ -204,17 +204,17 @@ def _mono(frame: AudioFrame) -> Float32[np.ndarray, " t"]:
 
 
 def display_matrix(frame: VideoFrame) -> Int[np.ndarray, "3 3"] | None:
-    """How a player displays a frame: x' = m00·x + m10·y, y' = m01·x + m11·y (y points down); None: as stored."""
+    """Returns a frame's display matrix: x' = m00·x + m10·y, y' = m01·x + m11·y (y points down); None: as stored."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV fails if it has no name for some other side data; it still knows the rotation
+    except ValueError:  # PyAV fails if the frame has side data of a type it does not know; it still knows the rotation
         cosine, sine = np.cos(np.deg2rad(frame.rotation)), np.sin(np.deg2rad(frame.rotation))
         return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]).round().astype(int)
     return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
 
 
 def is_quarter_turn(matrix: Int[np.ndarray, "3 3"] | None) -> bool:
-    """Whether the display matrix swaps width and height."""
+    """Returns whether the display matrix swaps width and height."""
     return matrix is not None and bool(abs(matrix[0, 0]) < abs(matrix[0, 1]))
 
 

@@ -1,8 +1,8 @@
 """Decodes media files: video frames with their true times, 16 kHz waveforms, images (paper, Appendix C.1).
 
-Video and sound of a clip share one zero, the start of whichever begins first, so they stay aligned. Data that is not
-presented is left out: packets outside an edit list, encoder priming and padding. A file that cannot be read raises a
-one-line `MediaError` that starts with its path.
+Video and sound of a clip share one time origin, the start of whichever begins first, so they stay aligned. Data that is
+not presented is left out: packets outside an edit list, encoder priming and padding. A file that cannot be read raises
+a one-line `MediaError` that starts with its path.
 """
 
 import math
@@ -53,7 +53,7 @@ class VideoInfo:
 
 
 def probe_video(path: PathLike) -> VideoInfo:
-    """Times and size of a video, read from its packets; only the first frame is decoded, for its orientation.
+    """Reads times and size of a video from its packets; decodes only the first frame, for its orientation.
 
     Raises:
         MediaError: the file is missing, empty, damaged, cut off, or has no video that can be decoded.
@@ -87,7 +87,7 @@ def probe_video(path: PathLike) -> VideoInfo:
 
 
 def probe_audio(path: PathLike) -> float:
-    """Seconds of sound in a file, from the start of the clip to the end of the last sample; 0.0 for an empty stream.
+    """Returns the seconds of sound from the start of the clip to the end of the last sample; 0.0 for an empty stream.
 
     Raises:
         MediaError: the file is missing, empty, damaged, cut off, or has no sound that can be decoded.
@@ -105,7 +105,7 @@ def probe_audio(path: PathLike) -> float:
 def sample_frames(
     frame_times: Float[np.ndarray, " frames"], duration: float, fps: float, max_frames: int
 ) -> Int[np.ndarray, " n"]:
-    """Indices of the frames shown at the centres of n = clip(⌊duration·fps⌋, 1, max_frames) equal bins.
+    """Returns indices of the frames shown at the centres of n = clip(⌊duration·fps⌋, 1, max_frames) equal bins.
 
     A centre before the first frame takes the first frame. A frame that fills several bins is returned once, so there
     may be fewer than n. The true times are `frame_times[indices]`.
@@ -164,7 +164,7 @@ def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[U
 def read_waveform(
     path: PathLike, sampling_rate: int = 16_000, max_seconds: float = math.inf
 ) -> Float32[np.ndarray, " samples"]:
-    """The sound of a file from the start of the clip: the mean of its channels, resampled (soxr HQ) to `sampling_rate`.
+    """Reads a file's sound from the start of the clip: mean of its channels, resampled (soxr HQ) to `sampling_rate`.
 
     Returns round(`probe_audio(path)` · sampling_rate) samples; sound that starts after the video begins with silence.
     Decodes and returns at most `max_seconds`.
@@ -202,13 +202,13 @@ def read_waveform(
 
 
 def probe_image(path: PathLike) -> tuple[int, int]:
-    """(width, height) of an image as displayed (EXIF orientation), from its header.
+    """Reads (width, height) of an image as displayed (EXIF orientation), from its header.
 
     Raises:
         MediaError: the file is missing, or not an image.
     """
     with _open_image(path) as image:
-        if image.format == "TIFF":  # Pillow has already swapped the size of some
+        if image.format == "TIFF":  # Pillow has already swapped width and height of some
             ImageOps.exif_transpose(image, in_place=True)  # decodes only rotated images
             return image.size
         # Orientations 5 to 8 include a quarter turn.
@@ -218,7 +218,7 @@ def probe_image(path: PathLike) -> tuple[int, int]:
 
 
 def read_image(path: PathLike) -> UInt8[np.ndarray, "h w 3"]:
-    """The first frame of an image, RGB and upright: transparency on white, 16-bit grey scaled to 8 bits.
+    """Reads the first frame of an image, RGB and upright: transparency on white, 16-bit grey scaled to 8 bits.
 
     Raises:
         MediaError: the file is missing, damaged, above Pillow's decompression bomb limit, or has float pixels.
@@ -252,7 +252,7 @@ def _open_image(path: PathLike) -> Iterator[Image.Image]:
 
 
 def _presentation_order(path: PathLike) -> tuple[list[int], list[int]]:
-    """Sorted timestamps of all frames and of the keyframes, in the video stream's time base."""
+    """Returns sorted timestamps of all frames and of the keyframes, in the video stream's time base."""
     with ffmpeg.open_container(path) as container:
         video = ffmpeg.video_stream(container, path)
         frames = filter(ffmpeg.is_presented, ffmpeg.packets(container, [video], path))
@@ -262,7 +262,7 @@ def _presentation_order(path: PathLike) -> tuple[list[int], list[int]]:
 
 
 def _restore_avi_times(frames: Iterable[VideoFrame], stamps: list[int]) -> Iterator[VideoFrame]:
-    """AVI stores no times. FFmpeg's guesses are right only as a set, so we assign them to the frames in order."""
+    """Assigns times to frames in order: AVI stores no times, and FFmpeg's guesses are right only as a set."""
     for frame, frame.pts in zip(frames, stamps, strict=False):
         yield frame
 

@@ -6,11 +6,11 @@ from PIL import Image
 
 
 def dynamic_s2_grid(width: int, height: int, scales: tuple[int, ...], max_tiles: int = 12) -> tuple[int, int]:
-    """(rows, cols) of the grid that replaces the largest scale of an image.
+    """Returns (rows, cols) of the grid that replaces the largest scale of an image.
 
     Among the grids with at least the largest scale's tile count and at most `max_tiles`, takes the one whose aspect
-    ratio is closest to the image's. A tie goes to the smallest, or to a larger one if the image has more than half of
-    that one's pixels.
+    ratio is closest to the image's. A tie goes to the smallest grid, or to a larger one if the image has more than half
+    of its pixels.
 
     Args:
         width: of the image, in pixels.
@@ -42,7 +42,7 @@ def dynamic_s2_grid(width: int, height: int, scales: tuple[int, ...], max_tiles:
 def dynamic_s2_tiles(
     image: UInt8[np.ndarray, "h w 3"], scales: tuple[int, ...], max_tiles: int = 12
 ) -> tuple[UInt8[np.ndarray, "n p p 3"], tuple[int, int]]:
-    """The tiles of an image, and the (rows, cols) of its largest grid (arguments and errors as in `dynamic_s2_grid`).
+    """Cuts an image into tiles; also returns (rows, cols) of its largest grid. Arguments, errors: `dynamic_s2_grid`.
 
     Tiles are ordered by scale, each scale row by row: 1 for the first scale, 4 for a second one of twice its side, …,
     and rows · cols for the grid that replaces the last scale. p is the first scale.

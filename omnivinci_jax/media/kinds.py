@@ -10,7 +10,7 @@ from omnivinci_jax.media import container as ffmpeg
 
 
 def media_kind(path: str | Path) -> Literal["image", "video", "sound"]:
-    """Whether a file is an image, a video (with or without sound) or a sound; raises MediaError for anything else."""
+    """Tells whether a file is an image, a video (with or without sound) or a sound; raises MediaError otherwise."""
     ffmpeg.check_file(path)
     try:
         with Image.open(path) as image:

@@ -16,7 +16,7 @@ SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 
 
 def read_waveform(path: container.PathLike, sampling_rate: int = 16_000) -> Float32[np.ndarray, " samples"]:
-    """`decode.read_waveform`, with tensorflow-io instead of soundfile and PyAV for wav, flac, ogg and mp3."""
+    """Does `decode.read_waveform` with tensorflow-io instead of soundfile and PyAV for wav, flac, ogg and mp3."""
     if Path(path).suffix.lower() not in SUFFIXES:
         return decode.read_waveform(path, sampling_rate)
     container.check_file(path)

@@ -13,13 +13,13 @@ from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.layers import Dense, Embedding, conv3, layer_norm, layer_stack
 from omnivinci_jax.models.sharding import constrain
 
-# The output of the convolutions is added to sinusoids of rms 0.7. With the usual variance of 1 / fan-in the log-mel is
-# 2 % of the variance of that sum, and a tower trained from scratch sees little but positions for a long time.
+# The output of the convolutions is added to sinusoids of rms 0.7. With the usual variance of 1 / fan-in, the log-mel
+# contributes 2 % of the variance, and a tower trained from scratch sees little but positions for a long time.
 INIT = nn.initializers.variance_scaling(6.0, "fan_in", "truncated_normal")
 
 
 class AFWhisperTower(nn.Module):
-    """Log-mel windows to features: two convolutions, sinusoidal positions, pre-norm layers, a pooling by two in time.
+    """Maps log-mel windows to features: two convolutions, sinusoidal positions, pre-norm layers, mean of time pairs.
 
     The position table is a parameter, as in the published checkpoint, but gets no gradient.
     """
@@ -29,7 +29,7 @@ class AFWhisperTower(nn.Module):
 
     @nn.compact
     def __call__(self, windows: Float32[Array, "B frames mels"]) -> Float[Array, "B S C"]:
-        """Features of S = frames / 4 moments of each window."""
+        """Returns S = frames / 4 features of each window."""
         config = self.config
         x = jax.nn.gelu(conv3(config.d_model, 1, self.compute.dtype, "conv1", INIT)(windows), approximate=False)
         x = jax.nn.gelu(conv3(config.d_model, 2, self.compute.dtype, "conv2", INIT)(x), approximate=False)
@@ -56,7 +56,7 @@ class AFWhisperLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S C"]) -> tuple[Float[Array, "B S C"], None]:
-        """Self-attention, then the MLP, each on the normalised residual stream."""
+        """Applies self-attention, then the MLP, each on the normalised residual stream."""
         config = self.config
         x = constrain(x, "media")
         y = layer_norm(1e-5, self.compute.dtype, "self_attn_layer_norm")(x)
@@ -69,7 +69,7 @@ class AFWhisperLayer(nn.Module):
 
 
 def _sinusoids(_key: Array, shape: tuple[int, int]) -> Float32[Array, "positions channels"]:
-    """Whisper's table: sines, then cosines, of position · 10000^(-i / (C/2 - 1))."""
+    """Returns Whisper's table: sines, then cosines, of position · 10000^(-i / (C/2 - 1))."""
     positions, channels = shape
     frequencies = np.exp(-np.log(10_000) / (channels // 2 - 1) * np.arange(channels // 2))
     angles = np.arange(positions)[:, None] * frequencies

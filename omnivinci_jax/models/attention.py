@@ -28,10 +28,10 @@ def attention(
     implementation: Implementation = "xla",
     batch_axis: str = "group",
 ) -> Float[Array, "B T H D"]:
-    """Scaled dot-product attention; softmax in float32; each key/value head serves H / K query heads.
+    """Computes scaled dot-product attention, softmax in float32; each key/value head serves H / K query heads.
 
-    A slot sees the slots of its own segment (the later ones too unless `causal`). Padding is segment 0 and so sees
-    padding alone. For three slots of segment 1, two of segment 2 and one of padding, `causal`:
+    A slot attends to the slots of its own segment; if `causal`, not to later ones. Padding is segment 0, so it attends
+    only to padding. Example, `causal`: three slots of segment 1, two of segment 2, one of padding:
 
         1 . . . . .
         1 1 . . . .
@@ -61,7 +61,7 @@ def attention(
 
 
 def _over_all_slots(kernel: Callable[..., Array], axis: str) -> Callable[..., Array]:
-    """`kernel` on [B, T, H / n, D] where each of the n devices along a mesh axis has [B, T / n, H, D]."""
+    """Runs `kernel` on [B, T, H / n, D] when each of n devices along a mesh axis holds [B, T / n, H, D]."""
 
     def run(q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
         q, k, v = (jax.lax.all_to_all(x, axis, split_axis=2, concat_axis=1, tiled=True) for x in (q, k, v))
@@ -88,7 +88,7 @@ def share_heads(
 
 
 def gather_heads(out: Float[Array, "B T H2 D"], heads: int, kv_heads: int, shares: int) -> Float[Array, "B T H D"]:
-    """The inverse of `share_heads` for q."""
+    """Inverts `share_heads` for q."""
     kv_shares = math.gcd(kv_heads, shares)
     out = rearrange(
         out, "b t (s c k g) d -> b t (s k) (c g) d", s=kv_shares, c=shares // kv_shares, k=kv_heads // kv_shares
@@ -99,7 +99,7 @@ def gather_heads(out: Float[Array, "B T H2 D"], heads: int, kv_heads: int, share
 def rope_cos_sin(
     positions: Int[Array, "B T"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
-    """Cosine and sine of position / theta^(2i / head_dim) for the planes i of a head, float32."""
+    """Returns the cosine and sine of position / theta^(2i / head_dim) for the planes i of a head, float32."""
     frequencies = jnp.asarray(theta ** -(np.arange(0, head_dim, 2) / head_dim), jnp.float32)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)

@@ -1,7 +1,7 @@
 """Attention on one device: plain XLA, and JAX's flash attention kernels for GPUs and TPUs.
 
 All take q [B, T, H, D], k and v [B, T, K, D] and segment_ids [B, T] or None, and return [B, T, H, D];
-models/attention.py explains which slots see each other. `interpret` runs a kernel on any machine, slowly, for tests.
+models/attention.py explains which slots attend to which. `interpret` runs a kernel on any machine, slowly, for tests.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 Implementation = Literal["xla", "pallas", "splash"]
 
-MASKED = -1e30  # finite, so that a row's maximum is never -inf and no NaN can start
+MASKED = -1e30  # finite, so that a row's maximum is never -inf, which would give NaN
 _CAUSAL_BLOCKS = 4
 _GPU_BLOCK = 128
 _TPU_BLOCKS = (512, 256, 128)
@@ -33,7 +33,7 @@ def xla_attention(
     *,
     causal: bool,
 ) -> Float[Array, "B T H D"]:
-    """Attention in plain XLA, which holds the scores of a quarter of the queries at once (of all unless `causal`).
+    """Computes attention in plain XLA; holds the scores of a quarter of the queries at once (of all unless `causal`).
 
     Causal queries are processed in blocks, each against the keys up to its own end, so that most masked scores are
     never computed: 4 blocks do 5/8 of the work.
@@ -51,7 +51,7 @@ def xla_attention(
 
 
 def _mask(start: int, end: int, keys: int, causal: bool, segment_ids: Array | None) -> Array | np.ndarray | None:
-    """Which of the first `keys` keys the queries start … end - 1 see: [B or 1, end - start, keys], None for all."""
+    """Returns the mask of queries start … end - 1 over the first `keys` keys: [B or 1, end - start, keys], or None."""
     mask = None
     if causal:
         mask = (np.arange(start, end)[:, None] >= np.arange(keys))[None]
@@ -75,7 +75,7 @@ def partial_attention(
     mask: Array | np.ndarray | None,
     values: Literal["bkds", "bksd"] = "bkds",
 ) -> tuple[Float[Array, "B K G t D"], Float[Array, "B K G t"], Float[Array, "B K G t"]]:
-    """Attention to some of the keys, not normalised yet: Σ v·exp(logit - m), m and Σ exp(logit - m), in float32.
+    """Computes unnormalised attention to some of the keys: Σ v·exp(logit - m), m and Σ exp(logit - m), in float32.
 
     m is the largest logit. `mask` says which keys the queries see, [B or 1, t, s]; None for all. `values` is the layout
     of v: keys last (as in k) is the fastest for many queries, channels last for a single one.
@@ -111,9 +111,9 @@ def pallas_attention(
     causal: bool,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """JAX's flash attention in Pallas for GPUs; never holds all scores at once.
+    """Runs JAX's flash attention in Pallas for GPUs; never holds all scores at once.
 
-    cuDNN's takes no segment ids: packed rows would need a T x T mask.
+    cuDNN's kernel takes no segment ids, so packed rows would need a T x T mask.
     """
     length, width = q.shape[1], q.shape[-1]
     q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, _GPU_BLOCK)
@@ -132,7 +132,7 @@ def splash_attention(
     causal: bool,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """JAX's splash attention for TPUs; never holds all scores at once, and skips blocks that `causal` masks."""
+    """Runs JAX's splash attention for TPUs; never holds all scores at once, and skips blocks that `causal` masks."""
     length, heads, width = q.shape[1:]
     # The largest block that pads by at most an eighth: 100,000 slots in blocks of 128 have more block indices than a
     # TPU's scalar memory holds.

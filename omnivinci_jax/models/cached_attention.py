@@ -1,6 +1,6 @@
-"""Attention of new slots over a static cache of keys and values, in which every row has a length of its own.
+"""Attention of new slots over a static cache of keys and values, whose rows have different lengths.
 
-A row's slots are its conversation from slot 0 on: the slot is the rotary position. New keys and values are written
+A row holds its conversation from slot 0 on, so the slot index is the rotary position. New keys and values are written
 after the row's length, and query t of the new ones sees the slots up to length + t. Slots past a row's length hold
 arbitrary values, which are overwritten before any query sees them.
 """
@@ -20,17 +20,17 @@ _BLOCK = 512  # keys that several queries read at a time
 
 
 class LayerCache(NamedTuple):
-    """Keys (rotated) and values of one layer, each in the order in which the product of a single query reads them."""
+    """Keys (rotated) and values of one layer, each in the memory order that a single query reads."""
 
     keys: Float[Array, "B K D S"]
     values: Float[Array, "B K S D"]
 
 
 class Past(NamedTuple):
-    """What the new slots of R rows attend to in one layer.
+    """The cache of one layer that the new slots of R rows attend to.
 
-    lengths: how many slots each of the R rows has.
-    rows: which row of the cache each is, counted within its batch shard, one row a shard; None for all rows in order.
+    lengths: filled slots of each of the R rows.
+    rows: index of each in the cache, within its batch shard (one row per shard); None for all rows in order.
     """
 
     layer: LayerCache
@@ -41,7 +41,7 @@ class Past(NamedTuple):
 def cached_attention(
     q: Float[Array, "R T H D"], k: Float[Array, "R T K D"], v: Float[Array, "R T K D"], past: Past
 ) -> tuple[Float[Array, "R T H D"], LayerCache]:
-    """Writes k and v after the rows' lengths, and attends from there.
+    """Appends k and v to the cached rows, and attends from the new slots.
 
     Args:
         q: queries of the new slots.
@@ -72,7 +72,7 @@ def cached_attention(
 def _attend(
     q: Array, k: Array, v: Array, layer: LayerCache, lengths: Int[Array, " R"], rows: Int[Array, " R"] | None
 ) -> tuple[Array, LayerCache]:
-    """`cached_attention` of the rows and heads of one device."""
+    """Does `cached_attention` on one device's rows and heads."""
     new, capacity = q.shape[1], layer.values.shape[2]
     layer = LayerCache(
         _write(layer.keys, k.transpose(0, 2, 3, 1), lengths, rows, axis=3),
@@ -83,14 +83,14 @@ def _attend(
     def visible(slots: Int[Array, " s"]) -> Bool[Array, "R T s"]:
         return slots <= last_visible[..., None]
 
-    if new == 1 and rows is None:  # a block loop would cost more than the slots that it leaves out
+    if new == 1 and rows is None:  # a loop over blocks would cost more than the slots it skips
         half = capacity // 2
 
         def attend(slots: int, q: Array, layer: LayerCache, seen: Array) -> tuple[Array, Array, Array]:
             return partial_attention(q, layer.keys[..., :slots], layer.values[:, :, :slots], seen[..., :slots], "bksd")
 
-        # Besides the slots that it leaves out, the branch keeps XLA from making the cache twice on CPUs, once for the
-        # result and once for the products.
+        # Besides skipping slots, the branch keeps XLA on CPUs from making the cache twice: for the result and for the
+        # products.
         branches = partial(attend, half), partial(attend, capacity)
         out, _, total = jax.lax.cond(lengths.max() < half, *branches, q, layer, visible(jnp.arange(capacity)))
         return normalize_softmax(out, total, v.dtype), layer
@@ -98,7 +98,7 @@ def _attend(
     block = min(_BLOCK, capacity)
 
     def add_block(index: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        # The last block ends with the cache; the slots that it shares with the block before are left to that one.
+        # The last block ends with the cache; slots that the block before has already covered are masked.
         first = jnp.minimum(index * block, capacity - block)
         keys, values = _read(layer.keys, first, block, rows, axis=3), _read(layer.values, first, block, rows, axis=2)
         slots = first + jnp.arange(block)
@@ -113,7 +113,7 @@ def _attend(
 
 
 def _write(cache: Array, new: Array, lengths: Int[Array, " R"], rows: Int[Array, " R"] | None, axis: int) -> Array:
-    """The cache with the new slots of each row after its length, along the slots' axis."""
+    """Writes the new slots of each row after its length; `axis` is the slots' axis."""
     new = new.astype(cache.dtype)
     if len(new) > 1:
         return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(cache, new, lengths)
@@ -123,7 +123,7 @@ def _write(cache: Array, new: Array, lengths: Int[Array, " R"], rows: Int[Array,
 
 
 def _read(cache: Array, first: Int[Array, ""], block: int, rows: Int[Array, " R"] | None, axis: int) -> Array:
-    """`block` slots of each row from the slot `first` on."""
+    """Reads `block` slots of each row from slot `first` on."""
     if rows is None:
         return jax.lax.dynamic_slice_in_dim(cache, first, block, axis)
     start: list[Array | int] = [0] * cache.ndim
@@ -134,7 +134,7 @@ def _read(cache: Array, first: Int[Array, ""], block: int, rows: Int[Array, " R"
 
 
 def _merge(one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    """Sums of exponentials over two sets of keys, relative to the larger of their maxima."""
+    """Adds sums of exponentials over two sets of keys, relative to the larger of their maxima."""
     largest = jnp.maximum(one[1], other[1])
     scales = [jnp.exp(part[1] - largest) for part in (one, other)]
     out = one[0] * scales[0][..., None] + other[0] * scales[1][..., None]

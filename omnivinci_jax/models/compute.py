@@ -1,4 +1,4 @@
-"""How the model is computed, which is no part of what it is: one configuration that every module passes on."""
+"""How the model is computed: settings that do not change its parameters, passed on by every module."""
 
 from dataclasses import dataclass
 from typing import Literal

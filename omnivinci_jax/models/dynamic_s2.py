@@ -17,7 +17,7 @@ def merge_scales(
     block: Int[Array, "N 4"],
     sides: tuple[int, ...],
 ) -> Float[Array, "N g g D"]:
-    """Features of every output tile: its scales concatenated on channels, the largest last.
+    """Returns the features of every output tile: its scales concatenated on channels, the largest last.
 
     Args:
         features: the tower's output for every tile.
@@ -48,7 +48,7 @@ def merge_scales(
 def area_weights(
     index: Int[Array, " N"], count: Int[Array, " N"], grid: int, side: int, dtype: DTypeLike
 ) -> Float[Array, "N grid inputs"]:
-    """Rows index·grid … (index + 1)·grid - 1 of the adaptive average pooling of side·grid values to count·grid.
+    """Returns rows index·grid … (index + 1)·grid - 1 of the adaptive average pooling of side·grid values to count·grid.
 
     Output o is the mean of the inputs from floor(o·in/out) to ceil((o + 1)·in/out) - 1, also where out exceeds in.
     """

@@ -1,4 +1,4 @@
-"""New parameters, and what is known about parameters without creating any: shapes and roles."""
+"""Initialises parameters, and gives their shapes and roles without creating any."""
 
 from functools import cache
 from typing import Any, cast
@@ -20,41 +20,41 @@ _SMALLEST = Capacity(rows=1, slots=2, tiles=1, windows=1, clips=1)
 
 
 def init_batch(config: OmniVinciConfig) -> object:
-    """The smallest batch, to initialise parameters with."""
+    """Returns the smallest batch, to initialise parameters with."""
     return jax.tree.map(lambda array: jnp.asarray(array)[None], empty_group(config, _SMALLEST))
 
 
 def boxed_params(model: OmniVinci, key: jax.Array) -> dict:
-    """New parameters in their boxes (models/parameters.py); to be traced."""
-    # Off the mesh: the batch is too small for one, and only the parameters of this pass are kept.
+    """Initialises parameters in their boxes (models/parameters.py); to be traced."""
+    # Without a mesh, because the batch is too small to shard; only this pass's parameters are kept.
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), nn.logical_axis_rules(()):
         return cast("dict", model.init(key, init_batch(model.config))["params"])
 
 
 @cache
 def abstract_boxes(config: OmniVinciConfig) -> dict:
-    """Shapes and dtypes of the parameters in their boxes. Cached, because it traces the whole model."""
+    """Returns the shapes and dtypes of the parameters in their boxes. Cached, because it traces the whole model."""
     return jax.eval_shape(lambda key: boxed_params(OmniVinci(config), key), jax.random.key(0))
 
 
 def abstract_params(config: OmniVinciConfig) -> dict:
-    """Shapes and dtypes of the parameters."""
+    """Returns the shapes and dtypes of the parameters."""
     return unbox_abstract(abstract_boxes(config))
 
 
 def unbox_abstract(boxes: dict) -> dict:
-    """Boxes to the shapes in them. `nn.meta.unbox` would constrain shardings, which only traced arrays can take."""
+    """Unboxes shapes. `nn.meta.unbox` would constrain shardings, which only traced arrays can take."""
     return jax.tree.map(lambda box: box.value, boxes, is_leaf=lambda leaf: isinstance(leaf, Parameter))
 
 
 def parameter_shapes(config: OmniVinciConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters by path with slashes."""
+    """Returns the shapes of the parameters by path with slashes."""
     leaves = cast("dict[str, jax.ShapeDtypeStruct]", traverse_util.flatten_dict(abstract_params(config), sep="/"))
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def parameter_roles(config: OmniVinciConfig, params: dict) -> dict:
-    """The role of each parameter, in a tree like `params`: those of a model, or some of them, with or without adapters.
+    """Returns the role of each parameter in a tree like `params`: some or all of a model's, with or without adapters.
 
     Raises:
         KeyError: a parameter that the model does not have.

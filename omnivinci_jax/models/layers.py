@@ -1,5 +1,4 @@
-"""The layers that every part of the model is made of. They compute in `compute.dtype`, whatever type the
-parameters have."""
+"""Layers that all parts of the model use. They compute in `compute.dtype`, whatever the parameters' type."""
 
 from collections.abc import Callable
 
@@ -72,21 +71,21 @@ class Embedding(nn.Module):
         self.embedding = weight_param(self, "embedding", self.embedding_init, shape, self.axes, self.role)
 
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
-        """Rows of the table."""
+        """Looks up rows of the table."""
         return take_rows(self.embedding, ids, self.axes, self.compute.dtype)
 
     def table(self) -> Float[Array, "rows features"]:
-        """The whole table, for learned positions."""
+        """Returns the whole table, for learned positions."""
         assert not isinstance(self.embedding, Weight)  # positions are stored as an array
         return self.embedding.astype(self.compute.dtype)
 
     def attend(self, x: Float[Array, "*batch features"]) -> Float32[Array, "*batch rows"]:
-        """Products with every row in float32: the logits of a tied head."""
+        """Returns the products with every row in float32: the logits of a tied head."""
         return matmul(x.astype(self.compute.dtype), self.embedding.T, (self.axes[1], self.axes[0]), jnp.float32)
 
 
 def conv3(features: int, stride: int, dtype: DTypeLike, name: str, kernel_init: Initializer = LECUN) -> nn.Conv:
-    """A convolution over time, [B, T, in] to [B, ceil(T / stride), features], with kernel 3 and padding 1."""
+    """Makes a convolution over time, [B, T, in] to [B, ceil(T / stride), features], with kernel 3 and padding 1."""
     return nn.Conv(
         features,
         kernel_size=(3,),
@@ -100,7 +99,7 @@ def conv3(features: int, stride: int, dtype: DTypeLike, name: str, kernel_init: 
 
 
 def layer_norm(eps: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics and the exact variance: E[x²] - E[x]² cancels where the mean is large."""
+    """Makes a LayerNorm with float32 statistics and exact variance: E[x²] - E[x]² cancels where the mean is large."""
     return nn.LayerNorm(
         epsilon=eps,
         dtype=dtype,
@@ -112,18 +111,18 @@ def layer_norm(eps: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
 
 
 def rms_norm(eps: float, dtype: DTypeLike, name: str | None = None) -> nn.RMSNorm:
-    """RMSNorm with float32 statistics; leave `name` out in a module's `setup`, which names it."""
+    """Makes an RMSNorm with float32 statistics; omit `name` in a module's `setup`, which names it."""
     init = declare(nn.initializers.ones, ("norm",), NORM)
     return nn.RMSNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, scale_init=init, name=name)
 
 
 def rematted(part: Callable, remat: Remat, *, prevent_cse: bool = True) -> Callable:
-    """A module class, or a function of a module, whose activations the backward pass recomputes as `remat` says."""
+    """Wraps a module class, or a function of a module: the backward pass recomputes activations as `remat` says."""
     return part if remat == "none" else nn.remat(part, policy=REMAT_POLICIES[remat], prevent_cse=prevent_cse)
 
 
 def layer_stack(layer: type[nn.Module], length: int, remat: Remat) -> Callable[..., nn.Module]:
-    """`length` copies of `layer`, run one after the other by a scan over parameters stacked on axis 0.
+    """Stacks `length` copies of `layer`, run one after the other by a scan over parameters stacked on axis 0.
 
     Args:
         layer: a module whose call `(x, *shared) -> (x, None)` maps activations to activations of the same shape;
@@ -133,7 +132,7 @@ def layer_stack(layer: type[nn.Module], length: int, remat: Remat) -> Callable[.
             everything but the products with weights (`dots`).
     """
     return nn.scan(
-        rematted(layer, remat, prevent_cse=False),  # a scan already keeps them apart
+        rematted(layer, remat, prevent_cse=False),  # a scan already prevents CSE
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

@@ -1,8 +1,8 @@
 """LoRA: low-rank adapters beside the kernels of dense layers, in the same parameter tree.
 
 Beside the kernel [..., in, out] of an adapted layer are `lora_a` [..., in, rank], `lora_b` [..., rank, out] and
-`lora_scale` [...]; the dots are the layers of a scanned stack. The dense layer (models/layers.py) makes one weight of
-them, so the rest of the model does not know about adapters.
+`lora_scale` [...]; the dots are the layers of a scanned stack. The dense layer (models/layers.py) combines
+them into one weight, so the rest of the model does not know about adapters.
 """
 
 import math
@@ -21,14 +21,14 @@ ROLES = {"lora_a": ADAPTER, "lora_b": ADAPTER, "lora_scale": ADAPTER_SCALE}
 
 
 def add_adapters(boxed: dict, rank: int, alpha: float, targets: tuple[str, ...], key: Array) -> dict:
-    """Boxed parameters with new adapters, which change no product yet; to be traced.
+    """Adds new adapters to boxed parameters, without changing the model's output yet; to be traced.
 
     Args:
-        boxed: what `initialization.boxed_params` returns.
+        boxed: result of `initialization.boxed_params`.
         rank: width of the adapters.
         alpha: numerator of their scale alpha / rank.
         targets: regular expressions over paths of dense kernels.
-        key: of the random numbers in lora_a.
+        key: random key for lora_a.
 
     Raises:
         ConfigError: an expression that matches no dense kernel.
@@ -50,13 +50,13 @@ def add_adapters(boxed: dict, rank: int, alpha: float, targets: tuple[str, ...],
 
 
 def without_adapters(params: dict) -> dict:
-    """The parameters of the model itself."""
+    """Returns the parameters without adapters."""
     flat = traverse_util.flatten_dict(params)
     return traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1] not in ROLES})
 
 
 def merge_adapters(params: dict, adapters: dict, scale: float) -> dict:
-    """Parameters, in their own types, whose kernels include the adapters: kernel + scale · a @ b.
+    """Adds the adapters to their kernels: kernel + scale · a @ b. Parameters keep their types.
 
     Args:
         params: without adapters.
@@ -74,7 +74,7 @@ def merge_adapters(params: dict, adapters: dict, scale: float) -> dict:
 
 
 def _targeted(flat: dict[str, Parameter], targets: tuple[str, ...]) -> list[str]:
-    """Paths of the dense kernels that an expression matches."""
+    """Returns the paths of the dense kernels that an expression matches."""
     kernels = [path for path, box in flat.items() if box.role.adaptable]
     for pattern in targets:
         if not any(re.fullmatch(pattern, path) for path in kernels):

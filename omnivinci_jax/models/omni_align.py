@@ -63,8 +63,8 @@ class OmniAlignNet(nn.Module):
 class ClipQuery(nn.Module):
     """Clip embeddings of one modality.
 
-    One attention serves all clips of a group: K copies of the query, then the tokens; each sees only its own clip. This
-    equals one clip at a time.
+    One attention serves all clips of a group: K copies of the query, then the tokens; each attends only to
+    its own clip, as if clips were embedded one at a time.
     """
 
     config: OmniAlignConfig
@@ -74,11 +74,11 @@ class ClipQuery(nn.Module):
     def __call__(
         self, tokens: Float[Array, "G V D"], clip_ids: Int[Array, "G V"], num_clips: int
     ) -> Float32[Array, "G K D"]:
-        """The query's output for each clip, L2-normalised."""
+        """Returns the query's output for each clip, L2-normalised."""
         groups, _, width = tokens.shape
         init = declare(nn.initializers.normal(0.02), (None, "norm"))
         query = self.param("query", init, (1, width)).astype(tokens.dtype)
-        # `context` shards the length, so it must divide it.
+        # `context` shards the length and must divide it.
         padding = -(num_clips + tokens.shape[1]) % jax.sharding.get_abstract_mesh().shape.get("context", 1)
         padding = ((0, 0), (0, padding))
         x = jnp.concatenate([jnp.broadcast_to(query, (groups, num_clips, width)), tokens], axis=1)

@@ -41,7 +41,7 @@ class Output(NamedTuple):
 
 
 class OmniVinci(nn.Module):
-    """The model. sequence/batch.py explains the letters of shapes; D is the decoder's width.
+    """The model. sequence/batch.py explains the shape letters; D is the decoder's width.
 
     compute: type, rematerialization and attention kernel of all modules.
     """
@@ -62,7 +62,7 @@ class OmniVinci(nn.Module):
         self.llm = Qwen2(config.text, compute)
 
     def __call__(self, batch: Batch) -> Output:
-        """Hidden states of every slot, and the clip embeddings of every group."""
+        """Returns the hidden states of every slot, and the clip embeddings of every group."""
         vision, audio = self.encode(batch)
         clips = self.align(batch, vision, audio)
         x = self.fill_slots(batch, vision, audio)
@@ -73,22 +73,22 @@ class OmniVinci(nn.Module):
         return Output(hidden.reshape(*batch.tokens.shape, -1), clips)
 
     def align(self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]) -> ClipEmbeddings:
-        """Clip embeddings from the projectors' output, before time embedding (Section 2.1)."""
+        """Computes clip embeddings from the projectors' output, before time embedding (Section 2.1)."""
         return self.omni_align(vision, batch.vision_clip, audio, batch.audio_clip, batch.clip_source.shape[-1])
 
     def embed_clips(self, batch: Batch) -> ClipEmbeddings:
-        """Clip embeddings for the contrastive loss, without running the decoder."""
+        """Computes clip embeddings for the contrastive loss, without running the decoder."""
         return self.align(batch, *self.encode(batch))
 
     def encode(self, batch: Batch) -> tuple[Float[Array, "G V D"], Float[Array, "G A D"]]:
-        """Vision and audio tokens of every group, before time embedding.
+        """Returns vision and audio tokens of every group, before time embedding.
 
         Vision tokens are ordered by pool, then frame group, then row by row; audio tokens by window.
         """
         return self.encode_tiles(batch), self.encode_windows(batch.windows)
 
     def encode_tiles(self, batch: Batch) -> Float[Array, "G V D"]:
-        """The vision tokens of `encode`; the only media fields it reads are tiles, s2_* and frame_groups."""
+        """Returns the vision tokens of `encode`; reads only the media fields tiles, s2_* and frame_groups."""
         x = constrain(rearrange(batch.tiles, "g n ... -> (g n) ..."), "media")
         x = constrain(self.vision_tower(x), "media")
         return rematted(OmniVinci.pool_tiles, self.compute.tower_remat)(self, x, batch)
@@ -109,23 +109,23 @@ class OmniVinci(nn.Module):
         return jnp.concatenate(pooled, axis=1)
 
     def encode_windows(self, windows: Float[Array, "G W F M"]) -> Float[Array, "G A D"]:
-        """The audio tokens of `encode`."""
+        """Returns the audio tokens of `encode`."""
         x = constrain(rearrange(windows, "g w f m -> (g w) f m"), "media")
         x = constrain(self.sound_mm_projector(constrain(self.sound_tower(x), "media")), "media")
         return constrain(rearrange(x, "(g w) s d -> g (w s) d", g=len(windows)), "group")
 
     def timed_vision(self, batch: Batch) -> Float[Array, "G V D"]:
-        """Vision tokens after time embedding, as slots hold them."""
+        """Returns vision tokens after time embedding, ready for their slots."""
         return self.video_time(self.encode_tiles(batch), batch.vision_times, batch.vision_angles)
 
     def timed_audio(self, batch: Batch) -> Float[Array, "G A D"]:
-        """Audio tokens after time embedding, as slots hold them."""
+        """Returns audio tokens after time embedding, ready for their slots."""
         return self.sound_time(self.encode_windows(batch.windows), batch.audio_times, batch.audio_angles)
 
     def fill_slots(
         self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]
     ) -> Float[Array, "rows T D"]:
-        """The decoder's input: text embeddings, and the group's media tokens after time embedding, in their slots."""
+        """Returns the decoder's input: text embeddings and the group's time-embedded media tokens, in their slots."""
         vision = self.video_time(vision, batch.vision_times, batch.vision_angles)
         audio = self.sound_time(audio, batch.audio_times, batch.audio_angles)
         text, is_text = self.embed_text(batch.tokens), batch.slot_kind == TEXT
@@ -137,17 +137,17 @@ class OmniVinci(nn.Module):
         return rearrange(jnp.where(is_text[..., None], text, media), "g r t d -> (g r) t d")
 
     def embed(self, batch: Batch) -> Float[Array, "rows T D"]:
-        """The decoder's input, without the clip embeddings that only training needs."""
+        """Returns the decoder's input; skips the clip embeddings, which only training needs."""
         return self.fill_slots(batch, *self.encode(batch))
 
     def embed_text(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
-        """Embeddings of text."""
+        """Embeds text tokens."""
         return self.llm.embed(tokens)
 
     def decode(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm; a slot sees the earlier slots of its own segment."""
+        """Returns hidden states after the final norm; a slot attends to the earlier slots of its own segment."""
         return self.llm(x, positions, segment_ids)
 
     def extend(
@@ -158,15 +158,15 @@ class OmniVinci(nn.Module):
         lengths: Int[Array, " R"],
         rows: Int[Array, " R"] | None = None,
     ) -> tuple[Float[Array, "R T D"], tuple[LayerCache, ...]]:
-        """`decode` of the next T slots of R rows, whose earlier slots are in a cache; see Qwen2.extend."""
+        """Decodes the next T slots of R rows whose earlier slots are cached; see Qwen2.extend."""
         return self.llm.extend(x, layers, cache, lengths, rows)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch padded_vocab"]:
-        """Logits over the padded vocabulary, in float32."""
+        """Returns logits over the padded vocabulary, in float32."""
         return self.llm.logits(hidden)
 
     def head_params(self, params: dict) -> dict:
-        """The parameters that `logits` needs."""
+        """Returns the parameters that `logits` needs."""
         head = "embed_tokens" if self.config.text.tie_word_embeddings else "lm_head"
         return {"llm": {head: params["llm"][head]}}
 
@@ -180,7 +180,7 @@ def pool_frames(
         frames: all output tiles, projected.
         members: indices of the frames that are averaged together in time, -1 where a frame is missing. As in the
             released code, a missing frame counts as a constant: the mean over all elements of the frames present.
-        pool: its time is t.
+        pool: size of a block; its time is t.
     """
     _, height, width = pool
     x = reduce(frames, "n (h i) (w j) d -> n (h w) d", "mean", i=height, j=width)

@@ -1,4 +1,4 @@
-"""What the rest of the system must know about each parameter, declared where the parameter is created.
+"""Axes and role of each parameter, declared where the parameter is created.
 
 A new parameter comes in a box (`Parameter`) that names its logical axes (models/sharding.py) and its role.
 `initialization.parameter_roles` gives the roles of a whole tree of parameters.
@@ -21,7 +21,7 @@ class Role:
     """How a parameter is used.
 
     decay: weight decay applies to it.
-    muon: its last two axes are a matrix that Muon orthogonalizes; those before are a batch of matrices.
+    muon: its last two axes are a matrix that Muon orthogonalizes; earlier axes are a batch.
     adaptable: LoRA can put an adapter beside it.
     adapter: it is a factor of an adapter, and so trains while everything else is frozen.
     multiplies: it multiplies activations in a matrix product, so it counts in FLOPs.
@@ -43,10 +43,10 @@ KERNEL = Role(decay=True, muon=True, adaptable=True, multiplies=True)
 HEAD = replace(KERNEL, muon=False)  # Adam updates the output head, as it does the embedding
 CONVOLUTION = replace(KERNEL, adaptable=False)
 TABLE = Role(decay=True)
-TIED_HEAD = replace(TABLE, multiplies=True)  # a table of embeddings that is also the output head
+TIED_HEAD = replace(TABLE, multiplies=True)  # an embedding table that is also the output head
 NORM = Role(cast_decoding=False)
 ADAPTER = Role(decay=True, adapter=True, multiplies=True)
-# A factor of no product: bfloat16 would round alpha / rank.
+# Multiplies no activations, and is never cast: bfloat16 would round alpha / rank.
 ADAPTER_SCALE = Role(cast_frozen=False, cast_decoding=False)
 
 
@@ -57,7 +57,7 @@ class Parameter(nn.LogicallyPartitioned):
 
 
 def declare(init: Initializer, axes: tuple[str | None, ...], role: Role = PLAIN) -> Callable[..., Any]:
-    """An initializer that returns a `Parameter` with these logical axes and this role; `Module.param` unboxes it."""
+    """Wraps an initializer to return a `Parameter` with these logical axes and role; `Module.param` unboxes it."""
 
     @wraps(init)
     def boxed(*args: object, **kwargs: object) -> Parameter:

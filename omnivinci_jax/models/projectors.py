@@ -26,7 +26,7 @@ class VisionProjector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B grid grid C"]) -> Float[Array, "B tile_grid tile_grid D"]:
-        """Tokens of each output tile, as a map."""
+        """Returns the tokens of each output tile, as a map."""
         width = self.config.text.hidden_size
         x = layer_norm(1e-5, self.compute.dtype, "norm")(space_to_depth(x))
         x = Dense(width, ("embed", "mlp"), self.compute, name="fc1")(x)
@@ -42,7 +42,7 @@ class SoundProjector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B window_tokens D"]:
-        """Tokens of each window; pooling by two drops the last of an odd number of features."""
+        """Returns the tokens of each window; pooling by two drops the last of an odd number of features."""
         width, compression = self.config.text.hidden_size, self.config.audio_compression
         if compression == "conv":
             x = conv3(x.shape[-1], 2, self.compute.dtype, "conv")(x)

@@ -50,13 +50,13 @@ class Qwen2(nn.Module):
             )
 
     def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
-        """Embeddings of text."""
+        """Embeds text tokens."""
         return self.embed_tokens(tokens)
 
     def __call__(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm; a slot sees the earlier slots of its own segment."""
+        """Returns hidden states after the final norm; a slot attends to the earlier slots of its own segment."""
         rope = rope_cos_sin(positions, self.config.head_dim, self.config.rope_theta)
         x, _ = self.layers(x, rope, segment_ids)
         return self.norm(x)
@@ -69,15 +69,14 @@ class Qwen2(nn.Module):
         lengths: Int[Array, " R"],
         rows: Int[Array, " R"] | None = None,
     ) -> tuple[Float[Array, "R T D"], tuple[LayerCache, ...]]:
-        """Hidden states of the next T slots of R rows after the final norm, and the cache with these slots.
+        """Returns final hidden states of the next T slots of R rows, and the cache with these slots.
 
         Args:
-            x: what the decoder reads in these slots.
-            layers: the parameters of each layer as arrays of their own (generate/weights.py): a step of decoding does
-                little but read weights, and what a scan cuts out of a stack is copied first.
+            x: the decoder's input in these slots.
+            layers: the parameters of each layer as separate arrays (generate/weights.py): a decode step mostly reads
+                weights, and a scan would first copy each layer's slice of a stack.
             cache: keys and values of each layer.
-            lengths, rows: how many slots each of the R rows has, and which row of the cache it is
-                (models/cached_attention.py).
+            lengths, rows: filled slots of each row, and its index in the cache (models/cached_attention.py).
         """
         rope = rope_cos_sin(lengths[:, None] + jnp.arange(x.shape[1]), self.config.head_dim, self.config.rope_theta)
         layer, extended = Qwen2Layer(self.config, self.compute, parent=None), []
@@ -87,7 +86,7 @@ class Qwen2(nn.Module):
         return self.norm(x), tuple(extended)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch padded_vocab"]:
-        """Logits over the padded vocabulary, in float32."""
+        """Returns logits over the padded vocabulary, in float32."""
         logits = self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
         return jnp.where(jnp.arange(logits.shape[-1]) < self.config.vocab_size, logits, MASKED)
 
@@ -106,7 +105,7 @@ class Qwen2Layer(nn.Module):
         segment_ids: Int[Array, "B T"] | None,
         past: Past | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """Causal self-attention, then the gated MLP, each on the normalised residual stream; see Qwen2Attention."""
+        """Applies causal self-attention (see Qwen2Attention), then the gated MLP, each on the normalised residual."""
         config = self.config
         x = constrain(x, "group", "length")
         y = rms_norm(config.rms_norm_eps, self.compute.dtype, "input_layernorm")(x)
@@ -130,7 +129,7 @@ class Qwen2Attention(nn.Module):
         segment_ids: Int[Array, "B T"] | None,
         past: Past | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """Attends causally within each segment; with a past, to its cache, which it returns with the new slots."""
+        """Attends causally within each segment; with `past`, to its cache, and returns the extended cache."""
         config = self.config
 
         def heads(name: str, axis: str, count: int) -> Float[Array, "B T count head_dim"]:
@@ -160,7 +159,7 @@ class Qwen2MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """silu(gate) · up, then down."""
+        """Computes down(silu(gate(x)) · up(x))."""
 
         def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
             return Dense(features, axes, self.compute, use_bias=False, kernel_init=INIT, name=name)

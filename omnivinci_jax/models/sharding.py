@@ -1,9 +1,9 @@
-"""How arrays of the model are shared over devices: by the logical names of their axes, which mesh/rules.py maps.
+"""Shards the model's arrays by logical axis names, which mesh/rules.py maps to mesh axes.
 
-Of parameters: `embed` a model width, `heads` and `kv_heads` query and key/value heads times their width, `mlp` a hidden
-width, `vocab` rows of the vocabulary, `norm` the width of a norm, `position` rows of a position table, `layers` the
-layers of a scanned stack, None an axis that is never sharded.
-Of activations: `group` the groups of a batch (and their rows), `length` slots, `media` the tiles or windows of all
+For parameters: `embed` a model width, `heads` and `kv_heads` query and key/value heads times their width, `mlp` a
+hidden width, `vocab` rows of the vocabulary, `norm` the width of a norm, `position` rows of a position table, `layers`
+the layers of a scanned stack, None an axis that is never sharded.
+For activations: `group` the groups of a batch (and their rows), `length` slots, `media` the tiles or windows of all
 groups, `item` the tiles, windows or slots of one group.
 """
 
@@ -24,7 +24,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def mesh_axes(*axes: str | None) -> PartitionSpec:
-    """The mesh axes of logical axes, under the rules in force."""
+    """Returns the mesh axes of logical axes, under the rules in force."""
     spec = logical_to_mesh_axes(axes)
     assert spec is not None
     return spec

@@ -1,4 +1,4 @@
-"""The vision tower: SigLIP, read at its last layer but one."""
+"""The vision tower: SigLIP up to its second-to-last layer."""
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,9 @@ from omnivinci_jax.models.sharding import constrain
 
 
 class SiglipTower(nn.Module):
-    """Tiles to features; normalises pixels here, so that tiles travel to the device as bytes.
+    """Maps tiles to features; normalises pixels on the device, so that tiles are transferred as bytes.
 
-    The features are the output of the last layer but one, without a final norm. The last layer and the final norm are
+    The features are the output of the second-to-last layer, without a final norm. The last layer and the final norm are
     never computed; they have parameters because exports need them.
     """
 
@@ -25,7 +25,7 @@ class SiglipTower(nn.Module):
 
     @nn.compact
     def __call__(self, tiles: UInt8[Array, "B P P 3"] | Float32[Array, "B P P 3"]) -> Float[Array, "B S C"]:
-        """Features of each patch, row by row."""
+        """Returns the features of each patch, row by row."""
         config = self.config
         x = (tiles.astype(jnp.float32) / 255 - 0.5) / 0.5
         x = rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=config.patch_size, q=config.patch_size)
@@ -50,7 +50,7 @@ class SiglipLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S C"]) -> tuple[Float[Array, "B S C"], None]:
-        """Self-attention, then the MLP, each on the normalised residual stream."""
+        """Applies self-attention, then the MLP, each on the normalised residual stream."""
         config = self.config
         x = constrain(x, "media")
         y = layer_norm(config.layer_norm_eps, self.compute.dtype, "layer_norm1")(x)

@@ -28,7 +28,7 @@ class TimeEmbedding(nn.Module):
         times: Float32[Array, "*batch"],
         angles: Float32[Array, "*batch C"] | None = None,
     ) -> Float[Array, "*batch D"]:
-        """Embeds `times` (seconds); `angles` come from the host and serve the axial schemes (sequence/axial.py)."""
+        """Embeds `times` (seconds); `angles` are for the axial schemes and come from the host (sequence/axial.py)."""
         scheme = self.config.scheme
         if scheme == "none":
             return x
@@ -40,7 +40,7 @@ class TimeEmbedding(nn.Module):
         return rotate(x, angles)
 
     def _learned(self, times: Float32[Array, "*batch"], width: int) -> Float[Array, "*batch D"]:
-        """A learned vector per whole second, through an MLP (Section 4.1.1) that is zero at initialisation."""
+        """Returns a learned vector per whole second, through an MLP (Section 4.1.1) that is zero at initialisation."""
         assert self.config.max_time is not None  # TimeEmbeddingConfig checks it
         seconds = int(self.config.max_time)
         nearest = jnp.clip(jnp.round(times), 0, seconds).astype(jnp.int32)
@@ -51,10 +51,10 @@ class TimeEmbedding(nn.Module):
 
 
 def frequencies(config: TimeEmbeddingConfig) -> Float64[np.ndarray, " C"]:
-    """Turns a second (ω / 2π) of each rotated channel.
+    """Returns the turns per second (ω / 2π) of each rotated channel.
 
     crte: 1 / (T_max·θ^(i/C)), i = 0 … C-1, Equation (4). longest: T_max^(-i/(C-1)). rote: 10000^(-2j/C) / 2π for each
-    plane j. With `pair_angles` both channels of a plane turn as its first.
+    plane j. With `pair_angles` both channels of a plane turn like its first.
     """
     channels = config.channels
     i = np.arange(channels)
@@ -69,7 +69,7 @@ def frequencies(config: TimeEmbeddingConfig) -> Float64[np.ndarray, " C"]:
 
 
 def time_angles(times: Float32[Array, "*batch"], frequency: Float64[np.ndarray, " C"]) -> Float32[Array, "*batch C"]:
-    """2π·(times · frequency modulo 1): the angles in float32, within 2e-6 of float64 for times up to 4096 s.
+    """Returns the angles 2π·(times · frequency modulo 1) in float32, within 2e-6 of float64 for times up to 4096 s.
 
     The error of a plain product grows with the number of turns (4e-4 for RoTE at an hour). So whole seconds are
     multiplied separately by the 12 leading bits of the frequency: that product, and its remainder modulo 1, are exact.
@@ -84,7 +84,7 @@ def time_angles(times: Float32[Array, "*batch"], frequency: Float64[np.ndarray, 
 
 
 def rotate(x: Float[Array, "*batch D"], angles: Float32[Array, "*batch C"]) -> Float[Array, "*batch D"]:
-    """Equation (5) on the first C channels: x⊙cos + RotateHalf(x)⊙sin in float32, RotateHalf = (-x2, x1, -x4, x3 …)."""
+    """Applies Equation (5) to the first C channels: x⊙cos + RotateHalf(x)⊙sin in float32, RotateHalf = (-x2, x1, …)."""
     channels = angles.shape[-1]
     head = x[..., :channels].astype(jnp.float32)
     half = jnp.stack([-head[..., 1::2], head[..., 0::2]], axis=-1).reshape(head.shape)
@@ -93,6 +93,6 @@ def rotate(x: Float[Array, "*batch D"], angles: Float32[Array, "*batch C"]) -> F
 
 
 def _round_bits(x: Float64[np.ndarray, " C"], bits: int) -> Float64[np.ndarray, " C"]:
-    """`x` with its significand rounded to `bits` bits."""
+    """Rounds the significand of `x` to `bits` bits."""
     significand, exponent = np.frexp(x)
     return np.ldexp(np.round(np.ldexp(significand, bits)), exponent - bits)

@@ -1,8 +1,7 @@
 """Products with weights: one `matmul` for every type of weight.
 
-A weight is an array [in, out] or a `Weight`, which stands in its place in the parameter tree: an array with an adapter
-here, a quantized array elsewhere. Dense layers, embeddings and the output head reach their weights through this file
-alone.
+A weight is an array [in, out] or a `Weight` that replaces it in the parameter tree: here an array with an adapter,
+elsewhere a quantized array. Dense layers, embeddings and the output head use weights only through this file.
 """
 
 import typing
@@ -26,7 +25,7 @@ Axes = tuple[str | None, str | None]
 class Weight(ABC):
     """A matrix [in, out] that is not stored as one array.
 
-    Subclasses are pytrees. In a scanned stack every leaf has the axis of the layers first, so `shape` must be read from
+    Subclasses are pytrees. In a scanned stack the first axis of every leaf is the layer, so `shape` must be read from
     the leaves.
     """
 
@@ -64,7 +63,7 @@ class AdaptedWeight(Weight):
         return typing.cast("tuple[int, int]", self.weight.shape)
 
     def matmul(self, x: Float[Array, "*batch in"], axes: Axes, out_dtype: DTypeLike) -> Float[Array, "*batch out"]:
-        """Multiplies by the weight and by the two factors; their product is never made."""
+        """Multiplies by the weight and by the two factors; never computes a @ b."""
         product = matmul(x, self.weight, axes, out_dtype)
         low_rank = matmul(x, self.a, (axes[0], None), x.dtype)
         return product + matmul(low_rank, self.scale * self.b, (None, axes[1]), out_dtype)
@@ -73,7 +72,7 @@ class AdaptedWeight(Weight):
 def weight_param(
     module: nn.Module, name: str, init: Any, shape: tuple[int, int], axes: Axes, role: Role
 ) -> Float[Array, "in out"] | Weight:
-    """The weight `name` of a module, created by `init` while the module is initialised.
+    """Returns the weight `name` of a module; `init` creates it when the module is initialised.
 
     Raises:
         ValueError: a weight of another shape.
@@ -81,7 +80,7 @@ def weight_param(
     given = module.get_variable("params", name)
     if not isinstance(given, Weight):
         return module.param(name, declare(init, axes, role), shape)
-    # Not `module.param`, which compares the shapes of the leaves with that of the array that `init` returns.
+    # Not `module.param`, which requires leaves of the shape that `init` returns.
     if given.shape != shape:
         raise ValueError(f"{'/'.join(module.path)}/{name} is {given.shape}: expected {shape}")
     return given
@@ -90,7 +89,7 @@ def weight_param(
 def matmul(
     x: Float[Array, "*batch in"], weight: Float[Array, "in out"] | Weight, axes: Axes, out_dtype: DTypeLike
 ) -> Float[Array, "*batch out"]:
-    """x @ weight computed in the type of x, accumulated and returned in `out_dtype`; `axes` are the weight's."""
+    """Computes x @ weight in the type of x, accumulated and returned in `out_dtype`; `axes` are the weight's."""
     if isinstance(weight, Weight):
         return weight.matmul(x, axes, out_dtype)
     return _matmul(x, weight, axes, out_dtype)
@@ -99,34 +98,33 @@ def matmul(
 def take_rows(
     table: Float[Array, "in out"] | Weight, ids: Int[Array, "*batch"], axes: Axes, dtype: DTypeLike
 ) -> Float[Array, "*batch out"]:
-    """Rows of a table in `dtype`; an id outside it gives NaN rather than another row."""
+    """Looks up rows of a table, in `dtype`; an id outside it gives NaN rather than another row."""
     if isinstance(table, Weight):
         return table.take_rows(ids, axes, dtype)
-    # XLA gathers poorly from a table whose width is sharded. In the table's own type, in which its gradient is summed.
+    # Unsharded width, because XLA looks up rows poorly otherwise; in the table's type, in which its gradient is summed.
     return jnp.take(gather_kernel(table, axes, table.dtype), ids, axis=0).astype(dtype)
 
 
 def cast(weight: Array | Weight, dtype: DTypeLike) -> Array | Weight:
-    """A parameter stored in another type; a `Weight` keeps the types it was made with."""
+    """Casts a parameter to another type; a `Weight` keeps the types it was made with."""
     return weight if isinstance(weight, Weight) else weight.astype(dtype)
 
 
 def gather_kernel(kernel: Float[Array, "in out"], axes: Axes, dtype: DTypeLike) -> Float[Array, "in out"]:
-    """The kernel in `dtype`, gathered along its model width, which fsdp and context shard.
+    """Returns the kernel in `dtype`, gathered along its model width, which fsdp and context shard.
 
-    Left to itself, XLA multiplies by the part that each device holds and sums activations over devices, and those are
-    larger.
+    Otherwise XLA multiplies by each device's part of the kernel and sums activations over devices, which are larger.
     """
     return constrain(kernel.astype(dtype), *(None if axis == "embed" else axis for axis in axes))
 
 
 def weight_gradient(x: Float[Array, "*batch in"], y: Float[Array, "*batch out"]) -> Float[Array, "in out"]:
-    """The gradient of a kernel, from its input and the cotangent of its output: a sum of outer products in float32."""
+    """Returns a kernel's gradient from its input and its output's cotangent: a sum of outer products in float32."""
     return jax.lax.platform_dependent(x, y, cpu=_outer_products_cpu, default=_outer_products)
 
 
-# JAX's own gradient rule rounds the kernel's gradient to the type of x, and makes a training step on a CPU take half as
-# long again (`_outer_products_cpu`).
+# JAX's own gradient rule rounds the kernel's gradient to the type of x, and makes a training step on a CPU take 1.5
+# times as long (`_outer_products_cpu`).
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmul(x: Array, kernel: Array, axes: Axes, out_dtype: DTypeLike) -> Array:
     return jnp.dot(x, gather_kernel(kernel, axes, x.dtype), preferred_element_type=out_dtype)
@@ -141,8 +139,8 @@ def _matmul_backward(
 ) -> tuple[Array, Array]:
     x, kernel = saved
     cotangent = cotangent.astype(x.dtype)
-    # First summed, then sharded. Asked for the sharded sum at once, XLA shards x and the cotangent by width where they
-    # are sharded by length, and gathers them whole on the way.
+    # Sums first, then shards. For a sharded sum, XLA would reshard x and the cotangent from length to width, and gather
+    # them whole on the way.
     gradient = constrain(gather_kernel(weight_gradient(x, cotangent), axes, kernel.dtype), *axes)
     return jnp.dot(cotangent, gather_kernel(kernel, axes, x.dtype).T), gradient
 

@@ -7,8 +7,8 @@ the unmasked pairs: a slot attends to itself and the earlier slots of its conver
 
 A product costs its forward pass once; once more for the activation gradient, if anything in or before its part of the
 model is trained; once more for the weight gradient, if its weights are trained. So a trained part costs three forward
-passes, a frozen part behind a trained one two, and a frozen part with nothing trained before it one. Attention has no
-weights and two activation operands, so it costs three forward passes wherever gradients flow.
+passes; a frozen part costs two if something before it is trained, else one. Attention has no weights and two activation
+operands, so it costs three forward passes wherever gradients flow.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from omnivinci_jax.train.state import abstract_initial, split_trainable
 
 
 def full_work(data: DataConfig) -> Work:
-    """The work of a step with full groups: one conversation per row, every tile a frame of a clip."""
+    """Returns the work of a step with full groups: one conversation per row, every tile a frame of a clip."""
     groups, capacity = data.groups, data.capacity
     rows = groups * capacity.rows
     return Work(
@@ -109,17 +109,17 @@ class FlopCounter:
         ]
 
     def forward(self, work: Work) -> Flops:
-        """FLOPs of the forward pass."""
+        """Returns the FLOPs of the forward pass."""
         return self._sum(work, lambda count: (count.weights, 1))
 
     def step(self, work: Work) -> Flops:
-        """FLOPs of the forward and the backward pass."""
+        """Returns the FLOPs of the forward and the backward pass."""
         return self._sum(
             work, lambda count: (count.weights * (1 + count.has_gradient) + count.trained, 1 + 2 * count.has_gradient)
         )
 
     def recomputed(self, work: Work) -> Flops:
-        """An upper bound of what rematerialization adds to `step`: XLA removes unused results."""
+        """Returns an upper bound of what rematerialization adds to `step`: XLA removes unused results."""
         return self._sum(
             work,
             lambda count: (
@@ -211,12 +211,12 @@ def _parts(config: TrainConfig) -> list[_Part]:
 
 
 def _pair_flops(width: int) -> int:
-    """Attention FLOPs of one query-key pair, over heads with `width` channels in total: score and value."""
+    """Returns the attention FLOPs of one query-key pair, over heads with `width` channels in total: score and value."""
     return 4 * width
 
 
 def _vision_tokens(model: OmniVinciConfig, work: Work) -> float:
-    """Tokens of `work.tiles` frames after the videos' pools."""
+    """Returns the tokens of `work.tiles` frames after the videos' pools."""
     pools = ((model.vision_pools.index(pool), pool[0]) for pool in dict.fromkeys(model.pool_sizes))
     return sum(work.tiles / frames * model.pool_tokens(pool) for pool, frames in pools)
 
@@ -226,7 +226,7 @@ def _head(tied: bool, upstream: tuple[str, ...]) -> _Part:
 
 
 def _align(config: TrainConfig, modality: str, tokens: Callable[[Work], float], upstream: tuple[str, ...]) -> _Part:
-    """One modality of OmniAlignNet, where each clip's query and tokens attend to each other."""
+    """Counts one modality of OmniAlignNet, where each clip's query and tokens attend to each other."""
     pair_flops = config.model.omni_align.num_layers * _pair_flops(config.model.text.hidden_size)
 
     def length(work: Work) -> float:

@@ -1,7 +1,7 @@
 """Peak compute, memory and bandwidth of each chip, from the vendors' data sheets.
 
-TPU: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, which add up both directions of the interconnect, so half of that
-here. GPU: NVIDIA's H100 and H200 data sheets for the SXM parts; bfloat16 without sparsity (half of the printed number),
+TPU: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, which count both directions of the interconnect, so we halve that.
+GPU: NVIDIA's H100 and H200 data sheets for the SXM parts; bfloat16 without sparsity (half of the printed number),
 NVLink 900 GB/s for both directions together.
 """
 
@@ -44,5 +44,5 @@ CHIPS = (
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a jax `device_kind`; None if it is not in the table, for example a CPU."""
+    """Returns the chip of a jax `device_kind`; None if it is not in the table, for example a CPU."""
     return next((chip for chip in CHIPS if device_kind in chip.kinds), None)

@@ -43,7 +43,7 @@ class Instruction(NamedTuple):
     root: bool
 
     def find(self, pattern: str) -> str | None:
-        """The first group of a pattern in the attributes, or None."""
+        """Returns the first group of a pattern in the attributes, or None."""
         found = re.search(pattern, self.attributes)
         return found and found[1]
 
@@ -127,7 +127,7 @@ def read_traffic(text: str, mesh_shape: Mapping[str, int]) -> Traffic:
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Computations by name, and the name of the entry."""
+    """Parses HLO text; returns the computations by name, and the name of the entry."""
     computations: dict[str, Computation] = {}
     current, entry = Computation(), ""
     for line in text.splitlines():
@@ -144,7 +144,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def executions(computations: dict[str, Computation], entry: str) -> tuple[Counter[str], int]:
-    """Executions of each computation per program run, and the number of loops of unknown trip count (taken as 1).
+    """Counts executions of each computation per program run, and the loops of unknown trip count (taken as 1).
 
     Both branches of a conditional count.
     """
@@ -184,7 +184,7 @@ def _has_collectives(name: str, computations: dict[str, Computation]) -> bool:
 
 
 def _trip_count(loop: Instruction, outer: Computation, computations: dict[str, Computation]) -> int | None:
-    """Trip count of a loop: the compiler's annotation, or that of a counter between two constants; None if unknown."""
+    """Returns a loop's trip count: annotated by the compiler, or from a counter between two constants; else None."""
     known = loop.find(r'"known_trip_count":\{"n":"(\d+)"\}')
     if known:
         return int(known)
@@ -205,7 +205,7 @@ def _trip_count(loop: Instruction, outer: Computation, computations: dict[str, C
 
 
 def _element(name: str, index: int, computation: Computation) -> str:
-    """The operand of a tuple at `index`, or `name` if this computation does not build the tuple."""
+    """Returns the operand of a tuple at `index`, or `name` if this computation does not build the tuple."""
     producer = computation[name]
     return producer.operands[index] if producer.opcode == "tuple" else name
 
@@ -231,7 +231,7 @@ def _split_operands(rest: str) -> tuple[tuple[str, ...], str]:
 
 
 def _bytes(shape: str) -> int:
-    """Size of an array or of a tuple of arrays: "(bf16[8,128]{1,0}, f32[])"."""
+    """Returns the size of an array or of a tuple of arrays: "(bf16[8,128]{1,0}, f32[])"."""
     total = 0
     for kind, bits, dimensions in _ARRAY.findall(shape):
         width = 8 if kind == "pred" else int(bits or 0)
@@ -240,13 +240,13 @@ def _bytes(shape: str) -> int:
 
 
 def _axes(groups: Int[np.ndarray, "groups members"], mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
-    """Mesh axes along which the members of a group differ."""
+    """Returns the mesh axes along which the members of a group differ."""
     coordinates = np.unravel_index(groups, tuple(mesh_shape.values()))
     return tuple(axis for axis, index in zip(mesh_shape, coordinates, strict=True) if (index != index[:, :1]).any())
 
 
 def _groups(instruction: Instruction, devices: int) -> Int[np.ndarray, "groups members"]:
-    """Device groups of a collective; for a permutation, the pairs of sender and receiver."""
+    """Returns the device groups of a collective; for a permutation, the pairs of sender and receiver."""
     if pairs := instruction.find(r"source_target_pairs=\{(\{.*?\})\}"):
         return _lists(pairs)
     groups = instruction.find(r"replica_groups=(.*?)(?:, (?!device_ids)[a-z_]+=|$)")
@@ -266,7 +266,7 @@ def _lists(text: str) -> Int[np.ndarray, "groups members"]:
 
 
 def _iota(text: str) -> Int[np.ndarray, "..."]:
-    """[4,2]<=[2,4]T(1,0): 0 ... 7 as 2 x 4, transposed, reshaped to 4 x 2; [2,4]T(1,0): not reshaped."""
+    """Parses [4,2]<=[2,4]T(1,0): 0 ... 7 as 2 x 4, transposed, reshaped to 4 x 2; [2,4]T(1,0): not reshaped."""
     found = re.fullmatch(r"(?:\[([\d,]+)\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not found:
         raise ValueError(f"device groups in an unknown form: {text}")
@@ -276,7 +276,7 @@ def _iota(text: str) -> Int[np.ndarray, "..."]:
 
 
 def _mesh_groups(text: str) -> Int[np.ndarray, "groups members"]:
-    """mesh['a'=4,'b'=2] {'b'}: devices that differ only along b; 'a':(2)2 is the sub-axis of a of size 2 after 2."""
+    """Parses mesh['a'=4,'b'=2] {'b'}: groups along b; 'a':(2)2 is the sub-axis of a of size 2 after 2."""
     found = re.fullmatch(r"mesh\[(.*?)\](?:, device_ids=\((.*)\))? \{(.*)\}", text)
     if not found:
         raise ValueError(f"device groups in an unknown form: {text}")

@@ -143,10 +143,10 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
 
 
 def _compile(config: TrainConfig, mesh: Mesh, topology: Topology) -> tuple[TrainState, jax.stages.Compiled]:
-    """The abstract state with shardings, and the step compiled for it."""
+    """Returns the abstract state with shardings, and the step compiled for it."""
     model = make_model(config, topology.devices[0].platform)
     optimizer = make_optimizer(config.optimizer, config.steps, config.model)
-    # Not under the mesh, because it computes constants on this machine.
+    # Outside the mesh, because it computes constants on this machine.
     shapes, shardings = abstract_state(model, optimizer, config, mesh)
     state = jax.tree.map(_with_sharding, shapes, shardings)
     step = make_train_step(
@@ -208,7 +208,7 @@ def _memory(state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> Mem
 
 
 def _bandwidth(axes: tuple[str, ...], mesh: Mesh, chip: Chip) -> float:
-    """Bytes/s that a chip can send along mesh axes; on a torus, over the links of the dimensions that they span."""
+    """Returns the bytes/s that a chip can send along mesh axes; on a torus, over links in the dimensions they span."""
     if not chip.torus:
         return chip.interconnect
     spanned = set()
@@ -219,7 +219,7 @@ def _bandwidth(axes: tuple[str, ...], mesh: Mesh, chip: Chip) -> float:
 
 
 def describe(plan: Plan, data: DataConfig) -> str:
-    """The plan as text."""
+    """Formats the plan as text."""
     capacity, memory = data.capacity, plan.memory
     shape = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     lines = [

@@ -1,6 +1,6 @@
 """Devices of other machines to compile for: TPU slices, and one host of GPUs.
 
-This needs the compilers, but neither the hardware nor CUDA. The TPU compiler is libtpu: `pip install
+Planning needs the compilers, but neither the hardware nor CUDA. The TPU compiler is libtpu: `pip install
 "omnivinci-jax[tpu]"`. The GPU compiler is jax's CUDA plugin in jax's version V, without its dependencies:
 `pip install --no-deps jax-cuda12-plugin==V jax-cuda12-pjrt==V`.
 """
@@ -36,7 +36,7 @@ class Topology(NamedTuple):
 
 
 def get_topology(name: str) -> Topology:
-    """The machine of a name like "v5p:4x4x4" (chip and shape of a TPU slice) or "h100:8" (GPUs of one host).
+    """Returns the machine of a name like "v5p:4x4x4" (chip and shape of a TPU slice) or "h100:8" (GPUs of one host).
 
     Raises:
         ConfigError: a malformed name, a shape that does not exist, or a missing compiler.
@@ -86,7 +86,7 @@ def _gpus(chip: Chip, count: int) -> list[jax.Device]:  # pyright: ignore[report
 
 
 def target_config(chip: Chip) -> str:
-    """XLA's description of a GPU: an H200 is an H100 with other memory."""
+    """Returns XLA's description of a GPU: an H200 is an H100 with other memory."""
     text = resources.files("omnivinci_jax.planning").joinpath("h100.target_config.txtpb").read_text()
     for field, value in (
         ("device_memory_size", chip.memory),

@@ -29,12 +29,12 @@ class PackedRow(NamedTuple):
 
 
 def pool_capacity(config: OmniVinciConfig, capacity: Capacity) -> tuple[int, ...]:
-    """Frame groups of each vision pool: the most that `tiles` tiles in at most `clips` clips can need."""
+    """Returns the frame groups of each vision pool: the most that `tiles` tiles in at most `clips` clips can need."""
     return tuple(math.ceil(capacity.tiles / pool[0]) + capacity.clips * (pool[0] > 1) for pool in config.vision_pools)
 
 
 def empty_group(config: OmniVinciConfig, capacity: Capacity) -> Batch:
-    """A group of padding, with the shapes of every group of this capacity."""
+    """Returns a group of padding, with the shapes of every group of this capacity."""
     rows, tiles, windows = (capacity.rows, capacity.slots), capacity.tiles, capacity.windows
     groups = pool_capacity(config, capacity)
     vision = sum(count * config.pool_tokens(pool) for pool, count in enumerate(groups))

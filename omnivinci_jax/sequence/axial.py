@@ -1,8 +1,8 @@
 """Rotation angles of the axial time schemes of released configurations (period_fix "True" and "False").
 
-An axial scheme rotates a token by its position along two axes times its time. The angles reach thousands of turns,
-where float32 is off by thousandths, and released models were trained with these errors. So we compute the angles on the
-host exactly as the released code does, in float32 step by step, and reduce them to one turn.
+An axial scheme rotates a token by its time multiplied by its position along two axes. The angles reach thousands of
+turns, where float32 is off by thousandths, and released models were trained with these errors. So we compute the angles
+on the host exactly as the released code does, in float32 step by step, and reduce them to one turn.
 """
 
 from typing import Literal
@@ -25,7 +25,7 @@ def axial_angles(
     config: TimeEmbeddingConfig,
     modality: Literal["video", "sound"],
 ) -> Float32[np.ndarray, "n C"]:
-    """Angles in [0, 2π) of the first C = 2·trope_dim channels of n tokens of one clip.
+    """Returns angles in [0, 2π) of the first C = 2·trope_dim channels of n tokens of one clip.
 
     The first half of the channels rotates by the frame's index, the second by the token's index in its frame, both
     times 2πt/T_max (`axial`; t without max_time) or -2πt (`axial_reversed`). Each angle appears twice, for the two
@@ -72,7 +72,7 @@ def _frequencies(config: TimeEmbeddingConfig, modality: str) -> Float32[np.ndarr
 
 
 def _linspace(start: float, stop: float, length: int) -> Float32[np.ndarray, " length"]:
-    """torch.linspace in float32, bit for bit: float32 step, from both ends to the middle, rounded once per element."""
+    """Computes torch.linspace in float32, bit for bit: float32 step, from both ends inwards, one rounding each."""
     step = np.float64(np.float32((stop - start) / max(length - 1, 1)))
     index = np.arange(length)
     up, down = start + step * index, stop - step * (length - 1 - index)

@@ -92,7 +92,7 @@ def parse_conversation(record: object, where: str, folder: AnyPath) -> Conversat
 
 
 def render(conversation: Conversation, *, generate: bool = False) -> tuple[str, list[tuple[int, int]]]:
-    """ChatML text of a conversation and the character spans that are trained: each answer with its `<|im_end|>`.
+    """Renders a conversation as ChatML, with the character spans that are trained: each answer and its `<|im_end|>`.
 
     Adds the default system message if there is none. With `generate`, the text ends where the assistant's next turn
     begins.

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Float64
 
-# Codec padding makes sound tracks outlast their video; this fraction of a group does not open another group.
+# Codec padding makes sound tracks outlast their video; a rest of at most this fraction of a group opens no other group.
 _SLACK = 0.05
 
 

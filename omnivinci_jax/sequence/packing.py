@@ -19,12 +19,12 @@ class RowSize(NamedTuple):
 
 
 def row_size(row: Row, num_media: int) -> RowSize:
-    """Size of a laid-out row; every media item counts as a clip, which also bounds the frame groups."""
+    """Returns the size of a laid-out row; every media item counts as a clip, which also bounds the frame groups."""
     return RowSize(len(row), row.num_tiles, row.num_windows, num_media)
 
 
 def fits(size: RowSize, capacity: Capacity) -> bool:
-    """Whether a conversation fits into an empty group."""
+    """Returns whether a conversation fits into an empty group."""
     return all(used <= room for used, room in zip(size, capacity[1:], strict=True))
 
 

@@ -99,7 +99,7 @@ def lay_out(
 
 
 def lay_out_media(item: Media, size: MediaSize, config: OmniVinciConfig) -> Row:
-    """A row of one media item without text; newlines have the id 0."""
+    """Lays out one media item as a row without text; newlines have the id 0."""
     builder = _MediaBuilder(config, newline_id=0)
     return Row(**builder.add(item, size)._asdict(), **builder.arrays())
 
@@ -155,7 +155,7 @@ class _PoolTokens:
         return np.arange(self.count - len(times), self.count)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Times, clips and angles of all tokens."""
+        """Returns the times, clips and angles of all tokens."""
         times = np.concatenate([np.zeros(0, np.float32), *self.times])
         angles = np.concatenate([np.zeros((0, self.time.channels), np.float32), *self.angles])
         return times, np.concatenate([np.zeros(0, np.int32), *self.clip]), angles
@@ -182,7 +182,7 @@ class _MediaBuilder:
         return self._add_video(item, size)
 
     def arrays(self) -> dict:
-        """The media fields of Row."""
+        """Returns the media fields of Row."""
         scales = sum(side * side for side in self.config.s2_sides) + 1
         vision_times, vision_clip, vision_angles = zip(*(pool.arrays() for pool in self.vision), strict=True)
         audio_times, audio_clip, audio_angles = self.audio.arrays()
@@ -205,7 +205,7 @@ class _MediaBuilder:
         )
 
     def _add_image(self, size: ImageSize) -> _Slots:
-        """Slots of an image: its tiles merged back into one map, read row by row, then a newline."""
+        """Returns the slots of an image: its tiles merged back into one map, read row by row, then a newline."""
         side, first_output = self.config.tile_grid, len(self.s2_block)
         if size.rows:
             self._add_grid(size.rows, size.columns)
@@ -240,7 +240,7 @@ class _MediaBuilder:
         return list(range(first_output, first_output + count))
 
     def _add_sound(self, size: SoundSize) -> np.ndarray:
-        """Indices of a sound's tokens, padding included; token k of n is at (k + 1/2) * length / n seconds."""
+        """Returns indices of a sound's tokens, padding included; token k of n is at second (k + 1/2) * length / n."""
         config = self.config
         count = size.windows * config.window_tokens
         length = size.windows * config.window_samples / config.sampling_rate
@@ -272,14 +272,14 @@ class _MediaBuilder:
         return _join(spans)
 
     def _add_frames(self, size: VideoSize, clip: int) -> _Slots:
-        """Slots of a video's frames: each pool's frame groups in time, with a newline after each of several pools."""
+        """Returns slots of a video's frames: each pool's frame groups, and a newline after each of several pools."""
         outputs, times = self._add_single_tiles(len(size.frame_times)), np.array(size.frame_times)
         spans = []
         for pool_size in self.config.pool_sizes:
             pool, length = self.config.vision_pools.index(pool_size), pool_size[0]
             groups = [outputs[i : i + length] for i in range(0, len(outputs), length)]
             self.frame_groups[pool] += [group + [-1] * (length - len(group)) for group in groups]
-            # An incomplete last group has the mean time of the frames it has.
+            # The time of an incomplete last group is the mean over its frames.
             group_times = [times[i : i + length].mean() for i in range(0, len(times), length)]
             tokens = self.config.pool_tokens(pool)
             indices = self.vision[pool].add(np.repeat(np.array(group_times)[:, None], tokens, axis=1), clip)

@@ -19,7 +19,7 @@ _MIN_TILES = 2
 class MediaSlice(NamedTuple):
     """A group with some of a row's tiles or windows.
 
-    tokens: where the row's tokens are in the group's: one slice per vision pool; one for windows.
+    tokens: where the row's tokens are among the group's: one slice per vision pool, or one for windows.
     """
 
     group: Batch
@@ -27,7 +27,7 @@ class MediaSlice(NamedTuple):
 
 
 def tile_counts(config: OmniVinciConfig, multiple: int = 1) -> tuple[int, int]:
-    """Tiles of a small and of a large slice (which holds any Dynamic-S2 image), both multiples of `multiple`.
+    """Returns the tiles of a small slice and of a large one (for any Dynamic-S2 image), both multiples of `multiple`.
 
     They are also multiples of the temporal pool sizes, so that no slice of a long video ends in a partial pool.
     """
@@ -81,13 +81,13 @@ def sound_slices(
 
 
 def _cuts(row: Row) -> Int64[np.ndarray, "cuts counts"]:
-    """Where the row may be cut: the number of output tiles, tiles and frame groups of each pool before each cut.
+    """Returns where the row may be cut, as counts before each cut: output tiles, tiles, frame groups of each pool.
 
     A cut never splits an output tile's sources or a frame group.
     """
     outputs = len(row.s2_sources)
     positions = np.arange(outputs + 1)
-    # The first tile that the outputs from each position on need, and one past the last that those before it need.
+    # For each position: the first tile that later outputs need, and one past the last that earlier outputs need.
     needed = np.minimum.accumulate(np.append(row.s2_sources.min(axis=1, initial=row.num_tiles), row.num_tiles)[::-1])
     used = np.maximum.accumulate(np.append(0, row.s2_sources.max(axis=1, initial=-1) + 1))
     allowed, before = used <= needed[::-1], []
@@ -99,7 +99,7 @@ def _cuts(row: Row) -> Int64[np.ndarray, "cuts counts"]:
 
 
 def _vision_part(row: Row, start: np.ndarray, end: np.ndarray, tokens: Int64[np.ndarray, " pools"]) -> Row:
-    """A row without slots that has the output tiles, tiles and frame groups between two cuts."""
+    """Returns a row without slots that has the output tiles, tiles and frame groups between two cuts."""
     outputs, groups = slice(start[0], end[0]), [slice(*pair) for pair in zip(start[2:], end[2:], strict=True)]
 
     def between(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
@@ -122,7 +122,7 @@ def _vision_part(row: Row, start: np.ndarray, end: np.ndarray, tokens: Int64[np.
 
 
 def _without_media(row: Row) -> Row:
-    """The row with all slots, tiles, windows and clips removed."""
+    """Returns the row with all slots, tiles, windows and clips removed."""
 
     def empty(value: Any) -> Any:
         if isinstance(value, tuple):

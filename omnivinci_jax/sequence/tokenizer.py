@@ -26,7 +26,7 @@ FILES = (
 
 
 class Tokenizer:
-    """Text to ids and back. Reads only `tokenizer.json`, so loader workers need no transformers."""
+    """Converts text to ids and back. Reads only `tokenizer.json`, so loader workers need no transformers."""
 
     def __init__(self, folder: epath.PathLike):
         """Raises UserError if `folder` has no valid tokenizer.json, or one without the required tokens."""
@@ -55,17 +55,17 @@ class Tokenizer:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens in the text become their ids."""
+        """Encodes a text; special tokens in the text become their ids."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids, without special tokens."""
+        """Decodes ids to text, without special tokens."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def encode_conversation(
         self, conversation: Conversation, *, generate: bool = False
     ) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
-        """Ids of a conversation, with one placeholder id per media item, and which ids are trained."""
+        """Encodes a conversation, with one placeholder id per media item; also returns which ids are trained."""
         text, spans = render(conversation, generate=generate)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         starts, ends = np.array(encoding.offsets).T

@@ -9,5 +9,5 @@ BACKENDS = {"espeak-ng": Espeak, "server": Server}
 
 
 def make_voice(config: VoiceConfig) -> Voice:
-    """The voice of a configuration; raises UserError if its back end is not available."""
+    """Makes the voice of a configuration; raises UserError if its back end is not available."""
     return BACKENDS[config.backend](config)

@@ -10,7 +10,7 @@ from omnivinci_jax.speech.voice import Voice
 
 
 def spoken_file(voice: Voice, text: str, folder: AnyPath) -> Path:
-    """The WAV file of a text in `folder`, synthesised if missing; a local copy if `folder` is in a bucket."""
+    """Returns a text's WAV file in `folder`, synthesised if missing; a local copy if `folder` is in a bucket."""
     key = hashlib.sha256(repr((voice.config, text)).encode()).hexdigest()[:32]
     path = folder / key[:2] / f"{key}.wav"
     if not path.exists():

@@ -51,7 +51,7 @@ def speak(voice: Voice, pieces: Iterable[str]) -> Iterator[Sound]:
 
 
 def read_sound(content: bytes, source: str) -> Sound:
-    """Decodes the bytes of a WAV file; raises UserError that names `source`."""
+    """Decodes the bytes of a WAV file; raises a UserError that names `source`."""
     try:
         waveform, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:

@@ -100,7 +100,7 @@ def test_half_of_the_training_clips_have_fewer_events():
 
 
 def true_answer(clip: Clip, kind: str, asked: str, options: tuple[str, ...]) -> str:
-    """The answer in the question's words, derived from the timeline independently of the package."""
+    """Derives the answer, in the question's words, from the timeline independently of the package."""
     if kind in ("seen", "heard"):
         present = {event.name for event in (clip.sights if kind == "seen" else clip.sounds)}
         (answer,) = present & set(options)

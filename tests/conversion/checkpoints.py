@@ -21,7 +21,7 @@ def make(folder: Path, layout: str = "merged", dtype: str = "BF16", config: Omni
 
 
 def parameters(model: Path) -> dict[str, np.ndarray]:
-    """The parameters that Orbax reads from a model directory, by path."""
+    """Reads a model directory's parameters with Orbax, by path."""
     with ocp.StandardCheckpointer() as checkpointer:
         return {
             path: np.asarray(leaf)

@@ -25,7 +25,7 @@ def rows(folder, name: str) -> list[dict]:
 
 
 def sources(rows: list[dict]) -> set[str]:
-    """Kinds of rows, by the first part of their ids."""
+    """Returns the kinds of rows, by the first part of their ids."""
     return {row["id"].split("-")[0] for row in rows}
 
 

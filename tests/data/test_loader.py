@@ -60,7 +60,7 @@ def test_a_group_is_a_function_of_seed_and_index(index):
 
 
 def one_group(index, processor, rows, capacity=CAPACITY) -> Loaded:
-    """One group of the planned rows."""
+    """Loads one group of the planned rows."""
     return Groups(index, [rows], processor, replace(SETTINGS, groups=1, capacity=capacity), [0], 1)[0]
 
 

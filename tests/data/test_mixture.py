@@ -25,7 +25,7 @@ CAPACITY = Capacity(rows=2, slots=64, tiles=1, windows=1, clips=1)
 
 
 def mixture_of(sizes: dict[str, int], weights: dict[str, float]) -> Mixture:
-    """A mixture of sources with these sample counts; only the sample sizes exist."""
+    """Makes a mixture of sources with these sample counts; only the sample sizes exist."""
 
     def index(name: str) -> Index:
         count = sizes[name]
@@ -85,7 +85,7 @@ def processor() -> Processor:
 
 
 def write_text(path: Path, count: int) -> Path:
-    """Short conversations, all different."""
+    """Writes short conversations, all different."""
     turns = [
         [{"role": "user", "content": f"{path.stem} {number}"}, {"role": "assistant", "content": "yes"}]
         for number in range(count)

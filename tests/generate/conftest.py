@@ -1,4 +1,4 @@
-"""A tiny model that answers, with random parameters: its answers mean nothing and are always the same."""
+"""A tiny model with random parameters: its answers are meaningless but always the same."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.tiny import tiny_config, tiny_tokenizer
 def tiny_assistant(**changes) -> Assistant:
     model = OmniVinci(tiny_config(**changes))
     params = jax.jit(lambda key: nn.meta.unbox(boxed_params(model, key)))(jax.random.key(0))
-    # With the usual small weights every answer is one token again and again.
+    # With the usual small weights every answer repeats one token.
     params = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim > 1 else leaf, params)
     return Assistant(model, params, Processor(model.config, tiny_tokenizer()))
 

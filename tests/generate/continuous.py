@@ -1,4 +1,4 @@
-"""Requests of all kinds that join and leave a running batch; also run in a process of its own, on a mesh.
+"""Requests of all kinds that join and leave a running batch; also runs in a separate process, on a mesh.
 
 python -m tests.generate.continuous AV_WORLD MESH where a mesh is "data,fsdp,context,tensor".
 """
@@ -20,7 +20,7 @@ COUNT = 50
 
 
 def draw_requests(engine: Engine, av_world: Path, seed: int = 0) -> list[Request]:
-    """Requests of different lengths, media and sampling; several about the same files, some of the same prompt."""
+    """Draws requests of different lengths, media and sampling; some share files or the whole prompt."""
     rng, requests = np.random.default_rng(seed), []
     clips, images, sounds = (
         sorted((av_world / folder).glob(pattern))[:3]
@@ -44,7 +44,7 @@ def draw_requests(engine: Engine, av_world: Path, seed: int = 0) -> list[Request
 
 
 def answer_alone(engine: Engine, requests: list[Request]) -> list[list[int]]:
-    """The tokens that each request gets when nothing else runs."""
+    """Returns each request's tokens when nothing else runs."""
     answers = []
     for request in requests:
         alone = Request(request.prompt, request.sampling, request.sample)
@@ -55,18 +55,18 @@ def answer_alone(engine: Engine, requests: list[Request]) -> list[list[int]]:
 
 
 def answer_together(engine: Engine, requests: list[Request], seed: int = 1) -> list[list[int]]:
-    """Their tokens when they join at random times, while others are answered and some are given up."""
+    """Returns the requests' tokens when they join at random times, while others run and some are cancelled."""
     rng, waiting = np.random.default_rng(seed), list(requests)
-    given_up: list[Request] = []
+    cancelled: list[Request] = []
     while waiting or not engine.scheduler.idle:
         while waiting and rng.random() < 0.4:
             engine.submit(waiting.pop(0))
             if rng.random() < 0.2:
-                given_up.append(Request(requests[0].prompt, Sampling(max_new_tokens=40)))
-                engine.submit(given_up[-1])
+                cancelled.append(Request(requests[0].prompt, Sampling(max_new_tokens=40)))
+                engine.submit(cancelled[-1])
         engine.step()
-        if given_up and rng.random() < 0.1:
-            engine.cancel(given_up.pop())
+        if cancelled and rng.random() < 0.1:
+            engine.cancel(cancelled.pop())
     return [request.tokens for request in requests]
 
 
@@ -78,7 +78,7 @@ def main(av_world: str, shape: str) -> None:
     engine = fixed_engine(tiny_assistant(), make_mesh(MeshConfig(*map(int, shape.split(",")))))
     requests = draw_requests(engine, Path(av_world))
     alone = answer_alone(engine, requests)
-    answer_together(engine, draw_requests(engine, Path(av_world), seed=2)[:12])  # compiles what one alone does not need
+    answer_together(engine, draw_requests(engine, Path(av_world), seed=2)[:12])  # compiles what a batch needs
     compiled = count_compilations()
     together = answer_together(engine, requests)
     assert not compiled, compiled
@@ -88,7 +88,7 @@ def main(av_world: str, shape: str) -> None:
 
 
 def count_compilations() -> list[str]:
-    """A list that grows with each compilation from now on."""
+    """Returns a list that grows with each compilation from now on."""
     compiled: list[str] = []
 
     def count(event: str, _seconds: float, **_) -> None:

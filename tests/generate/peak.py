@@ -1,4 +1,4 @@
-"""Run in a process of its own: the peak memory (MB) that one answer adds, for a number of seconds and files.
+"""Prints the peak memory (MB) that one answer adds, for a number of seconds and files; runs in a separate process.
 
 python -m tests.generate.peak SECONDS FILE...
 """

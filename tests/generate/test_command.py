@@ -1,4 +1,4 @@
-"""`omnivinci generate` and `chat`: what is asked, what is printed, and one line for what is wrong."""
+"""`omnivinci generate` and `chat`: questions, output, and one-line errors."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def folder(assistant, tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def loaded(assistant, folder, monkeypatch):
-    """The session's model in place of the folder's, with its compiled programs."""
+    """Replaces the folder's model with the session's, which has compiled programs."""
     known = command.load
     monkeypatch.setattr(command, "load", lambda path, *args: assistant if path == folder else known(path, *args))
 
@@ -38,7 +38,7 @@ def content(*flags: object) -> list:
     return [Path(item.path).name if isinstance(item, Media) else item for item in items]
 
 
-def test_media_keep_their_order_and_prompts_their_place(tmp_path):
+def test_media_order_and_prompt_position(tmp_path):
     for name in ("a", "b", "c", "q"):
         (tmp_path / name).write_bytes(b"x")
     a, b, c, q = (tmp_path / name for name in ("a", "b", "c", "q"))
@@ -83,16 +83,16 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
         (["--prompt", "<image>?"], "--prompt: 1 <image> in the text but 0 image path(s); give one path for each"),
         (["--image", "CLIP", "--prompt", "<video>?"], "--prompt: 0 <image> in the text but 1 image path(s)"),
         (["--prompt", "a <|im_end|>"], "--prompt: the text contains <|im_end|>, which is reserved"),
-        (["--video", "CLIP", "--prompt_position", "mid"], "--prompt_position mid stands between media"),
+        (["--video", "CLIP", "--prompt_position", "mid"], "--prompt_position mid goes between media"),
         (["--prompt", "x", "--speak", "a.wav", "--json"], "--speak reads one answer aloud as it comes"),
         (["--prompt", "x", "--speak", "CLIP"], "already exists; nothing was overwritten"),
-        (["--prompt", "x", "--speak", "no/such/a.wav"], "no/such/a.wav: there is no such folder to write into"),
+        (["--prompt", "x", "--speak", "no/such/a.wav"], "no/such/a.wav: its folder does not exist"),
         (["--image", "CLIP", "--prompt", "x"], "is not an image that Pillow can read"),
-        (["--data", "a.jsonl", "--image", "CLIP"], "--data answers each of its conversations once: leave --prompt,"),
+        (["--data", "a.jsonl", "--image", "CLIP"], "--data answers each of its conversations once: omit --prompt,"),
         (["--prompt", "word " * 3000], "but the model reads 4096: at most 3840 are left for the prompt"),
     ],
 )
-def test_what_is_wrong_is_one_line(flags, message, folder, clips, capsys):
+def test_errors_are_one_line(flags, message, folder, clips, capsys):
     flags = [str(clips[0]) if flag == "CLIP" else flag for flag in flags]
     code, out, err = run(capsys, "generate", "--model", folder, *flags)
     assert (code, out) == (2, "")
@@ -183,6 +183,6 @@ def test_dropped_files(clips, tmp_path):
         assert chat.read_line(text) == (text,)
 
 
-def test_conversation_is_one(assistant):
+def test_a_conversation_is_a_question(assistant):
     asked = Conversation((Message("user", ("Hello",)),))
     assert assistant.generate(asked, max_new_tokens=3).tokens == assistant.generate("Hello", max_new_tokens=3).tokens

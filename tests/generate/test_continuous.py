@@ -23,14 +23,14 @@ def test_answers_do_not_depend_on_what_else_runs(assistant, av_world):
     engine = fixed_engine(assistant)
     requests = draw_requests(engine, av_world)
     alone = answer_alone(engine, requests)
-    answer_together(engine, draw_requests(engine, av_world, seed=2)[:12])  # compiles what one alone does not need
+    answer_together(engine, draw_requests(engine, av_world, seed=2)[:12])  # compiles what a batch needs
     compiled = count_compilations()
     assert answer_together(engine, requests) == alone
     assert not compiled
     assert len({tuple(tokens) for tokens in alone}) > 25
 
 
-def test_log_probabilities_are_those_of_full_passes(assistant, clips):
+def test_log_probabilities_match_full_passes(assistant, clips):
     question = [clips[0], "Which colour?"]
     requests = [
         Request(assistant.engine.prompt(conversation_of(question)), sampling)
@@ -57,7 +57,7 @@ def greedy(engine: Engine, question) -> list[int]:
 
 
 def updated_answers(assistant, params: dict, questions: list) -> list[list[int]]:
-    """Of an engine that answered the same questions with other weights before."""
+    """Returns the answers of an engine that answered the same questions with other weights before."""
     engine = fixed_engine(assistant)
     for question in questions:
         greedy(engine, question)
@@ -65,19 +65,19 @@ def updated_answers(assistant, params: dict, questions: list) -> list[list[int]]
     return [greedy(engine, question) for question in questions]
 
 
-def test_updated_weights_answer_as_a_fresh_engine_does(assistant, other_params, clips, monkeypatch):
+def test_updated_weights_answer_like_a_fresh_engine(assistant, other_params, clips, monkeypatch):
     questions = [[clips[0], "What happens?"], [clips[0], "What happens? And then?"], "Hello " * 50]
     fresh = Engine(assistant.model, other_params, assistant.processor, rows=8, capacity=1024)
     expected = [greedy(fresh, question) for question in questions]
     assert updated_answers(assistant, other_params, questions) == expected
-    # This would not hold if media, or the keys and values of rows, were kept.
-    for kept, name in ((MediaCache, "clear"), (Scheduler, "forget")):
+    # The answers differ if media, or the rows' keys and values, are not dropped.
+    for owner, name in ((MediaCache, "clear"), (Scheduler, "forget")):
         with monkeypatch.context() as patch:
-            patch.setattr(kept, name, lambda self: None)
+            patch.setattr(owner, name, lambda self: None)
             assert updated_answers(assistant, other_params, questions) != expected
 
 
-def test_an_update_waits_for_no_one(assistant):
+def test_an_update_while_requests_run_is_an_error(assistant):
     engine = fixed_engine(assistant)
     prompt = engine.prompt(conversation_of("Hello"))
     request = Request(prompt, Sampling(max_new_tokens=12))

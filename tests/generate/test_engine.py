@@ -1,4 +1,4 @@
-"""The engine on real files: encoding in slices, batches, kept prefixes and media, compilations, scores."""
+"""The engine on real files: encoding in slices, batches, cached prefixes and media, compilations, scores."""
 
 import shutil
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 
 from omnivinci_jax.errors import MediaError, UserError
 from omnivinci_jax.generate.assistant import conversation_of
-from omnivinci_jax.generate.scheduler import SMALLEST_CAPACITY, capacity_for
+from omnivinci_jax.generate.scheduler import MIN_CAPACITY, capacity_for
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Capacity
@@ -24,7 +24,7 @@ WHOLE = Capacity(rows=1, slots=512, tiles=48, windows=8, clips=4)
 
 
 def full_logits(assistant, question, answer: list[int]) -> np.ndarray:
-    """Logits of the answer's tokens by one pass of the whole model without cache or slices."""
+    """Computes the logits of the answer's tokens in one pass of the whole model, without cache or slices."""
     model, params, processor = assistant
     conversation = conversation_of(question)
     sizes, tiles, windows = processor.load(conversation)
@@ -67,7 +67,7 @@ def alone(assistant, questions) -> list:
     return [assistant.generate(question, **NEW) for question in questions]
 
 
-def test_an_answer_is_what_full_passes_say(assistant, questions, alone):
+def test_answers_match_full_passes(assistant, questions, alone):
     for question, answer in zip(questions, alone, strict=True):
         tokens = list(answer.tokens)
         logits = full_logits(assistant, question, tokens)
@@ -90,7 +90,7 @@ def test_seeds_do_not_depend_on_neighbours(assistant, questions):
     assert assistant.sample(questions[0], 3, **drawn)[2].tokens == samples[2].tokens
 
 
-def test_turns_of_a_conversation_go_on_from_the_cache(assistant, clips, monkeypatch):
+def test_the_next_turn_continues_from_the_cache(assistant, clips, monkeypatch):
     question = {
         "role": "user",
         "content": [{"type": "video", "video": str(clips[3])}, {"type": "text", "text": "One?"}],
@@ -106,7 +106,7 @@ def test_turns_of_a_conversation_go_on_from_the_cache(assistant, clips, monkeypa
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 8, 9])
-def test_what_is_kept_is_what_the_cache_holds(assistant, length, monkeypatch):
+def test_row_content_matches_the_cache(assistant, length, monkeypatch):
     tokens = assistant.generate("Hello", max_new_tokens=12).tokens
     assert len(set(tokens[:9])) == 9
     monkeypatch.setattr(assistant.processor.tokenizer, "eos_id", tokens[length - 1])
@@ -116,7 +116,7 @@ def test_what_is_kept_is_what_the_cache_holds(assistant, length, monkeypatch):
     assert len(row.content) == int(state.lengths[0]) == answer.prompt_tokens + length - 1
 
 
-def test_media_are_kept_by_content(assistant, clips, tmp_path, monkeypatch):
+def test_media_are_cached_by_content(assistant, clips, tmp_path, monkeypatch):
     assistant.generate([clips[4], "One?"], **NEW)
     copy = shutil.copy(clips[4], tmp_path / "copy.webm")
     monkeypatch.setattr(type(assistant.processor), "load_item", None)  # not called again
@@ -126,9 +126,9 @@ def test_media_are_kept_by_content(assistant, clips, tmp_path, monkeypatch):
 def test_a_cache_grows_with_its_conversation(assistant):
     long = "and so on " * 180
     first = assistant.generate(long, **NEW)
-    assert SMALLEST_CAPACITY * 0.6 < first.prompt_tokens < SMALLEST_CAPACITY
+    assert MIN_CAPACITY * 0.6 < first.prompt_tokens < MIN_CAPACITY
     again = assistant.generate([{"role": "user", "content": long + long}], **NEW)
-    assert again.prompt_tokens > SMALLEST_CAPACITY
+    assert again.prompt_tokens > MIN_CAPACITY
     assert again.tokens == tiny_assistant().generate(long + long, **NEW).tokens
 
 
@@ -152,11 +152,11 @@ def test_stop_texts_and_streams(assistant, questions):
     assert len(cut.tokens) <= len(whole.tokens)
     stream = assistant.stream(questions[0], max_new_tokens=40)
     first = next(iter(stream))
-    assert whole.text.startswith(first.text) and stream.answers[0].finish is None  # given up, as by Ctrl-C
+    assert whole.text.startswith(first.text) and stream.answers[0].finish is None  # interrupted, as by Ctrl-C
     assert assistant.generate(questions[0], max_new_tokens=40).text == whole.text
 
 
-def test_what_does_not_fit_and_what_is_broken(assistant, clips, tmp_path):
+def test_too_long_prompts_and_broken_files(assistant, clips, tmp_path):
     with pytest.raises(UserError, match=r"takes \d+ positions \(0 of media, \d+ of text\).*reads 4096: at most 4084"):
         assistant.generate("word " * 9000, **NEW)
     broken = tmp_path / "broken.mp4"
@@ -169,7 +169,7 @@ def test_what_does_not_fit_and_what_is_broken(assistant, clips, tmp_path):
 
 
 def test_few_compilations(clips, av_world):
-    """50 prompts of text, images, sounds, videos and several of them, in three lengths of cache."""
+    """50 prompts with text and any number of images, sounds and videos, in three cache lengths."""
     assistant, rng = tiny_assistant(), np.random.default_rng(0)
     images, sounds = (sorted((av_world / folder).iterdir()) for folder in ("images", "sounds"))
     assistant.engine  # noqa: B018 (it unpacks the parameters)

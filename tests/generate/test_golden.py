@@ -30,7 +30,7 @@ def engine() -> Engine:
 
 @cache
 def recorded(name: str) -> tuple[Prompt, np.ndarray]:
-    """A case as a prompt, and its greedy tokens."""
+    """Returns a case as a prompt, and its greedy tokens."""
     case = read_case(GOLDEN / "cases" / f"{name}.npz", read_json(CHECKPOINT / "config.json"))
     config = case_config(CONFIG, case)
     batch = case_batch(config, case)
@@ -62,7 +62,7 @@ def test_beside_prompts_of_other_lengths_and_media():
 
 
 @pytest.mark.parametrize("name", ["a_text", "e_video_audio"])
-def test_each_cached_step_is_the_full_pass(name):
+def test_cached_steps_match_the_full_pass(name):
     prompt, _ = recorded(name)
     model = OmniVinci(CONFIG)
     weights = decoding_weights(model, params())
@@ -73,7 +73,7 @@ def test_each_cached_step_is_the_full_pass(name):
     x[0, prompt.tokens != MEDIA] = embedded[prompt.tokens != MEDIA]
     slots = np.arange(length)[None]
     full = jitted(model, "decode")(params(), x, slots, np.ones_like(slots))
-    # Two rows, of which the second is three slots behind the first.
+    # Two rows; the second is three slots behind the first.
     cache_, halfway = new_state(CONFIG.text, 2, 1024, jnp.float32).layers, length // 2
     first, cache_ = extend(model, weights, np.repeat(x[:, :halfway], 2, axis=0), cache_, np.zeros(2, np.int32))
     lengths, found = np.array([halfway, halfway - 3], np.int32), ([first[0]], [first[1, : halfway - 3]])
@@ -86,7 +86,7 @@ def test_each_cached_step_is_the_full_pass(name):
     first, second = map(np.concatenate, found)
     np.testing.assert_allclose(first, full[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(second, full[0, : length - 3], rtol=0, atol=1e-5)
-    # One row alone, in pieces, of the batch.
+    # The remaining slots of one row of the batch, all at once.
     again, _ = extend(model, weights, x[:, halfway:], cache_, np.array([halfway], np.int32), np.array([1], np.int32))
     np.testing.assert_allclose(again[0], full[0, halfway:], rtol=0, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""An hour of sound and 128 frames in bounded memory: what is kept grows with the sequence, not with the files."""
+"""An hour of sound and 128 frames in bounded memory, which grows with the sequence, not with the files."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 
 def peak(seconds: int, *files: Path) -> tuple[int, int]:
-    """Megabytes that an answer adds to the peak of memory, and the prompt's positions."""
+    """Returns the megabytes that an answer adds to peak memory, and the prompt's positions."""
     command = [sys.executable, "-m", "tests.generate.peak", str(seconds), *map(str, files)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""What may be drawn, and how often it is."""
+"""Which tokens are sampled, and how often."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ sample_tokens, truncate = jax.jit(sampling.sample_tokens), jax.jit(sampling.trun
 
 
 def rows(count: int, **settings) -> SamplingArrays:
-    """The same settings for each row, which are the samples 0, 1, … of one prompt."""
+    """Returns the same settings for each row, as samples 0, 1, … of one prompt."""
     each = [sampling_arrays(Sampling(**settings), sample) for sample in range(count)]
     return SamplingArrays(*map(np.stack, zip(*each, strict=True)))
 
@@ -33,11 +33,11 @@ def kept(**settings) -> list[list[int]]:
         (dict(top_p=0.39), [0], [4]),
         (dict(top_p=0.84), [0, 1, 2], [2, 3, 4]),
         (dict(top_p=0.999999), [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]),
-        # Of three tokens the first has 0.47: two are needed for a half of what is left.
+        # After top_k, the first of three tokens has probability 0.47: top_p needs two for 0.5.
         (dict(top_k=3, top_p=0.5), [0, 1], [3, 4]),
     ],
 )
-def test_what_is_kept(settings, first, second):
+def test_kept_tokens(settings, first, second):
     assert kept(**settings) == [first, second]
 
 

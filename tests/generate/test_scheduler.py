@@ -1,4 +1,4 @@
-"""The scheduler alone, against a batch that only remembers what it was told to hold."""
+"""The scheduler, with a fake batch that stores only the identities of slots."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def request(identity, new: int, **options) -> Request:
 
 
 class FakeBatch:
-    """Does what the scheduler says with the identities of slots in the place of keys and values."""
+    """Executes the scheduler's actions, with the identities of slots in place of keys and values."""
 
     def __init__(self, scheduler: Scheduler, shards: int):
         self.scheduler, self.shards = scheduler, shards
@@ -29,7 +29,7 @@ class FakeBatch:
         self.filled, self.actions = 0, []
 
     def answer(self, request: Request, index: int) -> int:
-        """What the model would say: a function of the prompt and of how many tokens there are."""
+        """Returns the model's token: a function of the prompt and of the token's index."""
         return END if (int(request.prompt.identity.sum()) + 3 * index) % 11 == 0 else 100 + index
 
     def step(self) -> bool:
@@ -50,28 +50,28 @@ class FakeBatch:
             case Prefill(pieces, width):
                 per_shard = len(self.slots) // self.shards
                 assert [piece.row // per_shard for piece in pieces] == list(range(self.shards))
-                for row, start, end, whose in pieces:
+                for row, start, end, owner in pieces:
                     assert 0 <= start <= end <= start + width and start <= len(self.slots[row])
-                    if whose:
+                    if owner:
                         assert row not in self.answering
-                        self.slots[row][start:] = whose.prompt.identity[start:end].tolist()
+                        self.slots[row][start:] = owner.prompt.identity[start:end].tolist()
                         self.filled += end - start
                     else:
                         assert start == end == len(self.slots[row])
-            case Start(row, whose):
-                assert self.slots[row][: len(whose.prompt) - 1] == whose.prompt.identity[:-1].tolist()
-                del self.slots[row][len(whose.prompt) - 1 :]
-                self.answering[row] = whose
+            case Start(row, owner):
+                assert self.slots[row][: len(owner.prompt) - 1] == owner.prompt.identity[:-1].tolist()
+                del self.slots[row][len(owner.prompt) - 1 :]
+                self.answering[row] = owner
             case Decode(steps):
                 assert steps >= 1
                 tokens = np.full((len(self.slots), steps), NONE)
-                for row, whose in list(self.answering.items()):
+                for row, owner in list(self.answering.items()):
                     for step in range(steps):
-                        count = len(whose.tokens) + step
-                        last = whose.prompt.identity[-1] if not count else self.answer(whose, count - 1)
+                        count = len(owner.tokens) + step
+                        last = owner.prompt.identity[-1] if not count else self.answer(owner, count - 1)
                         self.slots[row].append(int(last))
-                        tokens[row, step] = self.answer(whose, count)
-                        if tokens[row, step] == END or count + 1 == whose.sampling.max_new_tokens:
+                        tokens[row, step] = self.answer(owner, count)
+                        if tokens[row, step] == END or count + 1 == owner.sampling.max_new_tokens:
                             del self.answering[row]
                             break
                 self.scheduler.record(tokens, np.zeros(tokens.shape), END, NONE)
@@ -81,8 +81,8 @@ class FakeBatch:
                 assert row.content.tolist() == slots[: len(row.content)]
         return True
 
-    def cancel(self, whose: Request) -> None:
-        row = self.scheduler.remove(whose)
+    def cancel(self, owner: Request) -> None:
+        row = self.scheduler.remove(owner)
         if row is not None:
             self.answering.pop(row, None)
 
@@ -96,41 +96,41 @@ REQUESTS = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(asked=REQUESTS, shards=st.sampled_from([1, 2]), rows=st.sampled_from([None, 2, 4]))
-def test_everyone_is_answered_in_rows_that_hold_their_prompts(asked, shards, rows):
+def test_every_request_is_answered_in_a_row_with_its_prompt(asked, shards, rows):
     scheduler = Scheduler(shards=shards, rows=rows, capacity=1024 if rows else None)
     batch, waiting, all_requests = FakeBatch(scheduler, shards), [], []
     for topic, length, new, pause, cancelled in asked:
-        # Prompts of a topic begin alike, and end with a number of their own.
+        # Prompts of a topic share a prefix and end with a unique number.
         identity = [*(1000 * topic + np.arange(length)), 5000 + len(all_requests)]
         waiting.append((request(identity, new), pause, cancelled))
         all_requests.append(waiting[-1])
-    for whose, pause, cancelled in waiting:
-        scheduler.add(whose)
+    for owner, pause, cancelled in waiting:
+        scheduler.add(owner)
         for _ in range(pause):
             batch.step()
         if cancelled:
-            batch.cancel(whose)
+            batch.cancel(owner)
     for _ in range(5000):
         if not batch.step():
             break
     assert scheduler.idle and not batch.answering
-    for whose, _, cancelled in all_requests:
-        assert whose.finish
-        expected = [batch.answer(whose, index) for index in range(len(whose.tokens))]
-        assert whose.tokens == expected
+    for owner, _, cancelled in all_requests:
+        assert owner.finish
+        expected = [batch.answer(owner, index) for index in range(len(owner.tokens))]
+        assert owner.tokens == expected
         if not cancelled:
-            last = whose.tokens[-1] == END
-            assert (whose.finish == "end") == last and (last or len(whose.tokens) == whose.sampling.max_new_tokens)
+            last = owner.tokens[-1] == END
+            assert (owner.finish == "end") == last and (last or len(owner.tokens) == owner.sampling.max_new_tokens)
 
 
 def run(batch: FakeBatch, *requests: Request) -> None:
-    for whose in requests:
-        batch.scheduler.add(whose)
+    for owner in requests:
+        batch.scheduler.add(owner)
     while batch.step():
         pass
 
 
-def test_a_prompt_is_filled_from_where_it_parts_from_what_a_row_holds():
+def test_prefill_starts_where_a_prompt_differs_from_a_row():
     batch = FakeBatch(Scheduler(), 1)
     first = list(range(1000, 1300))
     run(batch, request(first, 3))
@@ -141,7 +141,7 @@ def test_a_prompt_is_filled_from_where_it_parts_from_what_a_row_holds():
     assert batch.filled == 299 + 2 + 2
 
 
-def test_samples_of_one_prompt_are_filled_once():
+def test_samples_of_one_prompt_are_prefilled_once():
     batch = FakeBatch(Scheduler(), 1)
     prompt = list(range(2000, 2400))
     run(batch, *(request(prompt, 5, sample=sample) for sample in range(5)))
@@ -149,7 +149,7 @@ def test_samples_of_one_prompt_are_filled_once():
     assert sum(isinstance(action, CopyRow) for action in batch.actions) == 4
 
 
-def test_a_long_prompt_does_not_hold_up_the_answers_beside_it():
+def test_a_long_prompt_does_not_delay_other_answers():
     batch = FakeBatch(Scheduler(rows=2, capacity=8192), 1)
     batch.answer = lambda request, index: 100
     short, long = request([1, 2, 3], 200), request(list(range(5000)), 5)
@@ -160,9 +160,9 @@ def test_a_long_prompt_does_not_hold_up_the_answers_beside_it():
     began = len(batch.actions)
     while not long.tokens:
         batch.step()
-    beside = [type(action) for action in batch.actions[began:]]
-    assert beside.count(Prefill) == 20
-    assert all(later is not Prefill for now, later in itertools.pairwise(beside) if now is Prefill)
+    kinds = [type(action) for action in batch.actions[began:]]
+    assert kinds.count(Prefill) == 20
+    assert all(later is not Prefill for now, later in itertools.pairwise(kinds) if now is Prefill)
 
 
 def test_decode_steps_grow_with_the_youngest_answer():
@@ -172,7 +172,7 @@ def test_decode_steps_grow_with_the_youngest_answer():
     assert [action.steps for action in batch.actions if isinstance(action, Decode)] == [1, 1, 2, 4, 8, 16, 16, 12]
 
 
-def test_capacities_are_few():
+def test_capacities_are_rounded_up():
     assert [capacity_for(slots) for slots in (1, 1024, 1025, 1536, 1537, 3000, 4000)] == [
         1024, 1024, 1536, 1536, 2048, 3072, 4096,
     ]  # fmt: skip

@@ -14,7 +14,7 @@ _BITS = 10
 
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> UInt8[np.ndarray, "n h w 3"]:
-    """Grey frames with their index as black and white stripes in the lower half, and a white upper left quarter."""
+    """Makes grey frames: their index as black and white stripes in the lower half, a white upper left quarter."""
     frames = np.full((count, height, width, 3), 90, np.uint8)
     frames[:, : height // 2, : width // 2] = 255
     bits = np.arange(count)[:, None] >> np.arange(_BITS) & 1
@@ -34,13 +34,13 @@ def frame_numbers(frames: UInt8[np.ndarray, "n h w 3"]) -> list[int]:
 def tone(
     seconds: float, start: float = 0.0, sampling_rate: int = 16_000, hertz: float = 440.0
 ) -> Float32[np.ndarray, " t"]:
-    """Silence up to second `start`, then a sine of amplitude 0.5."""
+    """Returns silence up to second `start`, then a sine of amplitude 0.5."""
     times = np.arange(round(seconds * sampling_rate)) / sampling_rate
     return (0.5 * np.sin(2 * np.pi * hertz * times) * (times >= start)).astype(np.float32)
 
 
 def onset(waveform: Float32[np.ndarray, " t"], sampling_rate: int = 16_000) -> float:
-    """The second at which a waveform first becomes loud."""
+    """Returns the second at which a waveform first becomes loud."""
     return int(np.argmax(np.abs(waveform) > 0.2)) / sampling_rate
 
 
@@ -110,6 +110,6 @@ def write_video(
 
 
 def read_frames(path: Path, indices: Iterable[int]) -> UInt8[np.ndarray, "n h w 3"]:
-    """The frames at these indices, in any order."""
+    """Reads the frames at these indices, in any order."""
     wanted, inverse = np.unique(list(indices), return_inverse=True)
     return np.stack(list(iterate_frames(path, wanted)))[inverse]

@@ -9,7 +9,7 @@ from omnivinci_jax.sequence.batch import AUDIO, VISION, Batch, Capacity
 
 
 def random_batch(config: OmniVinciConfig) -> Batch:
-    """A row of text with a frame and a sound in it."""
+    """Returns a row of text with a frame and a sound."""
     random = np.random.default_rng(0)
     group = empty_group(config, Capacity(rows=1, slots=12, tiles=1, windows=1, clips=1))
     group.tokens[:] = random.integers(0, 500, group.tokens.shape)

@@ -17,7 +17,7 @@ def qkv(batch, length, heads, kv_heads, width, seed=0):
 
 
 def reference(q, k, v, causal, segment_ids):
-    """One query at a time, in float64."""
+    """Computes attention one query at a time, in float64."""
     q, k, v = (np.asarray(x) for x in (q, k, v))
     segment_ids = None if segment_ids is None else np.asarray(segment_ids)
     out = np.zeros(q.shape)
@@ -50,13 +50,13 @@ def test_is_softmax_attention(causal, length, heads):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_without_segments_all_is_one(causal):
+def test_without_segments_a_row_is_one_segment(causal):
     q, k, v = qkv(2, 9, 2, 2, 4)
     np.testing.assert_allclose(attention(q, k, v, causal=causal), reference(q, k, v, causal, None), atol=2e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_packed_segments_are_as_alone(causal):
+def test_packed_segments_match_separate_rows(causal):
     lengths, q_k_v = (7, 4, 6), qkv(1, 20, 4, 2, 8)
     segment_ids = jnp.asarray(np.repeat([1, 2, 3, 0], [*lengths, 3])[None])
     packed = attention(*q_k_v, causal=causal, segment_ids=segment_ids)
@@ -68,7 +68,7 @@ def test_packed_segments_are_as_alone(causal):
         start += length
 
 
-def test_padding_has_no_say_and_no_nan():
+def test_padding_has_no_effect_and_no_nan():
     q, k, v = qkv(1, 9, 2, 1, 4)
     segment_ids = jnp.array([[1] * 5 + [0] * 4])
 
@@ -98,8 +98,8 @@ def test_bfloat16_comes_back_as_bfloat16_from_a_float32_softmax():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", [pallas_attention, splash_attention])
-def test_flash_kernels_are_attention_on_packed_rows_with_padding(kernel, causal):
-    """Interpreted here; the length is no multiple of a block, and a segment crosses blocks."""
+def test_flash_kernels_match_attention_on_packed_rows_with_padding(kernel, causal):
+    """Runs interpreted; the length is not a multiple of a block, and a segment crosses blocks."""
     q, k, v = qkv(2, 300, 4, 2, 16)
     segments = np.repeat([1, 2, 0], [170, 100, 30]), np.repeat([1, 2, 3], [20, 130, 150])
     segment_ids = jnp.asarray(np.stack(segments))
@@ -126,7 +126,7 @@ def test_flash_kernels_without_segments_hide_their_own_padding(kernel):
 
 @settings(deadline=None, max_examples=30)
 @given(kv_heads=st.integers(1, 6), per_key=st.integers(1, 7), shares=st.integers(1, 12))
-def test_every_share_of_heads_attends_as_the_whole_does(kv_heads, per_key, shares):
+def test_shared_heads_match_all_heads_on_one_device(kv_heads, per_key, shares):
     """28 heads of 4 keys on 8 devices, 2 keys on 4, ...: each slice alone gives its heads' output."""
     q, k, v = qkv(1, 5, kv_heads * per_key, kv_heads, 2)
     split = [np.split(x, shares, axis=2) for x in share_heads(q, k, v, shares)]
@@ -135,7 +135,7 @@ def test_every_share_of_heads_attends_as_the_whole_does(kv_heads, per_key, share
     np.testing.assert_allclose(out, reference(q, k, v, True, None), atol=1e-6)
 
 
-def test_rope_sees_distances_only():
+def test_rope_depends_only_on_distances():
     q, k, _ = qkv(1, 5, 2, 2, 8)
     scores = []
     for start in (0, 1000):

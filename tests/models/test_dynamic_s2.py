@@ -12,7 +12,7 @@ MERGE = jax.jit(merge_scales, static_argnums=3)
 
 
 def adaptive_average(x, rows, columns):
-    """[h, w, C] to [rows, columns, C], one output at a time."""
+    """Averages [h, w, C] to [rows, columns, C], one output at a time."""
     height, width, _ = x.shape
     out = np.zeros((rows, columns, x.shape[2]))
     for r, c in np.ndindex(rows, columns):
@@ -23,12 +23,12 @@ def adaptive_average(x, rows, columns):
 
 @settings(deadline=None)
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4))
-def test_is_merge_resize_and_cut(rows, columns):
+def test_matches_merge_resize_and_cut(rows, columns):
     sides, grid, smaller = (1, 2, 3), 3, 14  # 14 tiles of the smaller scales come first
     features = np.random.default_rng(0).normal(size=(smaller + 16, grid, grid, 2)).astype(np.float32)
-    place = np.arange(16)  # outputs past rows * columns stand for padding
-    sources = np.concatenate([np.tile(np.arange(smaller), (16, 1)), smaller + place[:, None]], axis=1)
-    block = np.stack([place // columns, np.full(16, rows), place % columns, np.full(16, columns)], axis=1)
+    index = np.arange(16)  # outputs past rows * columns stand for padding
+    sources = np.concatenate([np.tile(np.arange(smaller), (16, 1)), smaller + index[:, None]], axis=1)
+    block = np.stack([index // columns, np.full(16, rows), index % columns, np.full(16, columns)], axis=1)
 
     merged = MERGE(features, sources, block, sides)[: rows * columns]
 

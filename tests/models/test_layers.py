@@ -9,7 +9,7 @@ from omnivinci_jax.models.layers import Dense, Embedding, layer_norm, layer_stac
 
 
 class Block(nn.Module):
-    """A layer as layer_stack wants them: a dense residual, scaled by what all layers share."""
+    """A layer for layer_stack: a dense residual, scaled by an argument that all layers share."""
 
     @nn.compact
     def __call__(self, x, scale):
@@ -51,7 +51,7 @@ def test_dense_accumulates_in_out_dtype():
     out = Dense(1, ("embed", "vocab"), Compute(jnp.bfloat16), use_bias=False, out_dtype=jnp.float32).apply(
         {"params": params}, x
     )
-    assert out.dtype == jnp.float32 and out[0, 0] == 4096 + 32  # bfloat16 has no 4128 + small, float32 has it all
+    assert out.dtype == jnp.float32 and out[0, 0] == 4096 + 32  # a bfloat16 sum would lose the small terms
 
 
 def test_embedding_outside_its_table_is_nan():
@@ -62,7 +62,7 @@ def test_embedding_outside_its_table_is_nan():
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
-def test_stack_is_its_layers_in_turn(remat):
+def test_a_stack_runs_its_layers_in_order(remat):
     x = jax.random.normal(jax.random.key(1), (2, 8))
     stack = layer_stack(Block, 3, remat)()
     boxed = stack.init(jax.random.key(0), x, 0.5)["params"]
@@ -96,7 +96,7 @@ def test_remat_recomputes_what_its_name_says():
     assert products("full") == 4
 
 
-def test_gradients_of_products_are_jaxs_own_and_float32():
+def test_gradients_of_products_match_jax_in_float32():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 4)), jnp.float32)
     params = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(4, 6)), jnp.float32), "bias": jnp.ones(6)}
 

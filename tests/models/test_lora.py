@@ -1,4 +1,4 @@
-"""Adapters: what they are, that they start as nothing, and that merging them changes no logit."""
+"""Adapters: their shapes, no effect when new, and the same logits after merging."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def adapted(*targets: str) -> dict:
-    """New parameters with adapters."""
+    """Initialises parameters with adapters."""
 
     def init(key):
         return nn.meta.unbox(add_adapters(boxed_params(MODEL, key), RANK, ALPHA, targets, key))
@@ -54,14 +54,14 @@ def test_live_and_merged_adapters_of_every_part_give_the_same_logits():
 def test_a_stack_of_layers_has_an_adapter_for_each():
     flat = traverse_util.flatten_dict(adapted("llm/layers/.*/k_proj/kernel"), sep="/")
     found = {path: leaf.shape for path, leaf in flat.items() if "lora" in path}
-    place = "llm/layers/self_attn/k_proj"
-    assert found == {f"{place}/lora_a": (3, 128, 3), f"{place}/lora_b": (3, 3, 64), f"{place}/lora_scale": (3,)}
-    layers = np.asarray(flat[f"{place}/lora_a"])
+    module = "llm/layers/self_attn/k_proj"
+    assert found == {f"{module}/lora_a": (3, 128, 3), f"{module}/lora_b": (3, 3, 64), f"{module}/lora_scale": (3,)}
+    layers = np.asarray(flat[f"{module}/lora_a"])
     assert not np.array_equal(layers[0], layers[1]) and np.abs(layers).max() <= 128**-0.5
-    assert not np.any(flat[f"{place}/lora_b"]) and np.all(flat[f"{place}/lora_scale"] == ALPHA / RANK)
+    assert not np.any(flat[f"{module}/lora_b"]) and np.all(flat[f"{module}/lora_scale"] == ALPHA / RANK)
 
 
 @pytest.mark.parametrize("target", ["llm/layer/.*", "llm/norm/scale", "sound_tower/conv1/kernel"])
-def test_a_target_that_is_no_dense_kernel_is_one_line(target):
+def test_a_target_that_is_no_dense_kernel_is_an_error(target):
     with pytest.raises(ConfigError, match=r"config\.lora\.targets: '.*' matches no dense kernel; paths look like llm/"):
         adapted("llm/layers/.*", target)

@@ -20,7 +20,7 @@ def params():
     return params
 
 
-def test_all_clips_at_once_are_as_one_at_a_time(params):
+def test_all_clips_at_once_match_one_at_a_time(params):
     together = jax.jit(ClipQuery(CONFIG).apply, static_argnums=3)({"params": params}, TOKENS, CLIPS, 3)
     assert together.shape == (2, 3, 8)
     for group, clip in ((0, 1), (0, 2), (1, 1), (1, 3)):

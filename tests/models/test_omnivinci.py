@@ -33,7 +33,7 @@ MODEL = OmniVinci(CONFIG)
 
 
 def make_batch(groups=2, tiles=4, windows=2, seed=0):
-    """Random media, and slots: three of text, then every vision and audio token, then padding."""
+    """Makes random media, and slots: three of text, then every vision and audio token, then padding."""
     rng = np.random.default_rng(seed)
     vision, audio = tiles + tiles // 2, windows * CONFIG.window_tokens
     kinds = [TEXT] * 3 + [VISION] * vision + [AUDIO] * audio + [TEXT] * 2
@@ -96,7 +96,7 @@ def test_groups_do_not_see_each_other(params, forward):
         assert not np.allclose(a[1], b[1], atol=1e-3)
 
 
-def test_every_token_reaches_its_slot_alone(params):
+def test_every_token_reaches_only_its_slot(params):
     batch = make_batch(groups=1)
     embed = jax.jit(lambda params, batch: MODEL.apply({"params": params}, batch, method=MODEL.embed))
     x = embed(params, batch)[0]
@@ -119,7 +119,7 @@ def test_padding_changes_nothing(params, forward):
     np.testing.assert_allclose(forward(params, batch).hidden[:, :, :-2], hidden[:, :, :-2], atol=1e-6)
 
 
-def test_what_is_kept_for_export_alone_gets_no_gradient(params):
+def test_parameters_kept_only_for_export_get_no_gradient(params):
     def loss(params):
         output = MODEL.apply({"params": params}, jax.tree.map(jnp.asarray, make_batch()))
         logits = MODEL.apply({"params": params}, output.hidden, method=MODEL.logits)[..., :100]
@@ -144,7 +144,7 @@ def test_text_needs_no_media(params, forward):
     assert hidden.shape == (2, 1, 5, 16) and np.isfinite(hidden).all()
 
 
-def test_pooling_averages_blocks_and_fills_what_is_missing():
+def test_pooling_averages_blocks_and_fills_missing_frames():
     frames = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype(np.float32)
     members = np.array([[3, 1, 2], [4, 0, -1], [-1, -1, -1]])
     out = np.asarray(pool_frames(jnp.asarray(frames), jnp.asarray(members), (3, 2, 4))).reshape(3, 2, 3)

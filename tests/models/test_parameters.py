@@ -1,4 +1,4 @@
-"""The declared roles of parameters, against the sets of leaves that they must be."""
+"""The declared roles of parameters, compared with the expected sets of leaves."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ CONFIG = tiny_config(audio_compression="conv", video_time=TimeEmbeddingConfig(sc
 
 @pytest.fixture(scope="module")
 def shapes() -> dict:
-    """Of the parameters, with an adapter beside every dense kernel."""
+    """Shapes of the parameters, with an adapter beside every dense kernel."""
 
     def init(key):
         return nn.meta.unbox(add_adapters(boxed_params(OmniVinci(CONFIG), key), 2, 4.0, (".*",), key))
@@ -57,7 +57,7 @@ def test_weight_decay_reaches_weights_and_embeddings(shapes):
     assert decayed == expected
 
 
-def test_muon_gets_the_last_two_axes_of_kernels_but_the_head(shapes):
+def test_muon_gets_the_last_two_axes_of_kernels_except_the_head(shapes):
     flat = traverse_util.flatten_dict(shapes, sep="/")
     chosen = traverse_util.flatten_dict(muon_dimensions(CONFIG, shapes), sep="/")
     expected = {
@@ -69,13 +69,13 @@ def test_muon_gets_the_last_two_axes_of_kernels_but_the_head(shapes):
     } == expected
 
 
-def test_frozen_parameters_are_cast_but_the_scale_of_adapters(roles):
+def test_frozen_parameters_are_cast_except_the_scale_of_adapters(roles):
     assert {path: role.cast_frozen for path, role in roles.items()} == {
         path: leaf_name(path) != "lora_scale" for path in roles
     }
 
 
-def test_decoding_casts_all_but_norms_and_the_scale_of_adapters(roles):
+def test_decoding_casts_all_except_norms_and_the_scale_of_adapters(roles):
     assert {path: role.cast_decoding for path, role in roles.items()} == {
         path: "norm" not in path and leaf_name(path) != "lora_scale" for path in roles
     }
@@ -89,7 +89,7 @@ def test_adapters_fit_beside_dense_kernels(roles):
     }
 
 
-def test_with_adapters_their_factors_alone_train(shapes):
+def test_with_adapters_only_their_factors_train(shapes):
     config = dataclasses.replace(tiny_settings(), model=CONFIG, lora=LoraConfig(rank=2))
     trainable, frozen = (traverse_util.flatten_dict(tree, sep="/") for tree in split_trainable(shapes, config))
     assert {leaf_name(path) for path in trainable} == {"lora_a", "lora_b"}

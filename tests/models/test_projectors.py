@@ -33,9 +33,9 @@ def test_space_to_depth_orders_row_column_channel():
     np.testing.assert_array_equal(out[0, 0, 1], [4, 5, 0, 0, 10, 11, 0, 0])
 
 
-@pytest.mark.parametrize("positions", [20, 22])  # 10 and 11 features a window
+@pytest.mark.parametrize("positions", [20, 22])  # 10 and 11 features per window
 @pytest.mark.parametrize("compression", AUDIO_COMPRESSIONS)
-def test_as_many_tokens_as_the_configuration_says(compression, positions):
+def test_number_of_tokens_matches_the_configuration(compression, positions):
     projector = SoundProjector(config(compression, positions))
     out = jax.eval_shape(projector.init_with_output, jax.random.key(0), jnp.zeros((3, positions // 2, 4)))[0]
     assert out.shape == (3, config(compression, positions).window_tokens, 6)
@@ -43,7 +43,7 @@ def test_as_many_tokens_as_the_configuration_says(compression, positions):
 
 @pytest.mark.parametrize("compression,expected", [("none", [1, 5, 2, -3]), ("average", [3, -0.5]), ("max", [5, 2])])
 def test_poolings(compression, expected):
-    """Of one channel, seen through an MLP that passes large numbers on as they are."""
+    """Pools one channel; the MLP is the identity, because its GELU gets large values."""
     x = jnp.asarray([1.0, 5, 2, -3])[None, :, None]
     params = {
         "fc1": {"kernel": jnp.ones((1, 6)), "bias": jnp.full(6, 50.0)},

@@ -27,7 +27,7 @@ def embed(config, x, times, angles=None, key=0):
 @pytest.mark.parametrize("config", ROTARY, ids=lambda config: f"{config.scheme}-{config.max_time}")
 @settings(deadline=None)
 @given(times=st.lists(st.floats(0, 4096, width=32), min_size=20, max_size=20))
-def test_angles_are_those_of_float64(config, times):
+def test_angles_match_float64(config, times):
     times = np.array(times, np.float32)
     angles = np.asarray(time_angles(jnp.asarray(times), frequencies(config)), np.float64)
     exact = 2 * np.pi * times[:, None].astype(np.float64) * frequencies(config)
@@ -73,7 +73,7 @@ def test_time_zero_changes_nothing(scheme):
     assert np.array_equal(out[1], x[1]) == (scheme == "none")
 
 
-def test_learned_time_has_a_row_a_second():
+def test_learned_time_has_a_row_per_second():
     config = TimeEmbeddingConfig("learned", 10.0, 8)
     x, times = jnp.zeros((5, 6)), jnp.array([2.4, 1.6, 3.0, 10.0, 99.0])
     module = TimeEmbedding(config)
@@ -91,7 +91,7 @@ def test_learned_time_learns():
     module = TimeEmbedding(config)
     params = nn.unbox(module.init(jax.random.key(0), x, times))
     gradients = jax.grad(lambda params: (module.apply(params, x, times) ** 3).sum())(params)["params"]
-    assert np.any(gradients["fc2"]["kernel"] != 0)  # the zero layer first, then what is before it
+    assert np.any(gradients["fc2"]["kernel"] != 0)  # the zero layer learns first, then the layers before it
 
 
 def test_only_the_first_channels_turn():
@@ -109,7 +109,7 @@ def test_bfloat16_tokens_turn_in_float32():
     np.testing.assert_array_equal(out, rotate(x.astype(jnp.float32), angles).astype(jnp.bfloat16))
 
 
-def test_axial_angles_are_within_one_turn_and_stand_twice():
+def test_axial_angles_are_within_one_turn_and_repeat_per_plane():
     config = TimeEmbeddingConfig("axial_reversed", None, 128)
     rng = np.random.default_rng(0)
     angles = axial_angles(

@@ -1,4 +1,4 @@
-"""A weight of another type in the place of kernels and embeddings: a toy quantized array."""
+"""Another type of weight in place of kernels and embeddings: a toy quantized array."""
 
 import dataclasses
 
@@ -70,7 +70,7 @@ def outputs(params: dict, batch) -> tuple:
     return MODEL.apply({"params": params}, hidden, method=MODEL.logits)[..., : CONFIG.text.vocab_size], clips
 
 
-def test_a_model_of_quantized_weights_is_the_model_of_their_values():
+def test_quantized_weights_match_their_values():
     """Every dense kernel and the tied embedding, in stacks and alone, with adapters beside them."""
 
     def init(key):

@@ -52,5 +52,5 @@ def test_answers_do_not_depend_on_what_else_runs(av_world):
 
 def test_a_mesh_that_shares_slots_is_refused():
     mesh = jax.sharding.AbstractMesh((1, 1, 2, 1), ("data", "fsdp", "context", "tensor"))
-    with pytest.raises(ConfigError, match=r"mesh\.context is 2: answers are made with context=1"):
+    with pytest.raises(ConfigError, match=r"mesh\.context is 2: generation needs context=1"):
         Engine(*tiny_assistant(), mesh)

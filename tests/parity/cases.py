@@ -60,7 +60,7 @@ def read_case(path: Path, root: dict[str, Any]) -> Case:
 
 
 def case_config(config: OmniVinciConfig, case: Case) -> OmniVinciConfig:
-    """The model's configuration with the settings that a case was recorded with.
+    """Returns the model's configuration with the settings that a case was recorded with.
 
     Time embeddings and pool sizes of the `v_*` cases appear only in their names. The lengths of a sound window and of a
     temporal group follow from the recorded times.
@@ -91,7 +91,7 @@ def case_config(config: OmniVinciConfig, case: Case) -> OmniVinciConfig:
 
 
 def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batch:
-    """A case as one group of one row, with `free_slots` extra slots at the end; `config` comes from `case_config`."""
+    """Lays out a case as one group of one row with `free_slots` extra slots; `config` comes from `case_config`."""
     ids = case.arrays["in.input_ids"][0]
     labels = case.arrays["in.labels"][0] if "in.labels" in case.arrays else np.full(len(ids), IGNORED)
     media, kept = _media(config, case, ids)
@@ -116,7 +116,7 @@ def _videos(case: Case) -> list[dict[str, Any]]:
 
 
 def _media(config: OmniVinciConfig, case: Case, ids: np.ndarray) -> tuple[list[tuple[str, MediaSize]], np.ndarray]:
-    """Kind and size of each media item, and a mask of the ids to keep: a video's item includes its sound."""
+    """Returns kind and size of each media item, and a mask of the ids to keep: a video's item includes its sound."""
     kinds = {token: kind for kind, token in case.media_ids.items()}
     blocks = iter((case.json("in.media_config.image.json") or {}).get("block_sizes", []))
     sounds = iter([sound for sounds in case.json("in.audio_info.json") or [] for sound in sounds])
@@ -147,7 +147,7 @@ def _sound(config: OmniVinciConfig, info: dict[str, Any]) -> SoundSize:
 
 
 def _pixels(case: Case) -> np.ndarray:
-    """All tiles and frames in order, converted from normalised channels-first to channels-last in 0 … 255."""
+    """Returns all tiles and frames in order, converted from normalised channels-first to channels-last in 0 … 255."""
     keys = [key for key in case.arrays if key.startswith(("in.image.", "in.video."))]
     kinds = {kind: index for index, kind in enumerate(_order(case))}
     keys.sort(key=lambda key: (kinds.get(key.split(".")[1], 0), int(key.split(".")[2])))
@@ -164,7 +164,7 @@ def _order(case: Case) -> list[str]:
 
 
 def _windows(config: OmniVinciConfig, case: Case) -> np.ndarray:
-    """Log-mel of all sounds, each padded with zeros to whole windows."""
+    """Returns the log-mel of all sounds, each padded with zeros to whole windows."""
     frames, windows = config.audio.window_frames, [np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins))]
     for key in sorted(
         (key for key in case.arrays if key.startswith("in.sound.")), key=lambda key: int(key.split(".")[2])

@@ -41,7 +41,7 @@ def compare(model: OmniVinci, params: dict, case: Case) -> Iterator[Comparison]:
 
 
 def outputs(model: OmniVinci, params: dict, case: Case) -> dict[str, np.ndarray]:
-    """The model's outputs for a case: each quantity of TOLERANCES that the case recorded."""
+    """Returns the model's outputs for a case: each quantity of TOLERANCES that the case recorded."""
     config, recorded = case_config(model.config, case), case.arrays
     length, new = recorded["logits"].shape[1], len(recorded.get("generated_new", [[]])[0])
     batch = case_batch(config, case, free_slots=new)
@@ -63,12 +63,12 @@ def outputs(model: OmniVinci, params: dict, case: Case) -> dict[str, np.ndarray]
 
 @cache
 def jitted(model: OmniVinci, method: str) -> Callable[..., jax.Array]:
-    """A compiled method of the model, called as (params, *arguments)."""
+    """Compiles a method of the model, called as (params, *arguments)."""
     return jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=method))
 
 
 def _greedy(model: OmniVinci, params: dict, x: jax.Array, length: int, count: int) -> np.ndarray:
-    """Greedy tokens after the first `length` decoder inputs; later slots do not affect earlier ones."""
+    """Generates greedy tokens after the first `length` decoder inputs; later slots do not affect earlier ones."""
     slots = jnp.arange(x.shape[1])[None]
     tokens = []
     for index in range(length, length + count):

@@ -36,7 +36,7 @@ CONFIG = OmniVinciConfig(
 
 @cache
 def params() -> dict:
-    """The recorded checkpoint's parameters; OmniAlignNet, which is not released, is initialised."""
+    """Returns the recorded checkpoint's parameters; OmniAlignNet, which is not released, is initialised."""
     return load_model(CHECKPOINT)[1]
 
 
@@ -51,7 +51,7 @@ def part(name: str) -> dict[str, np.ndarray]:
 
 
 def pixels(normalised: np.ndarray) -> np.ndarray:
-    """Normalised [n, 3, side, side] pixels to [n, side, side, 3] in 0 … 255 (not rounded)."""
+    """Converts normalised [n, 3, side, side] pixels to [n, side, side, 3] in 0 … 255 (not rounded)."""
     return ((normalised.astype(np.float64) * 0.5 + 0.5) * 255).transpose(0, 2, 3, 1).astype(np.float32)
 
 

@@ -82,7 +82,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def self_attention(w: Weights, name: str, x: np.ndarray, heads: int) -> np.ndarray:
-    """Bidirectional; x is [positions, width]."""
+    """Attends in both directions; x is [positions, width]."""
     q, k, v = (linear(w, f"{name}.{part}_proj", x) for part in "qkv")
     width = q.shape[1] // heads
     out = []
@@ -93,7 +93,7 @@ def self_attention(w: Weights, name: str, x: np.ndarray, heads: int) -> np.ndarr
 
 
 def siglip(w: Weights, shape: Shape, tile: np.ndarray) -> np.ndarray:
-    """Features [grid, grid, C] of one tile [P, P, 3] in 0 … 255: the output of the second-to-last layer."""
+    """Returns features [grid, grid, C] of one tile [P, P, 3] in 0 … 255: the output of the second-to-last layer."""
     prefix = "vision_tower.vision_tower"
     kernel = w[f"{prefix}.embeddings.patch_embedding.weight"].astype(np.float64)
     patch, grid = kernel.shape[-1], tile.shape[0] // kernel.shape[-1]
@@ -116,7 +116,7 @@ def siglip(w: Weights, shape: Shape, tile: np.ndarray) -> np.ndarray:
 
 
 def area_resize(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Adaptive average pooling of [h, w, C] to [rows, columns, C]."""
+    """Applies adaptive average pooling of [h, w, C] to [rows, columns, C]."""
     height, width, _ = x.shape
     out = np.empty((rows, columns, x.shape[2]))
     for i in range(rows):
@@ -132,7 +132,7 @@ def join(tiles: list[np.ndarray], rows: int, columns: int) -> np.ndarray:
 
 
 def project_tile(w: Weights, x: np.ndarray) -> np.ndarray:
-    """2x2 space-to-depth (odd grids are padded with zeros), norm, MLP: [grid, grid, C] to [side, side, D]."""
+    """Applies 2x2 space-to-depth (odd grids are padded with zeros), norm, MLP: [grid, grid, C] to [side, side, D]."""
     grid = x.shape[0]
     x = np.pad(x, ((0, grid % 2), (0, grid % 2), (0, 0)))
     side = x.shape[0] // 2
@@ -188,7 +188,7 @@ def sound_tokens(w: Weights, shape: Shape, sound: Sound) -> np.ndarray:
 
 
 def conv(w: Weights, name: str, x: np.ndarray, stride: int) -> np.ndarray:
-    """Kernel 3, padding 1, on [time, channels]."""
+    """Convolves [time, channels] with kernel 3 and padding 1."""
     x = np.pad(x, ((1, 1), (0, 0)))
     kernel = w[f"{name}.weight"].astype(np.float64)
     starts = range(0, len(x) - 2, stride)
@@ -196,7 +196,7 @@ def conv(w: Weights, name: str, x: np.ndarray, stride: int) -> np.ndarray:
 
 
 def rotate_in_time(shape: Shape, token: np.ndarray, time: float) -> np.ndarray:
-    """Equations (4) and (5), θ = 5, on the first channels."""
+    """Applies Equations (4) and (5), θ = 5, to the first channels."""
     out = token.copy()
     for i in range(0, shape.rotated, 2):
         a, b = (2 * math.pi / (shape.max_time * 5 ** (c / shape.rotated)) * time for c in (i, i + 1))
@@ -206,7 +206,7 @@ def rotate_in_time(shape: Shape, token: np.ndarray, time: float) -> np.ndarray:
 
 
 def frame_tokens(w: Weights, shape: Shape, video: Video) -> np.ndarray:
-    """Tokens of a video's frames: projected, pooled in time and space, then rotated by the mean time of the pool."""
+    """Returns a video's frame tokens: projected, pooled in time and space, then rotated by the pool's mean time."""
     maps = []
     for frame in video.frames:
         features = siglip(w, shape, frame)
@@ -231,7 +231,7 @@ def frame_tokens(w: Weights, shape: Shape, video: Video) -> np.ndarray:
 
 
 def video_stream(w: Weights, shape: Shape, video: Video) -> list[np.ndarray]:
-    """A video with sound in temporal groups, with a newline after the vision and the audio of each."""
+    """Lays out a video with sound in temporal groups, with a newline after the vision and the audio of each."""
     vision, newline = frame_tokens(w, shape, video), w["llm.model.embed_tokens.weight"][[NEWLINE]]
     if video.sound is None:
         return [vision]
@@ -252,7 +252,7 @@ def video_stream(w: Weights, shape: Shape, video: Video) -> list[np.ndarray]:
 
 
 def decoder_inputs(w: Weights, shape: Shape, items: list) -> np.ndarray:
-    """`items`: lists of token ids, images, sounds and videos, in order."""
+    """Returns the decoder's inputs of `items`: lists of token ids, images, sounds and videos, in order."""
     table, segments = w["llm.model.embed_tokens.weight"].astype(np.float64), []
     for item in items:
         if isinstance(item, Image):

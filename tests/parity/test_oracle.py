@@ -106,7 +106,7 @@ def random_media(rng):
 
 
 def ours(config, items):
-    """The package's decoder inputs and logits of the same items."""
+    """Computes the package's decoder inputs and logits of the same items."""
     ids, media, sizes, tiles, windows = [], [], [], [np.zeros((0, SIDE, SIDE, 3), np.uint8)], []
     for item in items:
         if isinstance(item, oracle.Image):

@@ -104,8 +104,8 @@ def test_parameters_after_adamw(run, record, step):
             continue
         expected, gradient = arrays[f"param_after{step}.{name}"], np.abs(arrays[f"grad.{name}"])
         assert np.abs(expected - start[name]).max() > 1e-4, name
-        # So it does with single elements whose gradient is lost in the rounding of the others: which way they go
-        # depends on the processor.
+        # The same holds for single elements whose gradient is lost in the rounding of the others: the direction of
+        # their steps depends on the processor.
         lost = (gradient > 0) & (gradient <= 1e-6 * gradient.max())
         assert lost.mean() < 1e-3 or lost.sum() == 1, name
         np.testing.assert_allclose(value[~lost], expected[~lost], rtol=0, atol=ATOL[step], err_msg=name)

@@ -11,7 +11,7 @@ from omnivinci_jax.models.initialization import parameter_shapes
 
 
 def params_from_torch(state: Mapping[str, np.ndarray], config: OmniVinciConfig) -> dict:
-    """The leaves of the tensors in `state`; every tensor must be in the table and have its shape."""
+    """Returns the leaves of the tensors in `state`; every tensor must be in the table and have its shape."""
     shapes = parameter_shapes(config)
     leaves: dict[str, np.ndarray] = {}
     used = set()

@@ -88,7 +88,7 @@ def on_cpu(*overrides: str) -> subprocess.CompletedProcess:
 
 
 def numbers(text: str) -> dict[str, float]:
-    """The first number of each line of a plan that starts with a name."""
+    """Returns the first number of each line of a plan that starts with a name."""
     return {name: float(value) for name, value in re.findall(r"^ *([\w+ ]+?) {2,}([\d.e+]+)", text, re.MULTILINE)}
 
 
