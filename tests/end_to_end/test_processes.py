@@ -87,7 +87,7 @@ def test_a_second_run_in_a_work_directory_is_refused(av_world, environment, tmp_
     wait_for_step(process, workdir, 1)
     done = run(arguments, environment)
     process.kill()
-    assert done.returncode == 2 and f"a run is at it (process {process.pid} on " in done.stderr
+    assert done.returncode == 2 and f"used by another run (process {process.pid} on " in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -95,8 +95,8 @@ def test_an_export_scores_like_the_adapters(adapted, av_world, environment, tmp_
     [
         ("nowhere", (), "nowhere: no such directory"),
         ("PyTorch", (), "these are PyTorch files; convert them first: python -m conversion.from_torch"),
-        ("empty", (), "neither a model directory nor the directory of a run with a model"),
-        ("adapters", (), "the run has adapters alone; merge them first: omnivinci export --run"),
+        ("empty", (), "neither a model directory nor a work directory with a model"),
+        ("adapters", (), "the run has only adapters; merge them first: omnivinci export --run"),
         (
             "base",
             ("--config.model.text.hidden_size=64",),
@@ -123,4 +123,4 @@ def test_export_needs_adapters(base, tmp_path, capfd):
     done = run_here(command("export", "--run", base, "--out", tmp_path / "model"), capfd)
     assert done.returncode == 2 and "the run trained without adapters" in done.stderr
     done = run_here(command("export", "--run", tmp_path, "--out", tmp_path / "model"), capfd)
-    assert done.returncode == 2 and "no run is there" in done.stderr and not (tmp_path / "model").exists()
+    assert done.returncode == 2 and "not a run's work directory" in done.stderr and not (tmp_path / "model").exists()
