@@ -17,7 +17,7 @@ class BestModel:
         self._adapters, self._model, self._tokenizer = bool(config.lora.rank), config.model, tokenizer
 
     def keep(self, state: TrainState) -> None:
-        """Saves a state in place of the previous one; raises UserError if it cannot be written."""
+        """Saves the model of `state` in place of the previous one; raises UserError if it cannot be written."""
         if self._adapters:
             with atomic_directory(self.folder, replace=True) as part:
                 model_dir.save_params(part, state.trainable)

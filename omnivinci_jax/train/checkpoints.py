@@ -1,4 +1,4 @@
-"""Checkpoints of a run: everything that its steps change, and its progress. A killed run resumes exactly from them."""
+"""Checkpoints of a run: what its steps change, and its progress. A killed run resumes exactly from them."""
 
 import math
 import shutil
@@ -15,7 +15,7 @@ from omnivinci_jax.train.state import TrainState
 
 
 class Checkpoints:
-    """The two newest checkpoints of a run, written in the background; an interrupted save leaves none behind."""
+    """The two newest checkpoints of a run, written atomically and in the background."""
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
@@ -39,7 +39,7 @@ class Checkpoints:
         self._guard(lambda: self._manager.save(step, args=items))
 
     def restore(self, shapes: TrainState, shardings: TrainState, frozen: dict) -> tuple[TrainState, dict[str, Any]]:
-        """Returns (state, run) of the newest checkpoint, with `shardings` and the parameters from `create_frozen`."""
+        """Returns (state, run) of the newest checkpoint, sharded as `shardings`; `frozen` is from `create_frozen`."""
         abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             _without_frozen(shapes),

@@ -43,7 +43,7 @@ class Claim:
 
 @contextmanager
 def _lock_file(lock: Path) -> Iterator[Claim]:
-    """Claims with a lock of the operating system, which releases it however the process ends."""
+    """Claims with a file lock, which the operating system releases however the process ends."""
     with open(lock, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A session: a claimed work directory with its checkpoints and metrics, while the run trains."""
+"""The session of a running run: its claimed work directory, checkpoints and metrics."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -17,7 +17,7 @@ def describe_shardings(config: TrainConfig, devices: int | None) -> str:
     """Returns one line per parameter with its shape, mesh axes and bytes on each device, followed by totals.
 
     Args:
-        devices: number of devices; None for the devices of this run.
+        devices: number of devices; None for those that jax finds.
 
     Raises:
         ConfigError: the mesh does not fit the devices, or does not divide a parameter.

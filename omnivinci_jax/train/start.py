@@ -20,7 +20,8 @@ def find_start(config: TrainConfig, model: OmniVinci) -> epath.Path | None:
     modules = config.start_modules
     if config.lora.rank and (modules or not config.start_from):
         raise ConfigError(
-            f"config.lora.rank is {config.lora.rank}: adapters need config.start_from, a whole model to adapt"
+            f"config.lora.rank is {config.lora.rank}: adapters need a whole model to adapt: "
+            "set config.start_from and no config.start_modules"
         )
     if not config.start_from:
         if modules:

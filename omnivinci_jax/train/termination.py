@@ -27,7 +27,7 @@ class Termination(Hook):
             signal.signal(signal.SIGTERM, self._before)
 
     def after_step(self, trainer: Trainer) -> None:
-        """Stops the run if any process received the signal: all of them ask after every step and agree."""
+        """Stops the run if any process received the signal; all processes get the same answer after every step."""
         if self._received or multihost_utils.reached_preemption_sync_point(trainer.progress.step):
             trainer.stop()
 

@@ -23,7 +23,7 @@ class Progress:
 
     step: finished steps; nonfinite: how many of them skipped their update.
     best: best validation score so far, -1 before the first validation.
-    seconds: wall-clock time of the run up to the checkpoint, including earlier starts.
+    seconds: wall-clock time of the run up to the checkpoint, across restarts.
     """
 
     step: int = 0
@@ -33,7 +33,7 @@ class Progress:
 
 
 class Hook:
-    """Something that a run does beside its updates. Every method is optional; hooks are entered with the loop."""
+    """Something that a run does beside its updates. Every method is optional; the loop enters and exits each hook."""
 
     def __enter__(self) -> "Hook":
         return self
@@ -111,5 +111,5 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of the run, including earlier starts."""
+        """Wall-clock time of the run, across restarts."""
         return time.monotonic() - self._started

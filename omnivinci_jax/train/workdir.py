@@ -15,7 +15,7 @@ from omnivinci_jax.train.claim import Claim, claim_workdir
 
 CONFIG = "config.json"
 
-# These values depend on the machine and do not change the result: a run may resume with other ones.
+# These say how a machine does the work, not what the work is: a run may resume with other values.
 _MACHINE_KEYS = {"config.mesh", "config.data.workers", "config.data.cache"}
 
 
