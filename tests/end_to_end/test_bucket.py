@@ -133,7 +133,7 @@ def test_a_run_in_a_bucket_equals_a_run_on_disk(bucket, environment, av_world, t
     assert results[0] == results[1]
 
 
-def test_missing_data_in_the_bucket_is_one_line(bucket, av_world, tmp_path):
+def test_missing_data_in_the_bucket_gives_one_line(bucket, av_world, tmp_path):
     missing = train_command(av_world, tmp_path / "run", "--config.data.train=gs://bucket/nothing")
     done = run(missing, bucket)
     assert done.returncode == 2 and "gs://bucket/nothing: there is no shards.json" in done.stderr

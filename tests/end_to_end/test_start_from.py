@@ -103,10 +103,14 @@ def test_an_export_scores_like_the_adapters(adapted, av_world, environment, tmp_
             "embedding has shape (512, 128), but config.model expects (512, 64)",
         ),
         ("base", ("--config.lora.rank=2", "--config.lora.targets=('llm/layer/.*',)"), "matches no dense kernel"),
-        ("", ("--config.lora.rank=2",), "adapters need config.start_from, a whole model to adapt"),
+        (
+            "",
+            ("--config.lora.rank=2",),
+            "need a whole model to adapt: set config.start_from and no config.start_modules",
+        ),
     ],
 )
-def test_an_invalid_start_from_is_one_line(start, overrides, message, base, adapted, av_world, tmp_path, capfd):
+def test_an_invalid_start_from_gives_one_line(start, overrides, message, base, adapted, av_world, tmp_path, capfd):
     folder = {"base": base, "adapters": adapted, "": ""}.get(start, tmp_path / start)
     if start in ("PyTorch", "empty"):
         folder.mkdir()

@@ -267,7 +267,7 @@ def test_a_work_directory_without_a_checkpoint_takes_another_configuration(tmp_p
         check_workdir(epath.Path(tmp_path), TrainConfig())
 
 
-def test_a_work_directory_older_than_a_key_has_its_default(tmp_path):
+def test_keys_newer_than_a_work_directory_get_their_defaults(tmp_path):
     values = to_mapping(TrainConfig(seed=1))
     del values["stop_after_tokens"], values["lora"]["alpha"]
     (tmp_path / "config.json").write_text(json.dumps(values))

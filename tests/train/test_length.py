@@ -58,7 +58,7 @@ def test_the_expected_steps_match_the_plan(unit):
 
 
 def test_unread_samples_do_not_count_and_only_the_last_steps_wait_for_the_device():
-    """Each step reads 4 of its 5 planned samples: 41 samples take 11 steps, and from step 10 on, 5 more could do."""
+    """Each step reads 4 of 5 planned samples: 41 take 11 steps, and from step 10 on, 5 more could be enough."""
 
     class Read(Hook):
         waited = ()

@@ -72,7 +72,7 @@ def named(params: dict, stage: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def data(av_world) -> tuple[OmniVinciConfig, Batch]:
-    """The model with few layers, and a real batch with all modalities."""
+    """A model with few layers, and a real batch with all modalities."""
     model = tiny_config()
     model = model.replace(
         text=dataclasses.replace(model.text, num_hidden_layers=1),
@@ -180,7 +180,7 @@ def test_the_joint_stage_trains_on_the_mixture_with_spoken_prompts():
     assert {source.modality for source in data.sources if source.speech_share} == {"image"}
 
 
-def test_each_stage_starts_from_the_one_before():
+def test_each_stage_starts_from_the_previous_one():
     assert list(STAGES) == list(TRAINS) and stage_before("audio_1") == "vision_5"
     assert stage_config("tiny", "stage_0").start_from == ""
     for size, stage in ALL[1:]:
