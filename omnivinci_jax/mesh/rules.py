@@ -68,7 +68,7 @@ def _check_layout(path: tuple, leaf: nn.LogicallyPartitioned, mesh: Mesh | Abstr
 def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
     """Returns the shardings of a batch.
 
-    Groups are sharded over data and fsdp; inside a group, slots over context, tiles and windows over context and tensor.
+    Groups are sharded over data and fsdp; in a group, slots over context, tiles and windows over context and tensor.
     """
     slots, media = PartitionSpec(BATCH_AXES, None, "context"), PartitionSpec(BATCH_AXES, ("context", "tensor"))
     specs = {name: slots for name in SLOT_FIELDS} | {"tiles": media, "windows": media}
