@@ -242,7 +242,7 @@ def _positive(text: str) -> int:
 
 
 def _make_mesh(text: str):
-    """The mesh of --mesh."""
+    """Makes the mesh of --mesh."""
     from omnivinci_jax.mesh.mesh import make_mesh
     from omnivinci_jax.settings import parse_mesh
 

@@ -156,7 +156,7 @@ class OmniVinciConfig:
     num_video_frames, fps: videos are sampled uniformly at `fps` frames per second, at most `num_video_frames`.
     audio_compression: how the audio tokens are halved before the projector (Table 18).
     audio_hop_length, audio_n_fft: of the log-mel spectrogram, in samples at `sampling_rate`.
-    max_sound_seconds: sound beyond it is not read (the published demo reads one hour).
+    max_sound_seconds: longer sounds are cut at this length (the published demo reads one hour).
     temporal_group_seconds: T_G of Temporal Embedding Grouping; None puts all vision tokens before all audio tokens.
     """
 
@@ -242,7 +242,7 @@ class OmniVinciConfig:
 
 
 def one_of(key: str, value: object, supported: tuple) -> None:
-    """Raises ConfigError that names the key, the value and the supported values unless `value` is one of them."""
+    """Raises ConfigError, naming the key, the value and the supported values, unless `value` is one of them."""
     if value not in supported:
         raise ConfigError(f"{key} is {value!r}; supported: {', '.join(map(repr, supported))}")
 

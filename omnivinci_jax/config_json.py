@@ -105,14 +105,14 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
 
 
 def read_part(part: str, path: epath.PathLike) -> Any:
-    """Config of one part (`text`, `vision` or `audio`), from its own config.json or that of a larger model."""
+    """Reads the config of one part (`text`, `vision` or `audio`) from its own config.json or that of a larger model."""
     values = _load(epath.Path(path))
     nested = values.get(PARTS[part][0])
     return _part(part, nested if isinstance(nested, Mapping) else values, str(path))
 
 
 def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciConfig:
-    """OmniVinciConfig of a config.json in the merged form; `where` starts every error."""
+    """Converts a config.json in the merged form to an OmniVinciConfig; `where` starts every error."""
     _check_root(root, where)
     parts = {}
     for part, (key, folder, legacy) in PARTS.items():
@@ -149,7 +149,7 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
 
 
 def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The merged form; keys of `base` that do not affect the model are kept."""
+    """Converts to the merged form; keeps keys of `base` that do not affect the model."""
     root = {"model_type": "audiovisualflamingo", **(base or {})}
     for part, (key, _, legacy) in PARTS.items():
         values = {"model_type": _MODEL_TYPES[part], **root.get(key, {}), **to_mapping(getattr(config, part))}
@@ -199,7 +199,7 @@ def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> d
 
 
 def to_released(root: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The released form of a merged one: contents by path, with encoders as JSON strings and scales as one string."""
+    """Converts the merged form to the released form: file contents by path, encoders as JSON, scales as one string."""
     root = dict(root)
     files = {f"{folder}/config.json": root.pop(key) for key, folder, _ in PARTS.values()}
     for kind in _ENCODERS:

@@ -60,7 +60,7 @@ def load(folder: epath.PathLike, dtype: DTypeLike = jnp.float32, mesh: Mesh | No
 def load_model(
     folder: epath.PathLike, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
 ) -> tuple[OmniVinci, dict]:
-    """`load` without the tokenizer: the module and its parameters, for callers with token ids."""
+    """Like `load`, but without the tokenizer, for callers with token ids: returns the module and its parameters."""
     folder = epath.Path(folder)
     model = OmniVinci(read_config(folder / "config.json"), Compute(dtype=dtype))
     check_shapes(stored_params(folder), abstract_params(model.config), folder / "params")
@@ -68,10 +68,10 @@ def load_model(
 
 
 def shardings_of(model: OmniVinci, mesh: Mesh | None) -> dict:
-    """The sharding of each parameter: from mesh/rules.py, or the first device without a mesh.
+    """Returns the sharding of each parameter: from mesh/rules.py, or the first device without a mesh.
 
     Raises:
-        ConfigError: a parameter that the mesh does not divide.
+        ConfigError: the mesh does not divide a parameter.
     """
     if mesh:
         return cast("dict", parameter_shardings(abstract_boxes(model.config), mesh))
@@ -95,7 +95,7 @@ def load_params(folder: epath.PathLike, shardings: dict) -> dict:
 
 
 def stored_params(folder: epath.PathLike) -> dict:
-    """Shapes and types of a model directory's parameters; raises UserError if there are no parameters."""
+    """Returns shapes and types of a model directory's parameters; raises UserError if there are no parameters."""
     path = absolute(folder) / "params"
     if not (path / "_METADATA").is_file():
         raise UserError(f"{path}: no parameters (no Orbax checkpoint)")

@@ -19,12 +19,12 @@ AnyPath = Path | epath.Path
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether `path` is in a bucket."""
+    """Returns whether `path` is in a bucket."""
     return "://" in os.fspath(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """An absolute path. A bucket path already is one; `Path.absolute` would prepend the current folder."""
+    """Returns an absolute path. A bucket path already is one; `Path.absolute` would prepend the current folder."""
     path = epath.Path(path).expanduser()
     return path if is_remote(path) else path.absolute()
 
@@ -69,7 +69,7 @@ def remove_unfinished(folder: epath.PathLike) -> None:
 
 
 def local_copy(path: epath.PathLike) -> Path:
-    """The file itself if it is local, else a cached copy among the temporary files."""
+    """Returns the file itself if it is local, or else a cached copy among the temporary files."""
     if not is_remote(path):
         return Path(path)
     path = epath.Path(path)

@@ -1,4 +1,4 @@
-"""`omnivinci train`: supervised training with evaluation, report and FLOP counter."""
+"""`omnivinci train`: supervised training with evaluation, a report and a FLOP counter."""
 
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from omnivinci_jax.train import supervised
 
 
 def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range(0)) -> Evaluation | None:
-    """See train/supervised.py."""
+    """Trains as configured; see train/supervised.py."""
 
     def make_evaluate(model: OmniVinci, mesh: Mesh, processor: Processor):
         eval_step = make_eval_step(model, mesh, align=config.align_weight > 0)

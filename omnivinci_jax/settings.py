@@ -50,7 +50,7 @@ class VoiceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Data sets and batching.
+    """Data sets and batches.
 
     train, val, held_out: JSONL files, or folders of shards; "" for none. val selects the best model; held_out is
         evaluated once, at the end.
@@ -59,7 +59,7 @@ class DataConfig:
     workers: loader processes; 0 reads in the training process.
     too_long: skip a sample that does not fit a group, or thin out the frames of its videos.
     max_skipped: largest fraction of unreadable samples before the run stops and lists them.
-    drop: drops the sound or the vision stream (blind baselines, Table 2).
+    drop: stream to drop (blind baselines, Table 2).
     cache: folder for indices, spoken prompts and, with cache_media, tiles and windows of media files.
     """
 
@@ -139,9 +139,9 @@ class TrainConfig:
     attention: the implementation; auto selects the hardware's flash kernel (models/attention_kernels.py).
     microbatches: parts into which a step splits its groups to save memory; the update is that of the whole batch.
     max_nonfinite: updates skipped for a loss or gradient that is not finite, before the run stops.
-    steps, stop_after_conversations, stop_after_tokens: the length of the run; exactly one is above 0. Counted are
-        conversations that were read and slots that are not padding. The learning-rate schedule then covers the
-        expected number of steps (train/length.py).
+    steps, stop_after_conversations, stop_after_tokens: the length of the run; exactly one is above 0. Conversations
+        count when they are read; tokens are slots that are not padding. The learning-rate schedule covers the expected
+        number of steps (train/length.py).
     eval_every, checkpoint_every, log_every: in steps.
     """
 
@@ -187,7 +187,7 @@ class TrainConfig:
 
 
 def to_config_dict(settings: Any) -> ConfigDict:
-    """A dataclass as a ConfigDict whose values the command line can override (None keeps its type).
+    """Converts a dataclass to a ConfigDict whose values the command line can override (None becomes a placeholder).
 
     A tuple of named entries becomes a dictionary by name, so that overrides can reach each entry:
     `--config.data.sources.NAME.weight=0`.
@@ -217,7 +217,7 @@ def from_mapping(cls: type, values: typing.Mapping | ConfigDict, key: str = "con
 
 
 def to_mapping(settings: Any) -> Any:
-    """A dataclass as nested plain dicts and lists, as JSON holds them."""
+    """Converts a dataclass to nested dicts and lists that JSON can represent."""
     if names := _fields(type(settings)):
         hints = typing.get_type_hints(type(settings))
         return {
@@ -270,7 +270,7 @@ def parse_mesh(text: str) -> MeshConfig:
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:
-    """A hint for a misspelt name: "; did you mean X?", or all known names."""
+    """Returns a hint for a misspelt name: "; did you mean X?", or all known names."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(names)}"
 

@@ -58,7 +58,7 @@ def test_invalid_values_give_one_line(override, message):
 @pytest.mark.parametrize(
     ("argument", "message"), [("", "give the model to start from"), (":nowhere", "nowhere: no such directory")]
 )
-def test_errors_of_a_configuration_file_are_one_line(argument, message):
+def test_errors_of_a_configuration_file_give_one_line(argument, message):
     with pytest.raises(UserError) as error:
         load_config([f"--config={CONFIG.parent / 'finetune.py'}{argument}"])
     assert message in str(error.value) and "Traceback" not in str(error.value)

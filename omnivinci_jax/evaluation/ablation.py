@@ -23,7 +23,7 @@ from omnivinci_jax.generate.assistant import load
 from omnivinci_jax.paths import absolute, atomic_file
 from omnivinci_jax.settings import TrainConfig, from_mapping, to_mapping
 from omnivinci_jax.train.metrics import read_metrics
-from omnivinci_jax.train.workdir import without_machine
+from omnivinci_jax.train.workdir import without_machine_keys
 
 log = logging.getLogger("omnivinci")
 
@@ -123,7 +123,7 @@ def _merged(values: dict, changes: Mapping) -> dict:
 
 def _config_hash(run: TrainConfig) -> str:
     """Returns a hash of a configuration, ignoring the seed and machine settings."""
-    values = without_machine(to_mapping(run))
+    values = without_machine_keys(to_mapping(run))
     del values["seed"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -16,7 +16,7 @@ AXES = ("data", "fsdp", "context", "tensor")
 
 
 def make_mesh(settings: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
-    """A mesh over `devices` (default: all); one axis may be -1 and takes the remaining devices.
+    """Makes a mesh over `devices` (default: all); one axis may be -1 and takes the remaining devices.
 
     Raises:
         ConfigError: sizes that do not multiply to the number of devices, or do not fit the torus.
@@ -34,13 +34,13 @@ def make_mesh(settings: MeshConfig, devices: Sequence[jax.Device] | None = None)
 
 
 def abstract_mesh(settings: MeshConfig, devices: int) -> AbstractMesh:
-    """The mesh that `make_mesh` would make of `devices` devices, without any device. Raises ConfigError."""
+    """Returns the mesh that `make_mesh` would make, without needing the devices. Raises ConfigError."""
     return AbstractMesh(_sizes(settings, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextmanager
 def on_mesh(mesh: Mesh, rules: Sequence[tuple[str, str | None]] = ()) -> Iterator[None]:
-    """Sets the mesh and the logical axis rules; `rules` take precedence over the table."""
+    """Sets the mesh and the logical axis rules; `rules` take precedence over RULES."""
     with jax.set_mesh(mesh), nn.logical_axis_rules((*rules, *RULES)):
         yield
 

@@ -40,7 +40,7 @@ def join() -> None:
 
 
 def is_main() -> bool:
-    """Whether this process writes the files that one process writes: metrics, reports, configurations."""
+    """Returns whether this is the one process that writes metrics, reports and configurations."""
     return jax.process_index() == 0
 
 
@@ -75,8 +75,8 @@ def lost_process_as_preempted() -> Iterator[None]:
 def atomic_directory(folder: epath.PathLike, *, replace: bool) -> Iterator[epath.Path]:
     """Yields a directory to fill; it becomes `folder` when the block ends, and is deleted if the block raises.
 
-    All processes enter the block, and process 0 moves the directory. A bucket cannot move directories: there it is
-    `folder` itself, emptied first, so `folder` is incomplete until the block ends.
+    All processes enter the block, and process 0 moves the directory. A bucket cannot move directories, so the block
+    gets `folder` itself, emptied first, and `folder` is incomplete until the block ends.
 
     Args:
         folder: the directory to create.

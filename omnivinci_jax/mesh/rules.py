@@ -1,4 +1,4 @@
-"""The table from logical axes (the meaning of a dimension) to mesh axes (the devices that shard it)."""
+"""The rules that map logical axes (the meaning of a dimension) to mesh axes (the devices that shard it)."""
 
 import math
 from functools import partial
@@ -35,7 +35,7 @@ RULES = (
 
 
 def parameter_shardings(variables: object, mesh: Mesh | AbstractMesh) -> object:
-    """Shardings of boxed abstract parameters (the result of `jax.eval_shape(model.init, ...)`).
+    """Returns the shardings of boxed abstract parameters (the result of `jax.eval_shape(model.init, ...)`).
 
     Raises:
         ConfigError: mesh axes that do not divide their dimension, or two dimensions on one mesh axis.
@@ -66,7 +66,10 @@ def _check_layout(path: tuple, leaf: nn.LogicallyPartitioned, mesh: Mesh | Abstr
 
 
 def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
-    """Groups over data and fsdp; within a group, slots over context, tiles and windows over context and tensor."""
+    """Returns the shardings of a batch.
+
+    Groups are sharded over data and fsdp; in a group, slots over context, tiles and windows over context and tensor.
+    """
     slots, media = PartitionSpec(BATCH_AXES, None, "context"), PartitionSpec(BATCH_AXES, ("context", "tensor"))
     specs = {name: slots for name in SLOT_FIELDS} | {"tiles": media, "windows": media}
     return Batch(
@@ -93,18 +96,18 @@ def check_batch(data: DataConfig, microbatches: int, mesh: Mesh) -> None:
 
 
 def local_groups(groups: int, mesh: Mesh) -> list[int]:
-    """The groups of a global batch that this process loads: those with a shard on its devices."""
+    """Returns the groups of a global batch that this process loads: those with a shard on its devices."""
     indices = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((groups,))
     return sorted({group for (index,) in filter(None, indices.values()) for group in range(groups)[index]})
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Every device has the whole array."""
+    """Returns the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_batch(batch: Batch, groups: int, mesh: Mesh) -> Batch:
-    """The global batch of `groups` groups, from the groups that each process loaded (`local_groups`)."""
+    """Makes the global batch of `groups` groups from the groups that each process loaded (`local_groups`)."""
     local_indices = local_groups(groups, mesh)
 
     def put(local: np.ndarray, sharding: NamedSharding) -> jax.Array:

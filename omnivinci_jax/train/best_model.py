@@ -1,4 +1,4 @@
-"""The best model of a run, by its validation score, as a model directory."""
+"""The model of a run with the best validation score, saved as a model directory."""
 
 from etils import epath
 
@@ -10,14 +10,14 @@ from omnivinci_jax.train.state import TrainState
 
 
 class BestModel:
-    """Where a run keeps its best model, or, if only adapters train, the adapters."""
+    """The folder with a run's best model or, if only adapters train, its best adapters."""
 
     def __init__(self, workdir: epath.Path, config: TrainConfig, tokenizer: Tokenizer):
         self.folder = workdir / ("adapters" if config.lora.rank else "model")
         self._adapters, self._model, self._tokenizer = bool(config.lora.rank), config.model, tokenizer
 
     def keep(self, state: TrainState) -> None:
-        """Replaces the directory when the new one is whole. Raises UserError where it cannot be written."""
+        """Saves the model of `state` in place of the previous one; raises UserError if it cannot be written."""
         if self._adapters:
             with atomic_directory(self.folder, replace=True) as part:
                 model_dir.save_params(part, state.trainable)
@@ -25,5 +25,5 @@ class BestModel:
             model_dir.save(self.folder, self._model, state.params, self._tokenizer)
 
     def load(self, shardings: dict) -> dict:
-        """The parameters that `shardings` has."""
+        """Loads the parameters that are in `shardings`."""
         return model_dir.load_params(self.folder, shardings)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what its steps change and its progress, so that a killed run resumes exactly."""
+"""Checkpoints of a run: what its steps change, and its progress. A killed run resumes exactly from them."""
 
 import math
 import shutil
@@ -15,7 +15,7 @@ from omnivinci_jax.train.state import TrainState
 
 
 class Checkpoints:
-    """The newest two checkpoints of a run, written in the background and whole or not at all."""
+    """The two newest checkpoints of a run, written atomically and in the background."""
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
@@ -25,29 +25,29 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        """Starts to save; `run` is the progress beside the state, as JSON. Raises UserError on a full disk."""
-        changing = _changing(state)
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(changing))
+        """Starts to save `state`, and the progress `run` as JSON; raises UserError if the disk is full."""
+        saved = _without_frozen(state)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(saved))
         free = math.inf if is_remote(self._folder) else shutil.disk_usage(self._folder).free
         if free < needed:
-            raise self._unwritten(f"it takes up to {needed:,} bytes and the disk has {free:,}")
-        items = ocp.args.Composite(state=ocp.args.StandardSave(changing), run=ocp.args.JsonSave(run))
+            raise self._write_error(f"it needs up to {needed:,} bytes and the disk has {free:,} free")
+        items = ocp.args.Composite(state=ocp.args.StandardSave(saved), run=ocp.args.JsonSave(run))
         self._guard(lambda: self._manager.save(step, args=items))
 
     def restore(self, shapes: TrainState, shardings: TrainState, frozen: dict) -> tuple[TrainState, dict[str, Any]]:
-        """(state, run) of the newest checkpoint, laid out as `shardings`; `frozen` is what `create_frozen` returned."""
+        """Returns (state, run) of the newest checkpoint, sharded as `shardings`; `frozen` is from `create_frozen`."""
         abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            _changing(shapes),
-            _changing(shardings),
+            _without_frozen(shapes),
+            _without_frozen(shardings),
         )
         step = self.latest_step
-        assert step is not None  # `restore_or_create` asks
-        # Checkpoints written before November 2026 hold a random key, which nothing read.
+        assert step is not None  # `restore_or_create` checks this
+        # Checkpoints written before November 2026 contain an unused random key.
         if key := self._manager.item_metadata(step)["state"].tree.get("key"):
             abstract["key"] = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=shardings.step)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
@@ -63,30 +63,30 @@ class Checkpoints:
         create: Callable[[], TrainState],
         create_frozen: Callable[[], dict],
     ) -> tuple[TrainState, dict[str, Any] | None]:
-        """What `restore` returns, or a new state and None where there is no checkpoint yet."""
+        """Restores the newest checkpoint; without a checkpoint, returns a new state and None."""
         if self.latest_step is None:
             return create(), None
         return self.restore(shapes, shardings, create_frozen())
 
     def wait(self) -> None:
-        """Until what was started is on disk; raises UserError when it could not be written."""
+        """Waits until pending saves are on disk; raises UserError if they cannot be written."""
         self._guard(self._manager.wait_until_finished)
 
     def _guard(self, work: Callable[[], object]) -> None:
         try:
             work()
         except (OSError, ValueError) as error:
-            raise self._unwritten(str(error).strip().splitlines()[-1][:200]) from None
+            raise self._write_error(str(error).strip().splitlines()[-1][:200]) from None
 
-    def _unwritten(self, reason: str) -> UserError:
+    def _write_error(self, reason: str) -> UserError:
         last = self.latest_step
-        kept = f"the last good one is of step {last}" if last is not None else "there is none yet"
+        kept = f"the last good one is from step {last}" if last is not None else "there is no earlier one"
         return UserError(
             f"{self._folder}: the checkpoint could not be written ({reason}); {kept}; "
-            "make room and start the same command again"
+            "free some space and start the same command again"
         )
 
 
-def _changing(state: TrainState) -> dict[str, Any]:
-    """What a step changes, by field: all but the frozen parameters."""
+def _without_frozen(state: TrainState) -> dict[str, Any]:
+    """Returns the fields that a step changes: all except the frozen parameters."""
     return {name: value for name, value in vars(state).items() if name != "frozen"}

@@ -1,4 +1,4 @@
-"""That one run alone is at a work directory."""
+"""Claims a work directory, so that only one run at a time uses it."""
 
 import fcntl
 import logging
@@ -17,39 +17,39 @@ from omnivinci_jax.paths import is_remote
 
 log = logging.getLogger("omnivinci")
 
-# How often a run that is in a bucket shows that it lives, and how long another watches for that.
+# How often a run renews its lock in a bucket, and how long another run waits to see a renewal.
 HEARTBEAT_SECONDS = 10.0
 WATCH_SECONDS = 3 * HEARTBEAT_SECONDS
 
 
 @contextmanager
-def sole_run(workdir: epath.Path) -> Iterator["Claim"]:
-    """Holds a work directory while the run lives.
+def claim_workdir(workdir: epath.Path) -> Iterator["Claim"]:
+    """Claims a work directory until the block ends.
 
     Raises:
-        ConfigError: another run holds it.
+        ConfigError: another run uses the directory.
     """
     lock = workdir / "lock"
-    with _lease(lock) if is_remote(lock) else _locked(Path(lock)) as claim:
+    with _lease(lock) if is_remote(lock) else _lock_file(Path(lock)) as claim:
         yield claim
 
 
 class Claim:
-    """A work directory that is held; on a disk that cannot be lost."""
+    """A claimed work directory. On a disk, the claim cannot be lost."""
 
     def check(self) -> None:
-        """Raises UserError where another run has taken the directory over, so that nothing is written into it."""
+        """Raises UserError if another run has taken over the directory, so that nothing is written to it."""
 
 
 @contextmanager
-def _locked(lock: Path) -> Iterator[Claim]:
-    """The operating system's lock, which ends with the process however that ends."""
+def _lock_file(lock: Path) -> Iterator[Claim]:
+    """Claims with a file lock, which the operating system releases however the process ends."""
     with open(lock, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise _held(lock, file.read().strip()) from None
+            raise _in_use(lock, file.read().strip()) from None
         file.truncate(0)
         file.write(_owner() + "\n")
         file.flush()
@@ -57,10 +57,10 @@ def _locked(lock: Path) -> Iterator[Claim]:
 
 
 class _Lease(Claim):
-    """An object that its owner writes again and again, since buckets have no locks.
+    """A lock object that its owner keeps rewriting, because buckets have no locks.
 
-    Who finds one watches it: if it changes, its owner lives; if it stays as it is, the owner was killed, and the
-    directory is taken over. A run that was only cut off from the bucket for so long finds that out before it saves.
+    A run that finds a lock watches it. If the lock changes, its owner is alive; otherwise the owner was killed, and the
+    new run takes over. An owner that only lost its connection for that long notices the takeover before it saves.
     """
 
     def __init__(self, lock: epath.Path):
@@ -69,12 +69,12 @@ class _Lease(Claim):
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def take(self) -> None:
-        """Raises ConfigError where a live run holds it."""
+        """Claims the directory; raises ConfigError if a live run uses it."""
         if self._lock.exists():
             before, deadline = self._lock.read_text(), time.monotonic() + WATCH_SECONDS
             while time.monotonic() < deadline and self._lock.exists():
                 if self._lock.read_text() != before:
-                    raise _held(self._lock, before.splitlines()[0])
+                    raise _in_use(self._lock, before.splitlines()[0])
                 time.sleep(HEARTBEAT_SECONDS / 4)
         self._write()
         self._thread.start()
@@ -88,7 +88,7 @@ class _Lease(Claim):
     def check(self) -> None:
         """See `Claim`."""
         if not self._is_mine():
-            raise UserError(f"{self._lock.parent}: another run has taken it over, so this one ends without saving")
+            raise UserError(f"{self._lock.parent}: taken over by another run, so this run ends without saving")
 
     def _is_mine(self) -> bool:
         return self._lock.exists() and self._token in self._lock.read_text()
@@ -103,8 +103,8 @@ class _Lease(Claim):
                 if not self._is_mine():
                     return
                 self._write()
-            except Exception as error:  # whatever the network does: the next beat may come through
-                log.warning("%s: no sign of life could be written: %s", self._lock, error)
+            except Exception as error:  # whatever the network raises: the next heartbeat may succeed
+                log.warning("%s: the heartbeat could not be written: %s", self._lock, error)
 
 
 @contextmanager
@@ -121,5 +121,7 @@ def _owner() -> str:
     return f"process {os.getpid()} on {os.uname().nodename}"
 
 
-def _held(lock: epath.Path | Path, owner: str) -> ConfigError:
-    return ConfigError(f"{lock.parent}: a run is at it ({owner}); wait for its end, stop it, or give another --workdir")
+def _in_use(lock: epath.Path | Path, owner: str) -> ConfigError:
+    return ConfigError(
+        f"{lock.parent}: used by another run ({owner}); wait until it ends, stop it, or give another --workdir"
+    )

@@ -1,4 +1,4 @@
-"""`omnivinci export`: the adapters of a run (LoRA), which are saved alone, merged into a model directory."""
+"""`omnivinci export`: merges the LoRA adapters of a run into a model directory."""
 
 import jax
 from etils import epath
@@ -17,22 +17,22 @@ from omnivinci_jax.train.workdir import read_workdir
 
 
 def export(workdir: epath.Path, out: epath.Path, mesh: Mesh | None = None) -> None:
-    """Writes the model that the run in `workdir` started from, with its best adapters merged, to the new folder `out`.
+    """Merges the best adapters of a run into the model that the run started from.
 
     Args:
-        workdir: of the run.
-        out: a model directory to make.
-        mesh: shards the model over devices; without one the first has it.
+        workdir: work directory of the run.
+        out: model directory to create.
+        mesh: shards the model; None puts it on the first device.
 
     Raises:
-        UserError: no such run, or one without adapters; a model that is not there any more; a folder that exists.
+        UserError: there is no run, or it has no adapters; the start model no longer exists; `out` exists.
     """
     if out.exists():
         raise UserError(f"{out}: already exists; nothing was overwritten")
     config, adapters = read_adapters(workdir)
     model = OmniVinci(config.model)
     start = find_start(config, model)
-    assert start is not None  # adapters are trained from a model
+    assert start is not None  # a run with adapters has one
     scale = config.lora.alpha / config.lora.rank
     shardings = model_dir.shardings_of(model, mesh)
     if mesh:
@@ -42,11 +42,11 @@ def export(workdir: epath.Path, out: epath.Path, mesh: Mesh | None = None) -> No
 
 
 def read_adapters(workdir: epath.Path) -> tuple[TrainConfig, dict]:
-    """The configuration of a run and its best adapters; raises UserError where it has none."""
+    """Returns the configuration and the best adapters of a run; raises UserError if it has none."""
     config = read_workdir(workdir)
     if not config.lora.rank:
         raise UserError(f"{workdir}: the run trained without adapters (config.lora.rank); its model is {workdir}/model")
     if not (workdir / "adapters").is_dir():
-        raise UserError(f"{workdir}: the run has saved no adapters yet; start it again until it ends")
+        raise UserError(f"{workdir}: the run has not saved adapters yet; resume it and let it finish")
     folder, device = workdir / "adapters", jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return config, model_dir.load_params(folder, jax.tree.map(lambda _: device, model_dir.stored_params(folder)))

@@ -1,4 +1,4 @@
-"""Hooks that any run can use: log, evaluate, save, stop at updates that are not finite."""
+"""Hooks for any run: log, evaluate, save, and stop after too many nonfinite updates."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -28,23 +28,23 @@ class Score(Protocol):
 
     @property
     def overall(self) -> float:
-        """The score that chooses the best model: larger is better."""
+        """The score that selects the best model; larger is better."""
         ...
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Everything that was measured, by name."""
+        """All results by name."""
         ...
 
 
 class Log(Hook):
-    """Writes the scalar metrics of every `every`-th step, and shows a progress bar.
+    """Logs the scalar metrics of every `every`-th step and the last, and shows a progress bar.
 
     Args:
-        metrics_log: None where another process writes.
-        schedule: the learning rate of the n-th update.
-        steps: those that are expected, for the bar alone.
-        values: what else is logged, by name.
+        metrics_log: None if another process writes it.
+        schedule: maps the index of an update to its learning rate.
+        steps: expected steps, used only for the bar.
+        values: functions that return further metrics by name.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Log(Hook):
         trainer.consume_metrics()
         values = {name: float(value) for name, value in jax.device_get(trainer.metrics).items() if not value.ndim}
         values["learning_rate"] = np.asarray(self._schedule(progress.step - 1 - progress.nonfinite)).item()
-        for more in self._values:
-            values |= more()
+        for further in self._values:
+            values |= further()
         if self._log:
             self._log.write(progress.step, values)
         self._bar.set_postfix_str(
@@ -88,11 +88,11 @@ class Log(Hook):
 
 
 class Evaluate(Hook):
-    """Validates every `every`-th step and the last, and keeps the state with the best score so far.
+    """Evaluates every `every`-th step and the last, and keeps the state with the best score so far.
 
     Args:
-        evaluate: parameters to their score.
-        keep: writes the best model.
+        evaluate: maps parameters to their score.
+        keep: saves the best state.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class Evaluate(Hook):
 
 
 class Save(Hook):
-    """Saves a checkpoint every `every`-th step, after the last, and when the run is to stop.
+    """Saves a checkpoint after every `every`-th step, after the last, and when the run stops early.
 
     Args:
-        prepare: called before every checkpoint; it may raise where none may be written.
+        prepare: called before every checkpoint; raises to prevent it.
     """
 
     def __init__(
@@ -150,24 +150,25 @@ class Save(Hook):
 
 
 class NonfiniteGuard(Hook):
-    """Counts updates that were left out because the loss or a gradient is not finite; stops when there are too many.
+    """Counts updates skipped because the loss or a gradient is not finite; stops the run after too many.
 
     Args:
-        where: what a step was trained on, for the message.
+        limit: largest number of skipped updates.
+        where: describes the samples of a step, for messages.
     """
 
-    def __init__(self, progress: Progress, most: int, where: Callable[[int], str]):
-        self._progress, self._most, self._where = progress, most, where
+    def __init__(self, progress: Progress, limit: int, where: Callable[[int], str]):
+        self._progress, self._limit, self._where = progress, limit, where
 
     def on_metrics(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        """Raises UserError where more than `most` updates were left out."""
+        """Raises UserError if more than `limit` updates were skipped."""
         if metrics["finite"]:
             return
         self._progress.nonfinite += 1
         where = self._where(step)
-        log.warning("update left out, the loss or a gradient is not finite: %s", where)
-        if self._progress.nonfinite > self._most:
+        log.warning("update skipped, because the loss or a gradient is not finite: %s", where)
+        if self._progress.nonfinite > self._limit:
             raise UserError(
                 f"the loss or a gradient is not finite for the {self._progress.nonfinite}th time, more than "
-                f"config.max_nonfinite allows; lower config.optimizer.learning_rate or look at {where}"
+                f"config.max_nonfinite allows; lower config.optimizer.learning_rate or check {where}"
             )

@@ -11,18 +11,18 @@ from jaxtyping import Array, Bool, Float, Int
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.sharding import mesh_axes
 
-# Most logits that a device holds at once: 1 GiB in float32.
-MOST_LOGITS = 2**28
+# Largest number of logits in a device's memory at a time: 1 GiB in float32.
+MAX_LOGITS = 2**28
 
 
 def score_slots(
     model: OmniVinci, params: dict, hidden: Float[Array, "G R T D"], targets: Int[Array, "G R T"]
 ) -> tuple[Float[Array, "G R T"], Bool[Array, "G R T"]]:
-    """(cross-entropy of each slot's target, whether it is the most likely token), with few of the logits at a time.
+    """Returns each slot's cross-entropy, and whether its target is the most likely token.
 
-    A device takes its own slots, all of the mesh's axes sharing them, piece by piece, and makes each piece's logits
-    again for the gradient. It gathers the head once, and sums the head's gradient over the pieces before that is summed
-    over devices.
+    Saves memory: the slots are sharded over all mesh axes, and each device computes the logits of its slots in pieces,
+    and again in the backward pass. It gathers the head once, and sums the head's gradient over the pieces before the
+    sum over devices.
     """
     score = partial(_score_pieces, model)
     if not jax.sharding.get_abstract_mesh().empty:
@@ -37,7 +37,7 @@ def _score_pieces(model: OmniVinci, head: dict, hidden: Array, targets: Array) -
         logits: Any = model.apply({"params": head}, hidden, method=model.logits)
         return token_losses(logits, targets), jnp.argmax(logits, axis=-1) == targets
 
-    count = -(-targets.size * model.config.text.padded_vocab_size // MOST_LOGITS)
+    count = -(-targets.size * model.config.text.padded_vocab_size // MAX_LOGITS)
     if count == 1:
         return score((hidden, targets))
     padding = -targets.size % count
@@ -48,14 +48,14 @@ def _score_pieces(model: OmniVinci, head: dict, hidden: Array, targets: Array) -
 
 
 def token_losses(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """Cross-entropy of each position in float32."""
+    """Returns the cross-entropy of each position, computed in float32."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def weighted_mean(values: Float[Array, "*B"], weights: Float[Array, "*B"]) -> Float[Array, ""]:
-    """Mean by weights; 0 where they are all 0."""
+    """Returns the weighted mean; 0 if all weights are 0."""
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
@@ -65,29 +65,28 @@ def contrastive_loss(
     source: Int[Array, " K"],
     scale: Float[Array, ""] | float = 1.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Symmetric contrastive loss over K clips (Equation 1), in training those of the global batch.
+    """Returns the symmetric contrastive loss over K clips (Equation 1; in training, over the global batch) and metrics.
 
-    With it come retrieval accuracies: R@1 and R@5, the share of clips whose other stream is among the 1 or 5 that are
-    most similar.
+    The metrics are the number of clips and retrieval accuracies: R@1 and R@5 are the fractions of clips whose other
+    stream is among the 1 or 5 most similar.
 
     Args:
-        vision, audio: L2-normalised embeddings, one pair a clip.
-        source: a number for the file of each clip, 0 where there is no clip. Clips of one file are not each other's
-            negatives.
-        scale: what the similarities are multiplied with; 1 in the paper.
+        vision, audio: L2-normalised embeddings, one pair per clip.
+        source: id of each clip's file; 0 for no clip. Clips of one file are not each other's negatives.
+        scale: factor of the similarities; 1 in the paper.
     """
     similarity = scale * jnp.einsum("id,jd->ij", vision, audio, preferred_element_type=jnp.float32)
-    there = source > 0
-    negative = (source[:, None] != source[None, :]) & there[None, :] & there[:, None]
+    valid = source > 0
+    negative = (source[:, None] != source[None, :]) & valid[None, :] & valid[:, None]
     allowed = negative | jnp.eye(len(source), dtype=bool)
-    weights = there.astype(jnp.float32)
+    weights = valid.astype(jnp.float32)
     similarity = jnp.where(allowed, similarity, -jnp.inf)
     positive = jnp.diagonal(similarity)
 
     losses, metrics = [], {"clips": jnp.sum(weights)}
     for name, axis in (("vision_to_audio", 1), ("audio_to_vision", 0)):
         losses.append(weighted_mean(jax.nn.logsumexp(similarity, axis=axis) - positive, weights))
-        not_worse = jnp.sum(similarity >= jnp.expand_dims(positive, axis), axis=axis)  # itself among them
-        for most in (1, 5):
-            metrics[f"{name}_r{most}"] = weighted_mean((not_worse <= most).astype(jnp.float32), weights)
+        rank = jnp.sum(similarity >= jnp.expand_dims(positive, axis), axis=axis)  # 1: no other clip is as similar
+        for k in (1, 5):
+            metrics[f"{name}_r{k}"] = weighted_mean((rank <= k).astype(jnp.float32), weights)
     return (losses[0] + losses[1]) / 2, metrics

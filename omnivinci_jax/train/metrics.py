@@ -1,4 +1,4 @@
-"""Metrics of a run, as JSON lines and TensorBoard events; a resumed run cuts both back to its checkpoint."""
+"""Metrics of a run, as JSON lines and TensorBoard events. A resumed run cuts both back to its checkpoint."""
 
 import json
 import time
@@ -19,11 +19,11 @@ Item = TypeVar("Item")
 
 
 class Work(NamedTuple):
-    """What the groups of one step hold together, without padding.
+    """The content of all groups of a step, without padding.
 
-    slots: of all conversations; slot_pairs: the sum over conversations of slots².
-    tiles, windows: what the towers read.
-    clips: videos with sound, which OmniAlignNet compares; taken to share all tiles and windows evenly.
+    slots: of all conversations; slot_pairs: sum of slots² over conversations.
+    tiles, windows: inputs of the towers.
+    clips: videos with sound, which OmniAlignNet compares; assumed to share all tiles and windows evenly.
     """
 
     slots: int
@@ -34,13 +34,13 @@ class Work(NamedTuple):
 
 
 class Meter(Hook):
-    """Where the time goes between two calls of `rates`: steps, work done, and time spent not computing.
+    """Measures steps, work and waiting times between two calls of `rates`.
 
-    Among the hooks it comes before Log, which calls `rates`.
+    It must precede Log in the list of hooks, because Log calls `rates`.
 
     Args:
-        work_of: the work of a step; padding is none.
-        work_rates: metrics of the work done in a second.
+        work_of: returns the work of a step, without padding.
+        work_rates: maps the work per second to metrics.
     """
 
     def __init__(self, work_of: Callable[[int], Work], work_rates: Callable[[Work], dict[str, float]]):
@@ -58,7 +58,7 @@ class Meter(Hook):
         self._work += self._work_of(trainer.progress.step)
 
     def waited(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, with the time counted that the loop waits for each."""
+        """Yields the items, and counts the time that the loop waits for them."""
         iterator = iter(items)
         while True:
             before = time.monotonic()
@@ -71,21 +71,21 @@ class Meter(Hook):
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around what the loop does for a checkpoint before it continues."""
+        """Counts the time of the block as spent on a checkpoint."""
         before = time.monotonic()
         yield
         self._saving += time.monotonic() - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is not training."""
+        """Excludes the time of the block, in which the run does not train."""
         before = time.monotonic()
         yield
         self._pause += time.monotonic() - before
 
     def rates(self) -> dict[str, float]:
-        """Since the last call: seconds a step, the rates of the work, and the shares of the time that the loop waited
-        for the loader (`loader_wait`) and for checkpoints (`checkpoint_stall`).
+        """Returns metrics since the last call: seconds per step, rates of the work, and the fractions of the time that
+        the loop waited for the loader (`loader_wait`) and for checkpoints (`checkpoint_stall`).
         """
         seconds = time.monotonic() - self._since - self._pause
         rates = {
@@ -99,7 +99,7 @@ class Meter(Hook):
 
 
 class MetricsLog:
-    """Writes `metrics.jsonl` (one object a line, with its step) and TensorBoard events."""
+    """Writes `metrics.jsonl` (one object per line, with its step) and TensorBoard events."""
 
     def __init__(self, folder: Path, start: int):
         path = folder / "metrics.jsonl"
@@ -112,20 +112,20 @@ class MetricsLog:
         self._board.add_event(Event(wall_time=time.time(), step=start + 1, session_log=restart))
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train") -> None:
-        """One line; `prefix` says what was measured (train or val)."""
+        """Writes one line; `prefix` is the split (train or val)."""
         self._file.write(json.dumps({"step": step, "split": prefix, **values}) + "\n")
         self._file.flush()
         scalars = [Summary.Value(tag=f"{prefix}/{name}", simple_value=value) for name, value in values.items()]
         self._board.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes both outputs."""
         self._file.close()
         self._board.close()
 
 
 def read_metrics(path: AnyPath) -> list[dict]:
-    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    """Reads the lines of a metrics file, without a last line that a kill cut short."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

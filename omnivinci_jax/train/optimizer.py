@@ -13,16 +13,16 @@ from omnivinci_jax.settings import OptimizerConfig
 
 
 def learning_rate(settings: OptimizerConfig, steps: int, peak: float | None = None) -> optax.Schedule:
-    """Linear warm-up to `peak` over the fraction `warmup` of the steps, then cosine to zero (Appendix C.3)."""
+    """Returns linear warm-up to `peak` over the fraction `warmup` of the steps, then cosine to zero (Appendix C.3)."""
     warmup = max(1, round(settings.warmup * steps))
     peak = settings.learning_rate if peak is None else peak
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
 
 
 def make_optimizer(settings: OptimizerConfig, steps: int, model: OmniVinciConfig) -> optax.GradientTransformation:
-    """Gradient clipping by the global norm, if any, then AdamW, or Muon for kernels and AdamW for the rest.
+    """Returns AdamW, or Muon for kernels with AdamW for the rest, after any clipping by the global gradient norm.
 
-    The roles of the model's parameters say which ones decay and which ones get Muon (models/parameters.py).
+    The roles of the parameters (models/parameters.py) say which of them decay and which get Muon.
     """
     schedule = learning_rate(settings, steps)
     b1, b2, eps = settings.b1, settings.b2, settings.eps
@@ -44,14 +44,14 @@ def make_optimizer(settings: OptimizerConfig, steps: int, model: OmniVinciConfig
 
 
 def decay_mask(model: OmniVinciConfig, params: dict) -> dict:
-    """Which parameters weight decay applies to."""
+    """Returns, for each parameter, whether weight decay applies to it."""
     return jax.tree.map(lambda role: role.decay, parameter_roles(model, params))
 
 
 def muon_dimensions(model: OmniVinciConfig, params: dict) -> dict:
-    """The axes of the matrices that Muon orthogonalizes; None for parameters that Adam updates.
+    """Returns the axes of the matrices that Muon orthogonalizes; None for parameters that Adam updates.
 
-    Optax's default chooses by rank, which gives Muon to stacked norms and Adam to stacked kernels.
+    Optax's default chooses by rank, which would give Muon to stacked norms and Adam to stacked kernels.
     """
 
     def dimensions(role: Role, leaf: jax.Array | jax.ShapeDtypeStruct) -> optax.contrib.MuonDimensionNumbers | None:

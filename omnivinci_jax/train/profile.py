@@ -1,4 +1,4 @@
-"""A trace of a few steps, for XProf (`--profile_steps`)."""
+"""Traces a few steps for XProf (`--profile_steps`)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from omnivinci_jax.train.trainer import Hook, Trainer
 
 
 class Profile(Hook):
-    """Traces the steps of a range into a folder; writes what it has even when the run ends in between."""
+    """Traces a range of steps into a folder; writes the trace even if the run ends within the range."""
 
     def __init__(self, folder: Path, steps: range):
         self._folder, self._steps, self._tracing = folder, steps, False
@@ -18,13 +18,13 @@ class Profile(Hook):
             jax.profiler.stop_trace()
 
     def before_step(self, trainer: Trainer) -> None:
-        """Starts the trace with the first of the steps."""
+        """Starts the trace at the first step of the range."""
         if trainer.progress.step + 1 in self._steps and not self._tracing:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
     def after_step(self, trainer: Trainer) -> None:
-        """Ends it when the last step's results are there."""
+        """Ends the trace when the results of the last step are ready."""
         if self._tracing and trainer.progress.step + 1 not in self._steps:
             jax.block_until_ready(trainer.metrics)
             jax.profiler.stop_trace()

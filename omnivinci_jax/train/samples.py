@@ -1,4 +1,4 @@
-"""The samples of a run: which were planned for a step, how many were read, and which could not be."""
+"""The samples of a run: those planned for each step, how many were read, and which ones were skipped."""
 
 import logging
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ log = logging.getLogger("omnivinci")
 class DataProgress(Progress):
     """The progress of a run over planned samples.
 
-    read: samples of all processes; tokens: their slots, media slots among them, without padding.
-    skipped: samples that could not be read, by source.
-    data: digest of what the order of the samples depends on.
-    block: the block of samples that the next step begins in, and its first group (`Plan`).
+    read: samples read by all processes; tokens: their slots, including media slots, without padding.
+    skipped: number of samples that could not be read, by source.
+    data: digest of everything that determines the order of the samples.
+    block: index of the block in which the next step begins, and of the block's first group (`Plan`).
     """
 
     read: int = 0
@@ -37,11 +37,11 @@ class DataProgress(Progress):
 
 
 class Samples(Hook):
-    """Counts the samples of every step, and stops the run where too many could not be read.
+    """Counts the samples of every step, and stops the run if too many could not be read.
 
     Args:
-        settings: of the data (`groups`, `max_skipped`).
-        skipped_file: where this process lists what it could not read.
+        settings: gives `groups` and `max_skipped`.
+        skipped_file: lists the samples that this process could not read.
     """
 
     def __init__(self, mixture: Mixture, plan: Plan, progress: DataProgress, settings: DataConfig, skipped_file: Path):
@@ -50,41 +50,41 @@ class Samples(Hook):
         self._sources = SourceMeter(mixture)
 
     def planned(self, step: int) -> list[int]:
-        """Indices of the samples that are planned for a step, the first step being 1."""
-        groups = (self._plan[number] for number in range((step - 1) * self._groups, step * self._groups))
+        """Returns the indices of the samples planned for a step; the first step is 1."""
+        groups = (self._plan[index] for index in range((step - 1) * self._groups, step * self._groups))
         return [sample for rows in groups for row in rows for sample in row]
 
     def sizes(self, step: int) -> Int64[np.ndarray, "samples 4"]:
-        """(slots, tiles, windows, clips) of each of them."""
+        """Returns (slots, tiles, windows, clips) of each sample planned for a step."""
         return self._mixture.sizes[self.planned(step)]
 
     def work(self, step: int) -> Work:
-        """Their sum."""
+        """Returns the work of a step: the sum over its planned samples."""
         sizes = self.sizes(step)
         slots, *media = sizes.sum(axis=0)
         return Work(slots, np.square(sizes[:, 0]).sum(), *media)  # images and sounds count as clips too
 
     def where(self, step: int) -> str:
-        """The step and the places of its samples, for messages."""
+        """Describes a step and where its samples come from, for messages."""
         return f"step {step}, " + ", ".join(map(self._mixture.where, sorted(self.planned(step))))
 
     def source_metrics(self) -> dict[str, float]:
-        """See SourceMeter.values."""
+        """Returns the metrics of each source; see SourceMeter.values."""
         return self._sources.values(self._progress.skipped)
 
     def list_skipped(self, reasons: Mapping[int, str]) -> None:
-        """Writes down what this process could not read."""
+        """Logs and lists the samples that this process could not read."""
         for line in reasons.values():
             log.warning("skipped: %s", line)
             with open(self._skipped_file, "a") as file:
                 file.write(line + "\n")
 
     def after_step(self, trainer: Trainer) -> None:
-        """Notes where the next step begins, for the checkpoint."""
+        """Records where the next step begins, for the checkpoint."""
         self._progress.block = self._plan.block_of(self._progress.step * self._groups)
 
     def on_metrics(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        """Raises DataError where more than `max_skipped` of the samples could not be read."""
+        """Raises DataError if more than the fraction `max_skipped` of the samples could not be read."""
         progress = self._progress
         progress.read += int(metrics["samples"])
         progress.tokens += int(metrics["tokens"])
@@ -92,7 +92,7 @@ class Samples(Hook):
             progress.skipped[source] = progress.skipped.get(source, 0) + count
         skipped = sum(progress.skipped.values())
         seen = progress.read + skipped
-        # A share needs some samples to be one: below a hundred, a single bad file would end every run.
+        # The fraction is of at least 100 samples: otherwise one bad file at the start would end the run.
         if skipped > self._max_skipped * max(seen, 100):
             file = self._skipped_file
             listed = sorted(set(file.read_text().splitlines())) if file.exists() else []

@@ -1,4 +1,4 @@
-"""The work directory of a running run: held against others, with its checkpoints and metrics."""
+"""The session of a running run: its claimed work directory, checkpoints and metrics."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,12 +18,12 @@ from omnivinci_jax.train.checkpoints import Checkpoints
 from omnivinci_jax.train.claim import Claim
 from omnivinci_jax.train.metrics import MetricsLog
 from omnivinci_jax.train.trainer import Trainer
-from omnivinci_jax.train.workdir import claimed
+from omnivinci_jax.train.workdir import open_workdir
 
 
 @dataclass(frozen=True)
 class Session:
-    """A work directory that is held. `cleanup` runs when it is released."""
+    """A claimed work directory. `cleanup` runs when the session ends."""
 
     checkpoints: Checkpoints
     files: LocalMirror
@@ -32,11 +32,11 @@ class Session:
 
     @property
     def folder(self) -> Path:
-        """The work directory, or its copy on this machine where it is in a bucket."""
+        """The work directory, or its local mirror if it is in a bucket."""
         return self.files.local
 
     def open_metrics(self, step: int) -> MetricsLog | None:
-        """The metrics up to `step`, to continue; None where another process writes them."""
+        """Opens the metrics, cut back to `step`; returns None if another process writes them."""
         if not is_main():
             return None
         metrics_log = MetricsLog(self.folder, step)
@@ -44,33 +44,33 @@ class Session:
         return metrics_log
 
     def prepare_save(self) -> None:
-        """Uploads what belongs to a checkpoint; raises UserError where another run has taken the directory over."""
+        """Uploads the files beside a checkpoint; raises UserError if another run has taken over the directory."""
         self.claim.check()
         self.files.sync()
 
     def check_finished(self, trainer: Trainer) -> None:
-        """Waits for the last checkpoint; raises Preempted where it is not that of the last step."""
+        """Waits for the last checkpoint; raises Preempted if the run stopped before its last step."""
         self.checkpoints.wait()
         if not trainer.is_last:
             step = trainer.progress.step
-            raise Preempted(f"SIGTERM: saved at step {step}; the same command goes on from there")
+            raise Preempted(f"SIGTERM: saved at step {step}; the same command resumes from there")
 
 
 def skipped_name() -> str:
-    """The file where this process lists the samples that it could not read."""
+    """Returns the name of the file where this process lists the samples that it could not read."""
     return "skipped.txt" if is_main() else f"skipped.{jax.process_index()}.txt"
 
 
 @contextmanager
 def open_session(workdir: epath.Path, config: TrainConfig, mesh: Mesh) -> Iterator[Session]:
-    """Holds `workdir` with `config` noted in it, under `mesh` and the rules of logical axes.
+    """Claims `workdir`, writes `config` into it, and sets the mesh and the logical axis rules until the block ends.
 
     Raises:
-        ConfigError: another run holds it.
+        ConfigError: another run uses `workdir`.
         Preempted: another process was lost.
     """
     with ExitStack() as stack:
-        claim = stack.enter_context(claimed(workdir, config))
+        claim = stack.enter_context(open_workdir(workdir, config))
         stack.enter_context(on_mesh(mesh))
         files = LocalMirror(workdir, ("metrics.jsonl", skipped_name()))
         stack.callback(files.sync)

@@ -1,13 +1,14 @@
-"""The paper's stages (Section 3, Appendix C.2 and C.3): what trains in each. Their numbers are in configs/stages/.
+"""The modules that train in each of the paper's stages (Section 3, Appendix C.2 and C.3).
 
-Each starts from the model of the one before. Stage 0 stands for what the paper starts from, a pretrained language model
-and image encoder: at full size a directory made from their files, at the tiny size a stage of training.
+configs/stages/ has the other settings. Each stage starts from the model of the previous one. Stage 0 replaces the
+pretrained language model and image encoder that the paper starts from: at full size it is a directory made from their
+files, at the tiny size it is a training stage.
 """
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.settings import TrainConfig, nearest
 
-# Names of modules in the parameter tree; learned time embeddings train with the streams that have times.
+# Names of modules in the parameter tree. Learned time embeddings train with their stream.
 STAGES: dict[str, tuple[str, ...]] = {
     "stage_0": ("vision_tower", "llm"),
     "vision_1": ("mm_projector",),
@@ -22,17 +23,17 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 
 def frozen_in(stage: str) -> tuple[str, ...]:
-    """`TrainConfig.frozen` of a stage: all modules but those that train, and what never does."""
+    """Returns `TrainConfig.frozen` for a stage: all modules that it does not train, and parameters that never train."""
     return (*TrainConfig().frozen, f"(?!{'|'.join(f'{module}/' for module in STAGES[stage])}).*")
 
 
 def stage_before(stage: str) -> str:
-    """The stage whose model a stage starts from."""
+    """Returns the stage whose model a stage starts from."""
     names = list(STAGES)
     return names[names.index(stage) - 1]
 
 
 def check_stage(stage: str, stages: dict[str, object]) -> None:
-    """Raises ConfigError for a stage that a configuration does not have."""
+    """Raises ConfigError if `stages` does not have the stage."""
     if stage not in stages:
         raise ConfigError(f"{stage!r}: no such stage{nearest(stage, stages)}")

@@ -1,4 +1,4 @@
-"""Where a run starts from: the parameters of another run or of a model directory."""
+"""The model that a run starts from: a model directory, or the model of another run."""
 
 from etils import epath
 
@@ -11,19 +11,21 @@ from omnivinci_jax.settings import TrainConfig, nearest
 
 
 def find_start(config: TrainConfig, model: OmniVinci) -> epath.Path | None:
-    """The model directory that `config.start_from` names, None where it names none.
+    """Returns the model directory that `config.start_from` names, or None if it is empty.
 
     Raises:
-        UserError: no model is there, or one of another shape or without a module that is to be taken.
+        ConfigError: the settings contradict each other.
+        UserError: there is no model, it has other shapes, or it lacks one of `config.start_modules`.
     """
     modules = config.start_modules
     if config.lora.rank and (modules or not config.start_from):
         raise ConfigError(
-            f"config.lora.rank is {config.lora.rank}: adapters need config.start_from, a whole model to adapt"
+            f"config.lora.rank is {config.lora.rank}: adapters need a whole model to adapt: "
+            "set config.start_from and no config.start_modules"
         )
     if not config.start_from:
         if modules:
-            raise ConfigError(f"config.start_modules is {modules}: there is no config.start_from to take them from")
+            raise ConfigError(f"config.start_modules is {modules}: needs config.start_from to load them from")
         return None
     folder, expected = model_folder(absolute(config.start_from)), abstract_params(model.config)
     for module in modules:
@@ -35,15 +37,15 @@ def find_start(config: TrainConfig, model: OmniVinci) -> epath.Path | None:
 
 
 def only_modules(params: dict, modules: tuple[str, ...]) -> dict:
-    """The top-level modules of a tree that are named, all of them where none is."""
+    """Returns the top-level `modules` of a tree, or the whole tree if `modules` is empty."""
     return {name: tree for name, tree in params.items() if name in modules} if modules else params
 
 
 def model_folder(folder: epath.Path) -> epath.Path:
-    """`folder` itself where it is a model directory, or the model of the run whose directory it is.
+    """Returns the model directory: `folder` itself, or the model in it if it is a work directory.
 
     Raises:
-        UserError: what is there instead.
+        UserError: there is no model; the message says what `folder` is instead.
     """
     model = folder / "model" if (folder / "model").is_dir() else folder
     if (model / "params").is_dir():
@@ -52,7 +54,7 @@ def model_folder(folder: epath.Path) -> epath.Path:
         raise UserError(f"config.start_from: {folder}: no such directory")
     if (folder / "adapters").is_dir():
         raise UserError(
-            f"config.start_from: {folder}: the run has adapters alone; merge them first: "
+            f"config.start_from: {folder}: the run has only adapters; merge them first: "
             f"omnivinci export --run {folder} --out DIR"
         )
     if [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]:
@@ -60,4 +62,4 @@ def model_folder(folder: epath.Path) -> epath.Path:
             f"config.start_from: {folder}: these are PyTorch files; convert them first: "
             f"python -m conversion.from_torch {folder} DIR"
         )
-    raise UserError(f"config.start_from: {folder}: neither a model directory nor the directory of a run with a model")
+    raise UserError(f"config.start_from: {folder}: neither a model directory nor a work directory with a model")

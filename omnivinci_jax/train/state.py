@@ -1,7 +1,7 @@
-"""What a training step updates: two trees of parameters and the optimizer's state.
+"""The state of a training run: trainable parameters, frozen parameters and the optimizer's state.
 
-What does not train is no part of a checkpoint. It is made again as at the start: read from the directory that the run
-started from, or drawn from the seed.
+Checkpoints do not contain the frozen parameters. A resumed run creates them again as at the start: it loads them from
+the directory that it started from, or draws them from the seed.
 """
 
 import re
@@ -35,7 +35,7 @@ from omnivinci_jax.train.start import only_modules
 
 @struct.dataclass
 class TrainState:
-    """`trainable` has gradients, float32 values and optimizer state; `frozen` has none, and the type computed in."""
+    """The state. `trainable` is float32 and has optimizer state; `frozen` has the compute dtype and no such state."""
 
     step: Array
     trainable: Any
@@ -44,12 +44,12 @@ class TrainState:
 
     @property
     def params(self) -> dict:
-        """Both trees as the model's one."""
+        """All parameters in one tree, as the model expects them."""
         return merge(self.trainable, self.frozen)
 
 
 def make_model(config: TrainConfig, platform: str) -> OmniVinci:
-    """The model as a training run computes it on a platform (cpu, gpu or tpu)."""
+    """Returns the model with a training run's compute settings for a platform (cpu, gpu or tpu)."""
     compute = Compute(
         dtype=jnp.dtype(config.dtype),
         tower_remat=config.tower_remat,
@@ -60,16 +60,16 @@ def make_model(config: TrainConfig, platform: str) -> OmniVinci:
 
 
 def initial_params(model: OmniVinci, config: TrainConfig, key: Array) -> dict:
-    """New parameters with their logical axes, adapters among them where there are any; to be traced.
+    """Returns new boxed parameters with logical axes, including any adapters. Call it inside a traced function.
 
     Raises:
-        ConfigError: a target of the adapters that matches nothing.
+        ConfigError: an adapter target that matches nothing.
     """
     return _with_adapters(boxed_params(model, key), config.lora, key)
 
 
 def abstract_initial(config: TrainConfig) -> dict:
-    """Shapes and dtypes of what `initial_params` returns; raises the same."""
+    """Returns the shapes and dtypes of `initial_params`, and raises the same errors."""
     add = partial(_with_adapters, lora=config.lora)
     return jax.eval_shape(add, abstract_boxes(config.model), key=jax.random.PRNGKey(0))
 
@@ -79,10 +79,12 @@ def _with_adapters(boxed: dict, lora: LoraConfig, key: Array) -> dict:
 
 
 def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
-    """(trainable, frozen) by regular expressions over paths such as "llm/layers/mlp/up_proj/kernel".
+    """Splits parameters into (trainable, frozen); full matches of the regular expressions `frozen` are frozen.
+
+    The expressions match paths such as "llm/layers/mlp/up_proj/kernel".
 
     Raises:
-        ConfigError: an expression that matches nothing, or that leaves nothing to train.
+        ConfigError: an expression matches nothing, or nothing is left to train.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     for pattern in frozen:
@@ -95,7 +97,7 @@ def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
 
 
 def split_trainable(params: dict, config: TrainConfig) -> tuple[dict, dict]:
-    """(trainable, frozen): with adapters only these train, else everything but `config.frozen`.
+    """Splits parameters into (trainable, frozen): only adapters train if there are any, else all but `config.frozen`.
 
     Raises:
         ConfigError: see `split`.
@@ -114,7 +116,7 @@ def _partition(flat: dict[str, Any], frozen: set[str]) -> tuple[dict, dict]:
 
 
 def merge(first: dict, second: dict) -> dict:
-    """The leaves of both trees in one, those of `second` where both have one: the inverse of `split`."""
+    """Merges two trees, the inverse of `split`; where both have a leaf, that of `second` wins."""
     flat = {**traverse_util.flatten_dict(first), **traverse_util.flatten_dict(second)}
     return traverse_util.unflatten_dict(flat)
 
@@ -122,12 +124,12 @@ def merge(first: dict, second: dict) -> dict:
 def abstract_state(
     model: OmniVinci, optimizer: optax.GradientTransformation, config: TrainConfig, mesh: Mesh | AbstractMesh
 ) -> tuple[TrainState, TrainState]:
-    """Shapes and types of a state that is not created, and its shardings.
+    """Returns the shapes and the shardings of a state, without creating it.
 
-    Optimizer state is sharded as the parameter whose path it ends with; everything else is replicated.
+    An array of the optimizer is sharded like the parameter whose path ends its own path; all others are replicated.
 
     Raises:
-        ConfigError: a parameter that the mesh does not divide, or an expression that matches nothing.
+        ConfigError: the mesh does not divide a parameter, or an expression matches nothing.
     """
     boxed = abstract_initial(config)
     layout = traverse_util.flatten_dict(parameter_shardings(boxed, mesh), sep="/")
@@ -152,9 +154,9 @@ def create_state(
     shardings: TrainState,
     start: epath.Path | None = None,
 ) -> TrainState:
-    """The initial state, every array created in its shards; `start` is what `find_start` returned."""
+    """Creates the initial state, each array directly in its shards; `start` comes from `find_start`."""
     init = jax.jit(_initializer(model, optimizer, config), out_shardings=shardings)
-    return init(jax.random.PRNGKey(config.seed), _read(start, config, shardings.params))
+    return init(jax.random.PRNGKey(config.seed), _load_start(start, config, shardings.params))
 
 
 def create_frozen(
@@ -164,25 +166,25 @@ def create_frozen(
     shardings: TrainState,
     start: epath.Path | None = None,
 ) -> dict:
-    """What does not train of the state that `create_state` makes of the same arguments."""
+    """Creates only the frozen parameters of the state that `create_state` returns for the same arguments."""
     init = _initializer(model, optimizer, config)
-    frozen = jax.jit(lambda key, given: init(key, given).frozen, out_shardings=shardings.frozen)
-    return frozen(jax.random.PRNGKey(config.seed), _read(start, config, shardings.frozen))
+    frozen = jax.jit(lambda key, loaded: init(key, loaded).frozen, out_shardings=shardings.frozen)
+    return frozen(jax.random.PRNGKey(config.seed), _load_start(start, config, shardings.frozen))
 
 
-def _read(start: epath.Path | None, config: TrainConfig, shardings: dict) -> dict:
-    taken = only_modules(without_adapters(shardings), config.start_modules)
-    return load_params(start, taken) if start and taken else {}
+def _load_start(start: epath.Path | None, config: TrainConfig, shardings: dict) -> dict:
+    shardings = only_modules(without_adapters(shardings), config.start_modules)
+    return load_params(start, shardings) if start and shardings else {}
 
 
 def _initializer(
     model: OmniVinci, optimizer: optax.GradientTransformation, config: TrainConfig
 ) -> Callable[[Array, dict], TrainState]:
-    def init(key: Array, given: dict) -> TrainState:
-        """`given` takes the place of the parameters that it has."""
-        # Half of the key, so that a seed draws the parameters that it drew when the state held the other half.
+    def init(key: Array, loaded: dict) -> TrainState:
+        """Parameters in `loaded` replace random ones."""
+        # States once stored the other half of the key. Without the split, a seed would give other parameters.
         key, _ = jax.random.split(key)
-        params = merge(nn.meta.unbox(initial_params(model, config, key)), given)
+        params = merge(nn.meta.unbox(initial_params(model, config, key)), loaded)
         return _make_state(model, optimizer, config, params)
 
     return init
@@ -198,9 +200,9 @@ def _make_state(
 
 
 def cast_frozen(model: OmniVinci, frozen: dict) -> dict:
-    """Frozen parameters in the compute type, but for those whose role keeps them in their own."""
+    """Casts frozen parameters to the compute dtype, except those whose role keeps their own."""
 
-    def store(role: Role, leaf: Array | Weight) -> Array | Weight:
+    def cast_leaf(role: Role, leaf: Array | Weight) -> Array | Weight:
         return cast(leaf, model.compute.dtype) if role.cast_frozen else leaf
 
-    return jax.tree.map(store, parameter_roles(model.config, frozen), frozen)
+    return jax.tree.map(cast_leaf, parameter_roles(model.config, frozen), frozen)

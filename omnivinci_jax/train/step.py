@@ -20,12 +20,12 @@ LossFn = Callable[[dict, Any], tuple[Float[Array, ""], Metrics]]
 
 
 class Terms(NamedTuple):
-    """A batch's loss as a sum with one term for each of its M microbatches.
+    """A batch's loss as a sum of one term for each of its M microbatches.
 
-    loss_fn: (params, inputs of one microbatch) to (term, metrics). The gradients of all terms add up to that of the
-        whole batch's loss, and their metrics to its metrics.
+    loss_fn: maps (params, inputs of one microbatch) to (term, metrics). The gradients of all terms add up to the
+        gradient of the batch's loss, and their metrics to its metrics.
     inputs: of all microbatches, stacked: the first axis of every array is M.
-    metrics: those of the whole batch that no microbatch knows.
+    metrics: metrics of the whole batch that no microbatch can compute.
     """
 
     loss_fn: LossFn
@@ -35,24 +35,24 @@ class Terms(NamedTuple):
 
 @runtime_checkable
 class SplitLossFn(Protocol):
-    """A loss function that is not the mean of its microbatches' losses, and says what it is the sum of."""
+    """A loss function that is not the mean of its microbatches' losses, and therefore says how it splits."""
 
     def __call__(self, params: dict, batch: Any) -> tuple[Float[Array, ""], Metrics]:
-        """The loss of a batch."""
+        """Returns the loss and the metrics of a batch."""
         ...
 
     def split(self, params: dict, microbatches: Any) -> Terms:
-        """The loss of the batch that `microbatches` (stacked, [M, G / M, ...]) make together, as a sum over them."""
+        """Splits the loss of a batch into a sum over its `microbatches` (stacked, [M, G / M, ...])."""
         ...
 
 
 def make_train_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, *, microbatches: int = 1
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """One update of the trainable parameters; the old state's buffers are donated to the new one.
+    """Returns a function that updates the trainable parameters and donates the old state's buffers to the new state.
 
-    To the loss function's metrics it adds `loss` (unless the function reports its own), `grad_norm` and `finite`. Where
-    the loss or a gradient is not finite, `finite` is 0 and the step is counted, but nothing is updated.
+    To the loss function's metrics it adds `loss` (unless the function reports its own), `grad_norm` and `finite`. If
+    the loss or a gradient is not finite, `finite` is 0 and the step counts, but nothing is updated.
     """
     compute_gradient = make_gradient(loss_fn, microbatches)
 
@@ -73,11 +73,11 @@ def make_train_step(
 
 
 def make_gradient(loss_fn: LossFn, microbatches: int = 1) -> Callable[[dict, dict, Any], tuple[dict, Metrics]]:
-    """(trainable, frozen, batch) to the loss's gradient with respect to the trainable parameters, and its metrics.
+    """Returns a function from (trainable, frozen, batch) to the gradient of the trainable parameters and the metrics.
 
     To save memory, `microbatches` > 1 splits the groups of a batch and accumulates the gradient of the whole batch. A
-    `SplitLossFn` says how its loss splits. Any other is taken for a mean over groups: loss, gradient and metrics are
-    means over the microbatches, except integer metrics, which are counts and add up.
+    `SplitLossFn` says how its loss splits. Any other loss is treated as a mean over groups: loss, gradient and metrics
+    are means over the microbatches, except integer metrics, which are counts and add up.
     """
 
     def accumulate(trainable: dict, frozen: dict, batch: Any) -> tuple[dict, Metrics]:
@@ -116,7 +116,7 @@ def _mean_terms(loss_fn: LossFn, count: int, params: dict, microbatches: Any) ->
 
 
 def _split_groups(x: Array, count: int) -> Array:
-    """[G, ...] to [count, G / count, ...], where every device keeps the groups it has."""
+    """Reshapes [G, ...] to [count, G / count, ...]; every device keeps its groups."""
     mesh = jax.sharding.get_abstract_mesh()
     spec = mesh_axes(None, "group")
     devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]

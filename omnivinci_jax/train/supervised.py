@@ -1,4 +1,4 @@
-"""Supervised training: from a TrainConfig to a work directory with checkpoints, metrics, the best model, a report."""
+"""Supervised training, which writes checkpoints, metrics, the best model and a report to a work directory."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -45,16 +45,16 @@ from omnivinci_jax.train.workdir import check_workdir
 log = logging.getLogger("omnivinci")
 
 ScoreT = TypeVar("ScoreT", bound=Score)
-# (model, mesh, processor) to a function that measures parameters on a file.
+# Maps (model, mesh, processor) to a function that evaluates parameters on a data set.
 MakeEvaluate = Callable[[OmniVinci, Mesh, Processor], Callable[[dict, Index], ScoreT]]
-# mesh to a function from the work of a second to metrics.
+# Maps a mesh to a function from the work per second to metrics.
 MakeFlopRates = Callable[[Mesh], Callable[[Work], dict[str, float]]]
-# Writes the report of a run into a folder: its held-out score, if any, its seconds and its number of parameters.
+# Writes the report of a run to a folder, given its held-out score, if any, its seconds and its number of parameters.
 WriteReport = Callable[[Path, ScoreT | None, float, int], None]
 
 
 class Data(NamedTuple):
-    """Everything that a run reads: training data, and files to validate on and to measure at the end, if any."""
+    """The data of a run: the training mixture, and the validation and held-out data, if any."""
 
     processor: Processor
     mixture: Mixture
@@ -71,16 +71,16 @@ def train(
     write_report: WriteReport[ScoreT],
     profile_steps: range = range(0),
 ) -> ScoreT | None:
-    """Trains, resuming what `workdir` holds; returns the held-out score of the best model, if there is held-out data.
+    """Trains, resuming any run in `workdir`; returns the held-out score of the best model, if there is held-out data.
 
-    `omnivinci_jax.run.train` passes the callables, which import what is above this package.
+    `omnivinci_jax.run.train` passes the callables, which need packages above this one.
 
     Args:
-        profile_steps: a trace of these is written to workdir/profile, for XProf.
+        profile_steps: steps to trace to workdir/profile, for XProf.
 
     Raises:
         UserError: any problem with configuration, data, work directory or disk.
-        Preempted: SIGTERM came, and the run is saved; or another process was lost.
+        Preempted: SIGTERM arrived and the run is saved, or another process was lost.
     """
     workdir = absolute(workdir)
     check_workdir(workdir, config)
@@ -89,9 +89,9 @@ def train(
     check_batch(config.data, config.microbatches, mesh)
     model = make_model(config, mesh.devices.flat[0].platform)
     start = find_start(config, model)
-    # Shapes do not depend on the length of the run, which may only be known from the data.
+    # Shapes do not depend on the length of the run, which may be known only once the data is open.
     shapes, shardings = abstract_state(model, make_optimizer(config.optimizer, 1, config.model), config, mesh)
-    data = open_all(config)
+    data = open_run_data(config)
 
     length = Length(config.steps, config.stop_after_conversations, config.stop_after_tokens)
     make_plan = partial(Plan, data.mixture, config.data.capacity, config.seed)
@@ -139,7 +139,7 @@ def train(
             Save(session.checkpoints, meter, every=config.checkpoint_every, prepare=session.prepare_save),
         ]
         trainer = Trainer(state, train_step, progress, hooks)
-        del state  # its buffers are the trainer's
+        del state  # the trainer owns its buffers
         own = local_groups(config.data.groups, mesh)
         loaded = read_batches(
             data.mixture, plan, data.processor, config.data, own, start=progress.step, stop=config.steps or None
@@ -152,7 +152,7 @@ def train(
             best.keep(trainer.state)
 
         frozen = trainer.state.frozen
-        del trainer.state  # makes room for the best parameters
+        del trainer.state  # frees memory for the best parameters
         params = merge(frozen, best.load(shardings.trainable))
         score = evaluate(params, data.held_out) if data.held_out else None
         if is_main():
@@ -162,8 +162,8 @@ def train(
         return score
 
 
-def open_all(config: TrainConfig) -> Data:
-    """Opens what is measured at the end too, so that a mistake shows before the work and not after it."""
+def open_run_data(config: TrainConfig) -> Data:
+    """Opens all data of a run, including the held-out data, so that mistakes show before training."""
     processor = make_processor(config)
     mixture = open_mixture(processor, config.data)
     check_same("the training data", mixture.digest)
@@ -172,21 +172,21 @@ def open_all(config: TrainConfig) -> Data:
     )
     for index in filter(None, (mixture, val, held_out)):
         for problem in index.problems:
-            log.warning("left out: %s", problem)
+            log.warning("skipped: %s", problem)
     return Data(processor, mixture, val, held_out)
 
 
 def check_progress(progress: DataProgress, mixture: Mixture, workdir: epath.Path) -> None:
-    """Raises ConfigError where a run would resume on other data than it began with."""
+    """Raises ConfigError if the training data is not the data that the run began with."""
     if progress.data != mixture.digest:
         raise ConfigError(
-            f"{workdir}: the training data are not those that the run began with, so their order differs; "
-            "bring those back, or start another run from its model (config.start_from)"
+            f"{workdir}: the training data has changed since the run began, so the order of samples differs; "
+            "restore the original data, or start another run from this run's model (config.start_from)"
         )
 
 
 def put_batches(loaded: Iterable[Loaded], samples: Samples, groups: int, mesh: Mesh) -> Iterator[Batch]:
-    """The loaded batches on the mesh; what could not be read is listed."""
+    """Puts loaded batches on the mesh, and lists the samples that could not be read."""
     for batch, skipped in loaded:
         samples.list_skipped(skipped)
         yield put_batch(batch, groups, mesh)
@@ -195,9 +195,9 @@ def put_batches(loaded: Iterable[Loaded], samples: Samples, groups: int, mesh: M
 def work_rates(
     model: OmniVinciConfig, flop_rates: Callable[[Work], dict[str, float]]
 ) -> Callable[[Work], dict[str, float]]:
-    """Metrics of the work of a second.
+    """Returns a function from the work per second to metrics.
 
-    Tokens are text, vision and audio slots; a video frame is one tile; sound counts in seconds of its windows.
+    Tokens are text, vision and audio slots; a video frame is one tile; sound is measured in seconds of its windows.
     """
     window_seconds = model.window_samples / model.sampling_rate
 

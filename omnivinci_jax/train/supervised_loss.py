@@ -1,4 +1,4 @@
-"""The supervised loss: next-token cross-entropy, and OmniAlignNet's contrastive loss beside it."""
+"""The supervised loss: next-token cross-entropy plus OmniAlignNet's contrastive loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ ClipLoss = Callable[[ClipEmbeddings], tuple[Float[Array, ""], Metrics]]
 class SupervisedLoss:
     """Language loss + align_weight * contrastive loss (Equation 1); a `LossFn` over Batch.
 
-    Metrics: `loss` is the language loss, the mean over trained tokens; `align_loss` with its recalls; `tokens` counts
-    the slots that are not padding, `samples` the conversations. Three vectors over the `num_sources` data sets of the
-    mixture: `source_losses` and `source_weights` are sums, `source_samples` counts.
+    Metrics: `loss` is the language loss, the mean over trained tokens; `align_loss` comes with its recalls; `tokens`
+    counts the slots that are not padding, `samples` the conversations. `source_losses`, `source_weights` (both sums)
+    and `source_samples` (counts) are vectors over the `num_sources` sources of the mixture.
     """
 
     model: OmniVinci
@@ -32,15 +32,15 @@ class SupervisedLoss:
     num_sources: int = 1
 
     def __call__(self, params: dict, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-        """The loss of a batch."""
+        """Returns the loss and the metrics of a batch."""
         return self._loss(params, batch, trained_weight(batch), partial(align_loss, clip_source=batch.clip_source))
 
     def split(self, params: dict, microbatches: Batch) -> Terms:
-        """The language loss is divided by the weight of the whole batch, the contrastive loss compares all its clips.
+        """Splits the loss; the language loss is divided by the weight of the whole batch.
 
-        Every clip is every other's negative. So all are embedded once, without gradients, which gives the contrastive
-        loss and its cotangents with respect to the embeddings; each microbatch then has a surrogate loss, linear in its
-        own embeddings, with the same gradient.
+        In the contrastive loss, each clip is a negative of every other clip of the batch. All clips are therefore
+        embedded once, without gradients, which gives the loss and its cotangents with respect to the embeddings. Each
+        microbatch then has a surrogate loss, linear in its own embeddings, with the same gradient.
         """
         weight = trained_weight(microbatches)
         if not self.align_weight:
@@ -87,24 +87,24 @@ class SupervisedLoss:
 
 
 def trained_weight(batch: Batch) -> Float[Array, ""]:
-    """What the language loss is divided by: the weight of all trained tokens, or 1 where there are none."""
+    """Returns the divisor of the language loss: the weight of all trained tokens, or 1 if there are none."""
     return jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
 
 
 def align_loss(clips: ClipEmbeddings, clip_source: Int[Array, "*G K"]) -> tuple[Float[Array, ""], Metrics]:
-    """The contrastive loss over all clips of a batch."""
+    """Returns the contrastive loss over all clips of a batch, and its metrics."""
     vision, audio = (x.reshape(-1, x.shape[-1]) for x in (clips.vision, clips.audio))
     loss, recalls = contrastive_loss(vision, audio, clip_source.ravel(), clips.scale)
     return loss, {"align_loss": loss} | recalls
 
 
 def by_source(values: Num[Array, "G R T"], sources: Int[Array, "G R T"], num_sources: int) -> Num[Array, " sources"]:
-    """Sums of per-slot values over the data sets that the slots come from."""
-    # One reduction, which XLA fuses and shards; it would do neither with a scatter.
+    """Sums per-slot values over the slots of each source."""
+    # XLA fuses and shards this one reduction; it would do neither with a scatter.
     return jnp.sum(jnp.where(sources[..., None] == jnp.arange(num_sources), values[..., None], 0), axis=(0, 1, 2))
 
 
 def sample_starts(segment_ids: Int[Array, "G R T"]) -> Int[Array, "G R T"]:
-    """1 at the first slot of each conversation, where the segment id is new and not 0."""
+    """Marks the first slot of each conversation with 1: its segment id is new and not 0."""
     before = jnp.pad(segment_ids, ((0, 0), (0, 0), (1, 0)))[..., :-1]
     return ((segment_ids > 0) & (segment_ids != before)).astype(jnp.int32)

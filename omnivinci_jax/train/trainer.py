@@ -1,7 +1,7 @@
 """The training loop: a state, a jitted step, batches, and hooks for everything else.
 
-It knows neither the model nor the data. A run that trains something else brings its own loss function (train/step.py),
-batches and hooks; those of train/hooks.py serve any run.
+It does not depend on the model or the data. A run that trains something else brings its own loss function
+(train/step.py), batches and hooks; the hooks in train/hooks.py work for any run.
 """
 
 import time
@@ -19,11 +19,11 @@ from omnivinci_jax.train.step import Metrics
 
 @dataclass
 class Progress:
-    """What a run knows beside its TrainState; saved with every checkpoint. Runs add fields of their own.
+    """The progress of a run, saved with the TrainState in every checkpoint. Runs may add fields in a subclass.
 
-    step: steps done; nonfinite: updates left out among them.
-    best: best validation score so far, -1 before the first.
-    seconds: wall-clock time of the run up to the checkpoint, restarts included.
+    step: finished steps; nonfinite: how many of them skipped their update.
+    best: best validation score so far, -1 before the first validation.
+    seconds: wall-clock time of the run up to the checkpoint, across restarts.
     """
 
     step: int = 0
@@ -33,7 +33,7 @@ class Progress:
 
 
 class Hook:
-    """What a run does beside its updates. Every method is optional; the hook is entered and left with the loop."""
+    """Something that a run does beside its updates. Every method is optional; the loop enters and exits each hook."""
 
     def __enter__(self) -> "Hook":
         return self
@@ -42,22 +42,22 @@ class Hook:
         return None
 
     def before_step(self, trainer: "Trainer") -> None:
-        """Before step `trainer.progress.step + 1` starts."""
+        """Called before step `trainer.progress.step + 1` starts."""
 
     def on_metrics(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        """With the metrics of every step, in order: usually when the next step has started."""
+        """Called with the metrics of every step, in order, usually after the next step has started."""
 
     def after_step(self, trainer: "Trainer") -> None:
-        """After a step has started, while the device may still compute it."""
+        """Called after a step has started, while the device may still compute it."""
 
 
 class Trainer:
-    """The loop and what it is at. Hooks and batch generators read from it.
+    """The training loop. Hooks and batch generators may read its attributes.
 
-    state: after the last step that started; its buffers are donated to the next step.
-    metrics: of that step, on the device.
-    pending: the step and its metrics until the hooks have them.
-    is_last: whether that step is the last of the run; stopping: whether a hook has asked to end before.
+    state: the state after the last started step; its buffers are donated to the next step.
+    metrics: metrics of that step, on the device.
+    pending: that step and its metrics, until the hooks receive them.
+    is_last: whether that step is the last of the run; stopping: whether a hook asked to stop early.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Trainer:
         self._started = time.monotonic() - progress.seconds
 
     def run(self, batches: Iterable[Any], is_done: Callable[["Trainer"], bool]) -> None:
-        """Trains until `is_done` (asked before the first and after every step), until a hook calls `stop`, or until the
-        batches end.
+        """Trains until `is_done` returns true, a hook calls `stop`, or the batches end.
 
-        `batches` may read `trainer.state` between two steps, to sample from the current parameters for instance.
+        `is_done` is called before the first step and after every step. `batches` may read `trainer.state` between two
+        steps, for example to sample from the current parameters.
         """
         with ExitStack() as stack:
             for hook in self.hooks:
@@ -89,7 +89,7 @@ class Trainer:
                     hook.before_step(self)
                 self.state, self.metrics = self._train_step(self.state, batch)
                 self.progress.step += 1
-                self.consume_metrics()  # of the step before: the device computes this one meanwhile
+                self.consume_metrics()  # of the previous step, while the device computes this one
                 self.pending = self.progress.step, self.metrics
                 self.is_last = is_done(self)
                 for hook in self.hooks:
@@ -98,7 +98,7 @@ class Trainer:
                     break
 
     def consume_metrics(self) -> None:
-        """Gives the metrics of the last step to the hooks, unless they have them; waits for the device."""
+        """Passes the metrics of the last step to the hooks, unless they have them; waits for the device."""
         if self.pending:
             step, metrics = self.pending
             self.pending, metrics = None, jax.device_get(metrics)
@@ -106,10 +106,10 @@ class Trainer:
                 hook.on_metrics(step, metrics)
 
     def stop(self) -> None:
-        """Ends the run after this step."""
+        """Stops the run after this step."""
         self.stopping = True
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of the run, restarts included."""
+        """Wall-clock time of the run, across restarts."""
         return time.monotonic() - self._started

@@ -41,13 +41,13 @@ from gcp_storage_emulator.server import create_server
 create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
 """
 
-# Takes over the killed run's directory and holds it until the test closes its input.
+# Takes over the killed run's directory and keeps it until the test closes its input.
 OWNER = """
 import sys
 from etils import epath
-from omnivinci_jax.train.claim import sole_run
+from omnivinci_jax.train.claim import claim_workdir
 
-with sole_run(epath.Path("gs://bucket/runs/a")):
+with claim_workdir(epath.Path("gs://bucket/runs/a")):
     print("taken over", flush=True)
     sys.stdin.read()
 """
@@ -114,7 +114,7 @@ def test_a_run_in_a_bucket_equals_a_run_on_disk(bucket, environment, av_world, t
     )
     assert owner.stdout.readline() == "taken over\n"
     refused = run(arguments, bucket)
-    assert refused.returncode == 2 and f"a run is at it (process {owner.pid} on " in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and f"used by another run (process {owner.pid} on " in refused.stderr, refused.stderr
     owner.communicate()  # closes its input, which releases the directory
     done = run(arguments, bucket)
     assert done.returncode == 0 and re.search(r"resumed at step [369]\b", done.stderr), done.stderr[-3000:]
@@ -133,7 +133,7 @@ def test_a_run_in_a_bucket_equals_a_run_on_disk(bucket, environment, av_world, t
     assert results[0] == results[1]
 
 
-def test_missing_data_in_the_bucket_is_one_line(bucket, av_world, tmp_path):
+def test_missing_data_in_the_bucket_gives_one_line(bucket, av_world, tmp_path):
     missing = train_command(av_world, tmp_path / "run", "--config.data.train=gs://bucket/nothing")
     done = run(missing, bucket)
     assert done.returncode == 2 and "gs://bucket/nothing: there is no shards.json" in done.stderr

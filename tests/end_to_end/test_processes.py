@@ -87,11 +87,11 @@ def test_a_second_run_in_a_work_directory_is_refused(av_world, environment, tmp_
     wait_for_step(process, workdir, 1)
     done = run(arguments, environment)
     process.kill()
-    assert done.returncode == 2 and f"a run is at it (process {process.pid} on " in done.stderr
+    assert done.returncode == 2 and f"used by another run (process {process.pid} on " in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_missing_variables_are_one_line(av_world, environment, tmp_path):
+def test_missing_variables_give_one_line(av_world, environment, tmp_path):
     arguments = [*train_command(av_world, tmp_path / "run"), "--distributed"]
     done = run(arguments, environment | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"})
     assert done.returncode == 2 and "--distributed: JAX_COORDINATOR_ADDRESS is not set" in done.stderr

@@ -95,18 +95,22 @@ def test_an_export_scores_like_the_adapters(adapted, av_world, environment, tmp_
     [
         ("nowhere", (), "nowhere: no such directory"),
         ("PyTorch", (), "these are PyTorch files; convert them first: python -m conversion.from_torch"),
-        ("empty", (), "neither a model directory nor the directory of a run with a model"),
-        ("adapters", (), "the run has adapters alone; merge them first: omnivinci export --run"),
+        ("empty", (), "neither a model directory nor a work directory with a model"),
+        ("adapters", (), "the run has only adapters; merge them first: omnivinci export --run"),
         (
             "base",
             ("--config.model.text.hidden_size=64",),
             "embedding has shape (512, 128), but config.model expects (512, 64)",
         ),
         ("base", ("--config.lora.rank=2", "--config.lora.targets=('llm/layer/.*',)"), "matches no dense kernel"),
-        ("", ("--config.lora.rank=2",), "adapters need config.start_from, a whole model to adapt"),
+        (
+            "",
+            ("--config.lora.rank=2",),
+            "need a whole model to adapt: set config.start_from and no config.start_modules",
+        ),
     ],
 )
-def test_an_invalid_start_from_is_one_line(start, overrides, message, base, adapted, av_world, tmp_path, capfd):
+def test_an_invalid_start_from_gives_one_line(start, overrides, message, base, adapted, av_world, tmp_path, capfd):
     folder = {"base": base, "adapters": adapted, "": ""}.get(start, tmp_path / start)
     if start in ("PyTorch", "empty"):
         folder.mkdir()
@@ -123,4 +127,4 @@ def test_export_needs_adapters(base, tmp_path, capfd):
     done = run_here(command("export", "--run", base, "--out", tmp_path / "model"), capfd)
     assert done.returncode == 2 and "the run trained without adapters" in done.stderr
     done = run_here(command("export", "--run", tmp_path, "--out", tmp_path / "model"), capfd)
-    assert done.returncode == 2 and "no run is there" in done.stderr and not (tmp_path / "model").exists()
+    assert done.returncode == 2 and "not a run's work directory" in done.stderr and not (tmp_path / "model").exists()

@@ -89,7 +89,7 @@ def test_sigterm_to_all_processes_saves_and_exits_with_a_restart_code(trained, a
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == os.EX_TEMPFAIL and "leaked" not in errors, errors[-3000:]
-    (saved,) = re.findall(r"SIGTERM: saved at step (\d+); the same command goes on", errors)
+    (saved,) = re.findall(r"SIGTERM: saved at step (\d+); the same command resumes", errors)
     assert (workdir / "checkpoints" / saved).exists() and 0 < int(saved) < STEPS
     done = run(train_command(av_world, workdir), environment)
     assert done.returncode == 0 and f"resumed at step {saved}" in done.stderr
@@ -128,7 +128,7 @@ def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world,
     assert done.returncode == 2, done.stderr[-3000:]
     errors = [line for line in done.stderr.splitlines() if "omnivinci train: " in line]
     assert len(errors) == 1 and "the checkpoint could not be written" in errors[0]
-    assert "the last good one is of step" in errors[0]
+    assert "the last good one is from step" in errors[0]
     done = run(first, environment)
     assert done.returncode == 0 and "resumed at step" in done.stderr
 
@@ -254,7 +254,7 @@ def test_an_unknown_key_suggests_the_nearest(av_world, tmp_path, capfd):
 def test_a_work_directory_of_another_configuration_is_left_alone(trained, av_world, capfd):
     before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
     done = run_here(train_command(av_world, trained, "--config.seed=5"), capfd)
-    assert_one_error(done, "it holds a run of another configuration (config.seed is 5, there it is 0)")
+    assert_one_error(done, "has a run with another configuration (config.seed is 5, but was 0)")
     assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
 
 
@@ -263,28 +263,28 @@ def test_a_work_directory_without_a_checkpoint_takes_another_configuration(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(to_mapping(TrainConfig(seed=1))))
     check_workdir(epath.Path(tmp_path), TrainConfig())
     (tmp_path / "checkpoints" / "3").mkdir()
-    with pytest.raises(ConfigError, match=r"config\.seed is 0, there it is 1"):
+    with pytest.raises(ConfigError, match=r"config\.seed is 0, but was 1"):
         check_workdir(epath.Path(tmp_path), TrainConfig())
 
 
-def test_a_work_directory_older_than_a_key_has_its_default(tmp_path):
+def test_keys_newer_than_a_work_directory_get_their_defaults(tmp_path):
     values = to_mapping(TrainConfig(seed=1))
     del values["stop_after_tokens"], values["lora"]["alpha"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     check_workdir(epath.Path(tmp_path), TrainConfig(seed=1))
-    with pytest.raises(ConfigError, match=r"config\.lora\.alpha is 5\.0, there it is 16\.0"):
+    with pytest.raises(ConfigError, match=r"config\.lora\.alpha is 5\.0, but was 16\.0"):
         check_workdir(epath.Path(tmp_path), TrainConfig(seed=1, lora=LoraConfig(alpha=5.0)))
 
 
 def test_a_foreign_directory_is_left_alone(av_world, tmp_path, capfd):
     (tmp_path / "thesis.tex").write_text("precious")
     done = run_here(train_command(av_world, tmp_path), capfd)
-    assert_one_error(done, "the folder is not empty and holds no run")
+    assert_one_error(done, "the folder is not empty and has no run")
 
 
 def test_files_that_break_during_training_are_skipped_up_to_the_limit(av_world, environment, tmp_path):
-    """A clip is truncated after indexing; then the data change, and the run refuses to resume."""
+    """A clip is truncated after indexing; later the data changes, and the run refuses to resume."""
     for folder in ("clips", "images", "sounds"):
         shutil.copytree(av_world / folder, tmp_path / folder)
     shutil.copy(av_world / "train.jsonl", tmp_path)
@@ -303,4 +303,4 @@ def test_files_that_break_during_training_are_skipped_up_to_the_limit(av_world, 
 
     with open(tmp_path / "train.jsonl", "a") as file:
         file.write(json.dumps({"messages": [{"role": "assistant", "content": "more"}]}) + "\n")
-    assert_one_error(run(arguments, environment), "the training data are not those that the run began with")
+    assert_one_error(run(arguments, environment), "the training data has changed since the run began")

@@ -1,4 +1,4 @@
-"""Run in a process of its own: loss and gradient of one real batch on a mesh, as an .npz file.
+"""A program that computes the loss and gradient of one real batch on meshes, and writes them to an .npz file.
 
 python -m tests.multidevice.compare TRAIN.jsonl OUT.npz MESH... where a mesh is "data,fsdp,context,tensor" or, with
 microbatches, "data,fsdp,context,tensor/2"; "+lora" after it trains adapters of all dense layers.
@@ -56,11 +56,11 @@ def main(train: str, out: str, *meshes: str) -> None:
             _, shardings = abstract_state(model, optimizer, config, mesh)
             if drawn and not (lora or microbatches):
                 trainable, frozen = jax.device_put(drawn, (shardings.trainable, shardings.frozen))
-            else:  # not for every mesh: each compiles a program to draw the parameters with
+            else:  # only where needed, because drawing parameters compiles a program
                 state = create_state(model, optimizer, config, shardings)
                 trainable, frozen = state.trainable, state.frozen
                 drawn = drawn or jax.device_get((trainable, frozen))
-            if lora:  # new adapters add nothing: half of their gradient would be 0
+            if lora:  # half of the gradient of new adapters would be 0
                 trainable = jax.tree.map(lambda x: x + 0.01, trainable)
             own = local_groups(DATA.groups, mesh)
             (loaded,) = read_batches(

@@ -1,4 +1,4 @@
-"""Run in a process of its own: drawn answers on a mesh of all its devices, as JSON.
+"""A program that samples answers on meshes of all its devices, and writes them as JSON.
 
 python -m tests.multidevice.generate CLIP OUT.json MESH... where a mesh is "data,fsdp,context,tensor".
 """
@@ -18,10 +18,10 @@ def main(clip: str, out: str, *meshes: str) -> None:
     for name in meshes:
         assistant = tiny_assistant()
         assistant.engine = Engine(*assistant, make_mesh(MeshConfig(*map(int, name.split(",")))))
-        drawn = dict(temperature=1.5, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=5, max_new_tokens=12)
+        sampling = dict(temperature=1.5, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=5, max_new_tokens=12)
         questions = [[Path(clip), "One?"], "Two?", ["Three?", Path(clip)]]
-        answers = [assistant.generate(questions[0], **drawn), *assistant.generate_batch(questions, **drawn)]
-        answers += assistant.sample(questions[2], 3, **drawn)
+        answers = [assistant.generate(questions[0], **sampling), *assistant.generate_batch(questions, **sampling)]
+        answers += assistant.sample(questions[2], 3, **sampling)
         found[name] = [answer.tokens for answer in answers]
     Path(out).write_text(json.dumps(found))
 

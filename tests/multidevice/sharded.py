@@ -1,4 +1,4 @@
-"""Run in a process of its own on eight devices: bytes of a model on each device, and commands on a mesh, as JSON.
+"""A program that writes, as JSON, a model's bytes on each of eight devices and the results of commands on a mesh.
 
 python -m tests.multidevice.sharded MODEL DATA OUT MESH... where a mesh is written as for --mesh.
 """
@@ -17,8 +17,8 @@ from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.settings import parse_mesh
 
 
-def held(tree: object) -> dict[str, float]:
-    """The most bytes that a device holds, the bytes of sharded arrays, and those of replicated arrays."""
+def count_bytes(tree: object) -> dict[str, float]:
+    """Returns the most bytes on a device, the bytes of sharded arrays, and those of replicated arrays."""
     leaves, devices = jax.tree.leaves(tree), dict.fromkeys(jax.devices(), 0)
     for leaf in leaves:
         for shard in leaf.addressable_shards:
@@ -32,7 +32,7 @@ def held(tree: object) -> dict[str, float]:
 
 
 def run_commands(model: Path, data: Path, out: Path, *flags: str) -> dict[str, object]:
-    """What `evaluate` and `generate` find."""
+    """Returns the results of `evaluate` and `generate`."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         common = ["--model", str(model), "--data", str(data), "--rows", "2", *flags]
         assert cli.main(["evaluate", *common, "--out", str(out)]) == 0
@@ -46,7 +46,7 @@ def main(model: str, data: str, out: str, *meshes: str) -> None:
     found = {}
     for name in meshes:
         assistant = load(model, mesh=make_mesh(parse_mesh(name)))
-        found[name] = {"parameters": held(assistant.params), "weights": held(assistant.engine.weights)}
+        found[name] = {"parameters": count_bytes(assistant.params), "weights": count_bytes(assistant.engine.weights)}
     commands = run_commands(Path(model), Path(data), Path(out).with_suffix(".results"), "--mesh", meshes[-1])
     Path(out).write_text(json.dumps({"bytes": found, "commands": commands}))
 

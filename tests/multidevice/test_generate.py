@@ -1,4 +1,4 @@
-"""What is drawn with a seed is the same on one device and on meshes of eight."""
+"""Sampling with a seed gives the same answers on one device and on meshes of eight."""
 
 import json
 import os
@@ -18,11 +18,11 @@ MESHES = ["8,1,1,1", "2,2,1,2", "1,1,1,8"]
 
 
 def run_on_devices(count: int, *arguments: object) -> str:
-    """Runs a module of the tests on so many virtual devices; returns what it printed."""
+    """Runs a test program on `count` virtual devices; returns its output."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
-        # Collectives of two programs that run at once can wait for each other where cores are few.
+        # With few cores, collectives of two concurrent programs can deadlock.
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
     }
     done = subprocess.run(
@@ -33,24 +33,24 @@ def run_on_devices(count: int, *arguments: object) -> str:
     return done.stdout
 
 
-def drawn(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, list[list[int]]]:
+def sample(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, list[list[int]]]:
     clip = next((av_world / "clips").glob("train*"))
     run_on_devices(devices, "tests.multidevice.generate", clip, out, *meshes)
     return json.loads(out.read_text())
 
 
-def test_meshes_draw_the_same(av_world, tmp_path):
-    (expected,) = drawn(av_world, tmp_path / "one.json", 1, ["1,1,1,1"]).values()
+def test_meshes_sample_the_same_answers(av_world, tmp_path):
+    (expected,) = sample(av_world, tmp_path / "one.json", 1, ["1,1,1,1"]).values()
     assert expected[0] == expected[1] and expected[3] == expected[4] and expected[4] != expected[5]
-    for mesh, found in drawn(av_world, tmp_path / "eight.json", 8, MESHES).items():
+    for mesh, found in sample(av_world, tmp_path / "eight.json", 8, MESHES).items():
         assert found == expected, mesh
 
 
-def test_answers_do_not_depend_on_what_else_runs(av_world):
+def test_answers_do_not_depend_on_concurrent_requests(av_world):
     assert run_on_devices(4, "tests.generate.continuous", av_world, "2,1,1,2").split() == ["equal", "50", "4"]
 
 
-def test_a_mesh_that_shares_slots_is_refused():
+def test_a_context_mesh_is_refused():
     mesh = jax.sharding.AbstractMesh((1, 1, 2, 1), ("data", "fsdp", "context", "tensor"))
     with pytest.raises(ConfigError, match=r"mesh\.context is 2: generation needs context=1"):
         Engine(*tiny_assistant(), mesh)

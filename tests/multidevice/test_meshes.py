@@ -1,4 +1,4 @@
-"""Every mesh of eight devices gives the loss and the gradient of one device, on real packed data of all modalities."""
+"""Every mesh of eight devices gives the loss and gradient of one device, on real packed data of all modalities."""
 
 import itertools
 import os
@@ -13,7 +13,7 @@ from tests.tiny import REPOSITORY
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
 NAMES = [",".join(map(str, sizes)) for sizes in MESHES] + ["2,2,2,1/2", "1,2,2,2/4", "1,2,2,2+lora"]
-PARTS = [NAMES[part::4] for part in range(4)]  # so that all workers share in them
+PARTS = [NAMES[part::4] for part in range(4)]  # so that pytest workers can share the work
 
 
 def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, np.ndarray]:
@@ -22,13 +22,13 @@ def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
     }
     if devices > 1:
-        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what XLA warns of, it says when it compiles
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # XLA warns only when it compiles
     done = subprocess.run(
         [sys.executable, "-m", "tests.multidevice.compare", str(av_world / "train.jsonl"), str(out), *meshes],
         env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Involuntary full rematerialization" not in done.stderr  # XLA found no way but to gather something whole
+    assert "Involuntary full rematerialization" not in done.stderr  # XLA would gather a whole array
     with np.load(out) as arrays:
         return dict(arrays)
 
@@ -40,7 +40,7 @@ def one_device(av_world, tmp_path_factory) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def eight_devices(request, av_world, tmp_path_factory) -> dict[str, np.ndarray]:
-    """What the meshes of one part give."""
+    """Losses and gradients on the meshes of one part."""
     return compare(av_world, tmp_path_factory.mktemp("eight") / "eight.npz", 8, PARTS[request.param])
 
 
@@ -53,11 +53,11 @@ def eight_devices(request, av_world, tmp_path_factory) -> dict[str, np.ndarray]:
     ],
     indirect=["eight_devices"],
 )
-def test_a_mesh_gives_what_one_device_gives(mesh, one_device, eight_devices):
+def test_a_mesh_matches_one_device(mesh, one_device, eight_devices):
     found = _of_mesh(eight_devices, mesh)
     expected_leaves = _of_mesh(one_device, "1,1,1,1+lora" if mesh.endswith("+lora") else "1,1,1,1")
     assert found.keys() == expected_leaves.keys() and len(found) > 50
-    # Rounding is that of the sums a gradient comes from; of a key's bias that is all there is (softmax ignores it).
+    # Rounding scales with the sums that make up a gradient. A key's bias has no other gradient: softmax ignores it.
     largest = max(np.abs(value).max() for value in expected_leaves.values())
     for name, expected in expected_leaves.items():
         bound = 1e-5 * max(np.abs(expected).max(), 1e-3 * largest)

@@ -1,4 +1,4 @@
-"""Every command that loads a model shards it over the mesh that it is given."""
+"""Every command that loads a model shards it over the given mesh."""
 
 import json
 
@@ -19,7 +19,7 @@ MESHES = ["fsdp=8", "fsdp=2,tensor=4"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model whose decoder has most of the parameters, as at 9B: tables of positions are sharded over fsdp alone."""
+    """A model whose decoder has most of the parameters, as at 9B: position tables are sharded only over fsdp."""
     text = Qwen2Config(512, 512, 1536, 2, 8, 4, max_position_embeddings=1024)
     config = tiny_config(text=text, omni_align=OmniAlignConfig(1, 8, learned_scale=True))
     model, folder = OmniVinci(config), tmp_path_factory.mktemp("models") / "model"
@@ -28,19 +28,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_devices_hold_their_share_and_answer_as_one_does(folder, av_world, tmp_path):
+def test_each_device_has_its_share_and_answers_match_one_device(folder, av_world, tmp_path):
     data = tmp_path / "questions.jsonl"
     lines = (av_world / "val.jsonl").read_text().splitlines()[:4]
     data.write_text("\n".join(lines).replace("clips/", f"{av_world / 'clips'}/"))
     run_on_devices(8, "tests.multidevice.sharded", folder, data, tmp_path / "eight.json", *MESHES)
     found = json.loads((tmp_path / "eight.json").read_text())
     for mesh in MESHES:
-        for held in found["bytes"][mesh].values():
-            assert held["sharded"] > 10 * held["replicated"]
-            assert held["most"] <= 1.05 * (held["sharded"] / 8 + held["replicated"]), mesh
-    alone = run_commands(folder, data, tmp_path / "one.json")
-    assert found["commands"]["answers"] == alone["answers"]
-    expected, results = alone["results"], found["commands"]["results"]
+        for count in found["bytes"][mesh].values():
+            assert count["sharded"] > 10 * count["replicated"]
+            assert count["most"] <= 1.05 * (count["sharded"] / 8 + count["replicated"]), mesh
+    one_device = run_commands(folder, data, tmp_path / "one.json")
+    assert found["commands"]["answers"] == one_device["answers"]
+    expected, results = one_device["results"], found["commands"]["results"]
     assert results.pop("seconds") and expected.pop("seconds")
     assert results.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-5)
     assert results == expected
@@ -54,7 +54,7 @@ def test_devices_hold_their_share_and_answer_as_one_does(folder, av_world, tmp_p
         ("tensor=7", "does not multiply to 1 device(s)"),
     ],
 )
-def test_a_mesh_that_cannot_be_is_one_line(mesh, message, folder, capsys):
+def test_an_invalid_mesh_gives_one_line(mesh, message, folder, capsys):
     assert cli.main(["generate", "--model", str(folder), "--prompt", "x", "--mesh", mesh]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1

@@ -14,8 +14,8 @@ from omnivinci_jax.train.state import TrainState
 STATE = TrainState(jnp.array(3), {"weights": jnp.arange(6.0)}, {"held": jnp.arange(99.0)}, ())
 
 
-def test_a_checkpoint_with_the_key_that_states_had_restores(tmp_path):
-    """Written as runs wrote them until November 2026."""
+def test_an_old_checkpoint_with_a_random_key_restores(tmp_path):
+    """Runs wrote such checkpoints until November 2026."""
     old = {name: value for name, value in vars(STATE).items() if name != "frozen"} | {
         "key": jnp.arange(2, dtype=jnp.uint32)
     }
@@ -28,7 +28,7 @@ def test_a_checkpoint_with_the_key_that_states_had_restores(tmp_path):
     state, run = checkpoints.restore(shapes, shardings, STATE.frozen)
     assert run == {"step": 3}
     jax.tree.map(np.testing.assert_array_equal, state, STATE)
-    checkpoints.save(6, state, run)  # and the run goes on
+    checkpoints.save(6, state, run)  # the run continues
     checkpoints.wait()
     with ocp.StandardCheckpointer() as checkpointer:
         stored = checkpointer.metadata(tmp_path / "checkpoints" / "6" / "state").item_metadata.tree
@@ -36,7 +36,7 @@ def test_a_checkpoint_with_the_key_that_states_had_restores(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(shapes, shardings, STATE.frozen)[0], STATE)
 
 
-def test_a_leaf_that_a_checkpoint_lacks_is_an_error(tmp_path):
+def test_a_leaf_missing_from_a_checkpoint_is_an_error(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(3, STATE, {"step": 3})
     checkpoints.wait()
@@ -46,7 +46,7 @@ def test_a_leaf_that_a_checkpoint_lacks_is_an_error(tmp_path):
         checkpoints.restore(more, jax.tree.map(lambda _: device, more), STATE.frozen)
 
 
-def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(3, STATE, {"step": 3})
     checkpoints.wait()
@@ -54,5 +54,5 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
     with pytest.raises(UserError) as error:
         checkpoints.save(6, STATE, {"step": 6})
-    assert "28 bytes and the disk has 1); the last good one is of step 3" in str(error.value)
+    assert "28 bytes and the disk has 1 free); the last good one is from step 3" in str(error.value)
     assert "\n" not in str(error.value) and checkpoints.latest_step == 3

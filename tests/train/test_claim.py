@@ -1,4 +1,4 @@
-"""Who holds a work directory, where there are no locks: an object that its owner writes again and again."""
+"""Claims of work directories in buckets, which have no locks: an object that its owner keeps rewriting."""
 
 import threading
 
@@ -11,7 +11,7 @@ from omnivinci_jax.train import claim
 
 @pytest.fixture
 def lock(tmp_path, monkeypatch) -> epath.Path:
-    """A file stands for the object: the lease asks no more of it."""
+    """A file in place of the lock object; the lease needs nothing else of a bucket."""
     monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(claim, "WATCH_SECONDS", 0.2)
     path = epath.Path(tmp_path / "lock")
@@ -21,16 +21,16 @@ def lock(tmp_path, monkeypatch) -> epath.Path:
         part.write_text(text)
         part.replace(self)
 
-    # Whole or not at all, as an object is: a reader would sometimes find a file that is being written empty.
+    # Objects are written atomically. With plain writes, a reader would sometimes see an empty file.
     monkeypatch.setattr(type(path), "write_text", write_text)
     return path
 
 
-def test_a_live_owner_is_refused_and_a_dead_one_replaced(lock, monkeypatch):
+def test_a_live_owner_keeps_its_directory_and_a_dead_one_loses_it(lock, monkeypatch):
     with claim._lease(lock) as first:
         with monkeypatch.context() as patch:
-            patch.setattr(claim, "WATCH_SECONDS", 600)  # however late the next sign of life comes
-            with pytest.raises(ConfigError, match="a run is at it"), claim._lease(lock):
+            patch.setattr(claim, "WATCH_SECONDS", 600)  # however late the next heartbeat comes
+            with pytest.raises(ConfigError, match="used by another run"), claim._lease(lock):
                 pass
         first.check()
     assert not lock.exists()
@@ -39,12 +39,12 @@ def test_a_live_owner_is_refused_and_a_dead_one_replaced(lock, monkeypatch):
         second.check()
 
 
-def test_who_was_cut_off_finds_out_before_it_writes(lock):
+def test_an_owner_that_lost_its_connection_notices_the_takeover(lock):
     with claim._lease(lock) as first:
-        first._ended.set()  # no more signs of life
+        first._ended.set()  # no more heartbeats
         first._thread.join()
         with claim._lease(lock) as second:
             second.check()
-            with pytest.raises(UserError, match="another run has taken it over"):
+            with pytest.raises(UserError, match="taken over by another run"):
                 first.check()
         assert not lock.exists()

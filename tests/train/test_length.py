@@ -1,4 +1,4 @@
-"""Runs that stop after a number of conversations or of tokens: what is counted, what is expected, resume included."""
+"""Runs that stop after a number of conversations or tokens: counts, expected steps and resuming."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def plan_of(count: int):
 
 
 @pytest.mark.parametrize("unit", ["conversations", "tokens"])
-def test_the_expected_steps_are_those_of_the_plan(unit):
+def test_the_expected_steps_match_the_plan(unit):
     plan, sizes = plan_of(600)
     counted, steps = 0, []
     for step in range(300):
@@ -52,13 +52,13 @@ def test_the_expected_steps_are_those_of_the_plan(unit):
 
     for step in (0, 9, 200):
         assert expected(steps[step]) == step + 1 and expected(steps[step] + 1) == step + 2
-    # Further on than the first blocks, the estimate is within 1 %.
+    # Beyond the first blocks, the estimate is within 1 %.
     assert expected(1000 * steps[-1]) == pytest.approx(1000 * len(steps), rel=0.01)
     assert Length(7, 0, 0).expected_steps(plan, sizes, 2) == 7
 
 
-def test_samples_that_were_not_read_do_not_count_and_only_the_end_waits_for_the_device():
-    """Of 5 samples planned for a step 4 are read: 41 take 11 steps, and 5 more could be enough from step 10 on."""
+def test_unread_samples_do_not_count_and_only_the_last_steps_wait_for_the_device():
+    """Each step reads 4 of 5 planned samples: 41 take 11 steps, and from step 10 on, 5 more could be enough."""
 
     class Read(Hook):
         waited = ()
@@ -78,7 +78,7 @@ def test_samples_that_were_not_read_do_not_count_and_only_the_end_waits_for_the_
 
 
 class NormLoss(SupervisedLoss):
-    """Counts as the supervised loss does, and trains the last norm towards 0: the model would take long to compile."""
+    """Counts like the supervised loss, but only trains the last norm towards 0: the model would be slow to compile."""
 
     def _loss(self, params, batch, weight, clip_loss=None):
         samples = sample_starts(batch.segment_ids)
@@ -90,7 +90,7 @@ class NormLoss(SupervisedLoss):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> TrainConfig:
-    """The tiny model, and conversations of many lengths."""
+    """A run of the tiny model on conversations of different lengths."""
     folder = tmp_path_factory.mktemp("text")
     lines = []
     for number in range(40):
@@ -119,7 +119,7 @@ def counted(workdir: Path, step: int) -> dict:
     ("key", "metric", "counter", "target"),
     [("stop_after_conversations", "samples", "read", 31), ("stop_after_tokens", "tokens", "tokens", 1000)],
 )
-def test_a_run_stops_after_its_length_resumed_or_not(key, metric, counter, target, config, tmp_path, monkeypatch):
+def test_a_run_stops_at_its_length_resumed_or_not(key, metric, counter, target, config, tmp_path, monkeypatch):
     monkeypatch.setattr(supervised, "SupervisedLoss", NormLoss)
     config = dataclasses.replace(config, steps=0, **{key: target})
     train(config, epath.Path(tmp_path / "whole"))
@@ -128,7 +128,7 @@ def test_a_run_stops_after_its_length_resumed_or_not(key, metric, counter, targe
     assert total[-2] < target <= total[-1] and len(lines) >= 5
     last = len(lines)
     assert counted(tmp_path / "whole", last)[counter] == total[-1]
-    # The schedule ends where the run does: all of this can be read, so the plan tells exactly.
+    # The schedule ends with the run: every sample can be read, so the expected number of steps is exact.
     rates = [line["learning_rate"] for line in lines]
     warmup, steps = 1, np.arange(last)
     cosine = config.optimizer.learning_rate * (1 + np.cos(np.pi * (steps - warmup) / (last - warmup))) / 2

@@ -26,14 +26,14 @@ def test_the_rate_warms_up_linearly_and_falls_as_a_cosine():
     assert rate(1000) == pytest.approx(0, abs=1e-12)
 
 
-def test_muon_takes_hidden_kernels_alone(shapes):
+def test_muon_updates_only_hidden_kernels(shapes):
     chosen = traverse_util.flatten_dict(muon_dimensions(tiny_config(), shapes), sep="/")
     with_muon = {path for path, dimensions in chosen.items() if dimensions is not None}
     assert "llm/layers/mlp/up_proj/kernel" in with_muon and "mm_projector/fc1/kernel" in with_muon
     assert all(path.endswith("kernel") for path in with_muon) and "llm/lm_head/kernel" not in with_muon
 
 
-def test_muon_treats_stacked_layers_as_single_ones():
+def test_muon_treats_stacked_layers_separately():
     """The update of a stack of kernels is the stack of their updates."""
     kernels = np.random.default_rng(0).normal(size=(3, 8, 4)).astype(np.float32)
     gradients = np.random.default_rng(1).normal(size=(3, 8, 4)).astype(np.float32)
@@ -55,7 +55,7 @@ def test_muon_treats_stacked_layers_as_single_ones():
         np.testing.assert_allclose(stacked[layer], update(kernels[layer], gradients[layer]), rtol=1e-4, atol=1e-6)
 
 
-def test_split_and_merge_are_inverse_and_frozen_is_what_the_patterns_name(shapes):
+def test_merge_inverts_split_and_the_patterns_select_frozen_parameters(shapes):
     trainable, frozen = split(shapes, tiny_settings().frozen)
     assert jax.tree.structure(merge(trainable, frozen)) == jax.tree.structure(shapes)
     paths = traverse_util.flatten_dict(frozen, sep="/")

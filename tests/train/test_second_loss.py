@@ -1,6 +1,6 @@
-"""A loss that is not OmniVinci's, on a model and batches of its own, through the same trainer.
+"""The trainer with another loss, model and batches.
 
-The batches are drawn from the current parameters and used for two updates each, as rollouts are.
+The batches depend on the current parameters and are used for two updates each, like rollouts.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ STEPS = 12
 
 
 class Points(NamedTuple):
-    """x [G, N, 3], y [G, N]; weights: of each point."""
+    """A batch: x [G, N, 3], y [G, N] and the weight of each point [G, N]."""
 
     x: jax.Array
     y: jax.Array
@@ -40,13 +40,13 @@ def predict(params: dict, points: Points) -> jax.Array:
 
 
 def mean_loss(params: dict, points: Points) -> tuple[jax.Array, dict]:
-    """The mean over points: a plain function is enough."""
+    """A mean over points, for which a plain function is enough."""
     error = predict(params, points) - points.y
     return jnp.mean(error**2), {"error": jnp.mean(jnp.abs(error)), "points": jnp.array(error.size)}
 
 
 class WeightedLoss:
-    """A mean by weights, which no microbatch knows alone."""
+    """A weighted mean; a microbatch alone does not know the total weight."""
 
     def __call__(self, params: dict, points: Points) -> tuple[jax.Array, dict]:
         return self._loss(params, points, points.weights.sum())
@@ -71,7 +71,7 @@ def new_state() -> TrainState:
 
 
 def draw(params: dict, seed: int) -> Points:
-    """Points whose place depends on the parameters."""
+    """Draws points that depend on the parameters."""
     random = np.random.default_rng(seed)
     x = random.normal(size=(4, 6, 3)) + float(params["bias"])
     return Points(jnp.asarray(x, jnp.float32), jnp.sin(x).sum(-1), jnp.asarray(random.uniform(0.1, 2, (4, 6))))
@@ -91,7 +91,7 @@ def test_microbatches_give_the_gradient_and_metrics_of_the_whole_batch(loss_fn):
 
 @dataclass
 class Fit:
-    """An evaluation. overall: 1 where there is no error."""
+    """An evaluation; `overall` is 1 if there is no error."""
 
     overall: float
 
@@ -101,7 +101,7 @@ class Fit:
 
 
 class Recorder(Hook):
-    """What the trainer says, and a stop after step `stop_at`."""
+    """Records when metrics arrive, and stops after step `stop_at`."""
 
     def __init__(self, stop_at: int = 0):
         self.stop_at, self.consumed, self.late = stop_at, [], 0
@@ -117,7 +117,7 @@ class Recorder(Hook):
 
 
 def train(folder: Path, loss_fn, microbatches: int = 2, stop_at: int = 0) -> tuple[Trainer, Recorder, list[float]]:
-    """A run that resumes what is in `folder`; with it the scores that it kept."""
+    """Trains, resuming any run in `folder`; also returns the scores of the kept states."""
     mesh, state = make_mesh(MeshConfig()), new_state()
     shapes, shardings = jax.eval_shape(new_state), jax.tree.map(lambda _: replicated(mesh), state)
     with jax.set_mesh(mesh):
@@ -161,7 +161,7 @@ def test_it_trains_with_hooks_and_resumes_bit_for_bit(loss_fn, tmp_path):
     (tmp_path / "whole").mkdir()
     whole, recorder, kept = train(tmp_path / "whole", loss_fn)
     assert recorder.consumed == list(range(1, STEPS + 1))
-    assert recorder.late == 1  # nothing waits for the metrics of the step that has just started
+    assert recorder.late == 1  # the loop never waits for the step that has just started
     lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert [(line["step"], line["split"]) for line in lines] == [
         (3, "train"), (4, "val"), (6, "train"), (8, "val"), (9, "train"), (12, "train"), (12, "val")
@@ -170,7 +170,7 @@ def test_it_trains_with_hooks_and_resumes_bit_for_bit(loss_fn, tmp_path):
     assert whole.progress.best == max(line["fit"] for line in lines if line["split"] == "val") == kept[-1]
 
     (tmp_path / "parts").mkdir()
-    first, _, _ = train(tmp_path / "parts", loss_fn, stop_at=6)  # saves there too
+    first, _, _ = train(tmp_path / "parts", loss_fn, stop_at=6)  # stopping saves a checkpoint
     assert first.progress.step == 6 and not first.is_last
     second, recorder, _ = train(tmp_path / "parts", loss_fn)
     assert recorder.consumed == list(range(7, STEPS + 1))
@@ -180,7 +180,7 @@ def test_it_trains_with_hooks_and_resumes_bit_for_bit(loss_fn, tmp_path):
     assert recorder.consumed == [] and again.is_last
 
 
-def test_accumulation_trains_as_the_whole_batch_does(tmp_path):
+def test_accumulation_trains_like_the_whole_batch(tmp_path):
     for count in (1, 4):
         (tmp_path / str(count)).mkdir()
     whole, accumulated = (train(tmp_path / str(count), WeightedLoss(), count)[0].state for count in (1, 4))

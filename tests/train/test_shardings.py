@@ -1,4 +1,4 @@
-"""How parameters lie on a mesh: sums, and the errors of a mesh or a table of rules that does not fit."""
+"""The description of a run's shardings: totals, and errors for a mesh or rules that do not fit."""
 
 import re
 
@@ -16,19 +16,19 @@ def settings(*overrides: str, config=CONFIG):
 
 
 def sums(text: str) -> list[int]:
-    """Parameters; bytes a device: trainable, frozen, optimizer, all."""
+    """Number of parameters, and bytes per device: trainable, frozen, optimizer, total."""
     numbers = [int(n.replace(",", "")) for n in re.findall(r"[\d,]{4,}", text.split("\n\n")[1])]
     assert numbers[1] + numbers[2] + numbers[3] == numbers[4]
     return numbers
 
 
-def test_on_one_device_everything_is_whole():
+def test_totals_on_one_device():
     parameters, trainable, frozen, optimizer, _ = sums(describe_shardings(settings(), 1))
     assert trainable + frozen == 4 * parameters
     assert 4 * parameters < trainable + optimizer < 12 * parameters  # Muon keeps one moment, AdamW two
 
 
-def test_the_9b_model_is_shared_evenly_by_64_devices():
+def test_the_9b_model_is_sharded_evenly_over_64_devices():
     config = settings(
         "--config.mesh.context=2", "--config.mesh.tensor=4", config=REPOSITORY / "configs" / "omnivinci_9b.py"
     )
@@ -37,8 +37,8 @@ def test_the_9b_model_is_shared_evenly_by_64_devices():
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "/" in line}
     kernel = ["28x3584x18944", "float32", f"{28 * 3584 * 18944 * 4 // 64:,}", "-,", "fsdp+context,", "tensor"]
     assert lines["llm/layers/mlp/up_proj/kernel"] == kernel
-    parameters, *_, everything = sums(text)
-    assert everything < 1.02 * 12 * parameters / 64
+    parameters, *_, total = sums(text)
+    assert total < 1.02 * 12 * parameters / 64
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_the_9b_model_is_shared_evenly_by_64_devices():
         (MeshConfig(fsdp=5), r"config\.mesh is .*fsdp 5.*does not multiply to 12 device"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_one_line(mesh, message):
+def test_a_mesh_that_does_not_fit_gives_one_line(mesh, message):
     overrides = [f"--config.mesh.{name}={value}" for name, value in vars(mesh).items()]
     with pytest.raises(ConfigError, match=message):
         describe_shardings(settings(*overrides), 12)

@@ -1,4 +1,4 @@
-"""Metrics by source: sums on the device, and what the host makes of them."""
+"""Metrics by source: sums on the device, and metrics that the host computes from them."""
 
 from pathlib import Path
 
@@ -13,19 +13,19 @@ from omnivinci_jax.train.source_metrics import SourceMeter
 from omnivinci_jax.train.supervised_loss import by_source, sample_starts
 
 
-def test_sums_by_source_are_those_of_each_sources_slots():
+def test_by_source_sums_the_slots_of_each_source():
     random = np.random.default_rng(0)
     values, sources = random.normal(size=(2, 3, 7)), random.integers(0, 4, (2, 3, 7))
     found = by_source(values, sources, 5)
-    np.testing.assert_allclose(found, [values[sources == number].sum() for number in range(5)], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, [values[sources == index].sum() for index in range(5)], rtol=1e-5, atol=1e-6)
 
 
-def test_a_conversation_starts_where_its_number_does():
+def test_a_conversation_starts_where_its_segment_does():
     segments = np.array([[[1, 1, 2, 3, 3, 0, 0], [0, 0, 2, 2, 0, 0, 0]]])
     assert sample_starts(segments).tolist() == [[[1, 0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]]
 
 
-def test_losses_shares_of_tokens_and_what_could_not_be_read():
+def test_losses_token_fractions_and_skipped_samples_of_each_source():
     sizes = {"a": [(30, 0, 0, 0), (10, 0, 0, 0)], "b": [(60, 0, 0, 0)], "c": [(5, 0, 0, 0)]}
     sources = tuple(Source(name, name, "text") for name in sizes)
     indices = tuple(
@@ -52,4 +52,4 @@ def test_losses_shares_of_tokens_and_what_could_not_be_read():
             "text/c/tokens": 0.0, "text/c/skipped": 0,
         }
     )  # fmt: skip
-    assert meter.values({})["text/a/tokens"] == 0  # begun anew
+    assert meter.values({})["text/a/tokens"] == 0  # the last call reset the counts

@@ -1,4 +1,4 @@
-"""Every stage at both sizes: exactly what it names changes in real steps, and its rate is the formula's at each."""
+"""Every stage at both sizes: real steps change exactly its modules, and its learning rate follows the formula."""
 
 import dataclasses
 from pathlib import Path
@@ -29,7 +29,7 @@ from omnivinci_jax.train.step import make_train_step
 from omnivinci_jax.train.supervised_loss import SupervisedLoss
 from tests.tiny import REPOSITORY, tiny_config, tiny_tokenizer
 
-# As Section 3 and Appendix C have it.
+# From Section 3 and Appendix C.
 TRAINS = {
     "stage_0": {"vision_tower", "llm"},
     "vision_1": {"mm_projector"},
@@ -72,7 +72,7 @@ def named(params: dict, stage: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def data(av_world) -> tuple[OmniVinciConfig, Batch]:
-    """One layer of each kind, and a real batch of all modalities."""
+    """A model with few layers, and a real batch with all modalities."""
     model = tiny_config()
     model = model.replace(
         text=dataclasses.replace(model.text, num_hidden_layers=1),
@@ -89,7 +89,7 @@ def data(av_world) -> tuple[OmniVinciConfig, Batch]:
 
 
 @pytest.mark.parametrize("stage", TRAINS)
-def test_exactly_what_a_stage_names_changes(stage, data):
+def test_exactly_the_modules_of_a_stage_change(stage, data):
     model_config, batch = data
     config = dataclasses.replace(
         stage_config("tiny", stage), model=model_config, tower_remat="none", decoder_remat="none"
@@ -102,17 +102,17 @@ def test_exactly_what_a_stage_names_changes(stage, data):
         step = make_train_step(SupervisedLoss(model, config.align_weight), optimizer, shardings)
         before = jax.device_get(state.params)
         batch = put_batch(batch, 1, mesh)
-        for _ in range(3):  # the rate of the first is 0
+        for _ in range(3):  # the rate of the first step is 0
             state, metrics = step(state, batch)
         assert metrics["finite"]
         after = jax.device_get(state.params)
     before, after = (traverse_util.flatten_dict(tree, sep="/") for tree in (before, after))
     changed = {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
     assert changed == named(jax.device_get(state.params), stage)
-    # What has optimizer state: every place that ends with a parameter's path.
+    # A parameter has optimizer state if a path in that state ends with the parameter's path.
     moments = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in _leaves(state.opt_state)]
-    held = {path for path in before if any(moment.endswith(f"/{path}") for moment in moments)}
-    assert held == changed
+    with_state = {path for path in before if any(moment.endswith(f"/{path}") for moment in moments)}
+    assert with_state == changed
 
 
 def _leaves(tree) -> list:
@@ -120,7 +120,7 @@ def _leaves(tree) -> list:
 
 
 @pytest.mark.parametrize(("size", "stage"), ALL)
-def test_what_trains_at_each_size(size, stage):
+def test_each_size_trains_the_modules_of_a_stage(size, stage):
     config = stage_config(size, stage)
     shapes = abstract_params(config.model)
     trainable, _ = split_trainable(shapes, config)
@@ -128,10 +128,10 @@ def test_what_trains_at_each_size(size, stage):
 
 
 @pytest.mark.parametrize(("size", "stage"), ALL)
-def test_the_rate_at_every_step_is_the_formula(size, stage):
-    """What is logged, and what a parameter moves by: under a constant gradient that is the rate times a constant."""
+def test_the_rate_of_every_step_follows_the_formula(size, stage):
+    """Checks the schedule, and a parameter's update, which is proportional to the rate under a constant gradient."""
     config = stage_config(size, stage)
-    # As many as a stage at 9B has when every row holds one conversation.
+    # The number of steps of a 9B stage if every row holds one conversation.
     rows = config.data.groups * config.data.capacity.rows
     total = config.steps or (config.stop_after_conversations or 24_000_000) // rows
     optimizer = make_optimizer(config.optimizer, total, config.model)
@@ -180,7 +180,7 @@ def test_the_joint_stage_trains_on_the_mixture_with_spoken_prompts():
     assert {source.modality for source in data.sources if source.speech_share} == {"image"}
 
 
-def test_each_stage_starts_from_the_one_before():
+def test_each_stage_starts_from_the_previous_one():
     assert list(STAGES) == list(TRAINS) and stage_before("audio_1") == "vision_5"
     assert stage_config("tiny", "stage_0").start_from == ""
     for size, stage in ALL[1:]:
@@ -188,6 +188,6 @@ def test_each_stage_starts_from_the_one_before():
 
 
 @pytest.mark.parametrize(("size", "stage"), [("tiny", "vison_1"), ("omnivinci_9b", "stage_0"), ("tiny", "")])
-def test_a_stage_that_is_not_there_is_one_line(size, stage):
+def test_an_unknown_stage_gives_one_line(size, stage):
     with pytest.raises(ConfigError, match=f"^'{stage}': no such stage; "):
         stage_config(size, stage)

@@ -1,4 +1,4 @@
-"""States that start from a model directory: what they read, in which types, and that a checkpoint brings them back."""
+"""States that start from a model directory: what they load, in which types, and how a checkpoint restores them."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from tests.tiny import tiny_settings, tiny_tokenizer
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_checkpoint_and_the_start_make_the_state_again(rank, tmp_path):
+def test_a_checkpoint_and_the_start_model_restore_the_state(rank, tmp_path):
     config = dataclasses.replace(
         tiny_settings(), dtype="bfloat16", start_from=str(tmp_path / "base"), lora=LoraConfig(rank=rank)
     )
@@ -43,28 +43,30 @@ def test_a_checkpoint_and_the_start_make_the_state_again(rank, tmp_path):
     assert run == {"step": 7}
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
-    held, free, given = (traverse_util.flatten_dict(tree, sep="/") for tree in (state.frozen, state.trainable, base))
-    assert {str(leaf.dtype) for leaf in free.values()} == {"float32"}
-    found = held | free
+    frozen, trainable, given = (
+        traverse_util.flatten_dict(tree, sep="/") for tree in (state.frozen, state.trainable, base)
+    )
+    assert {str(leaf.dtype) for leaf in trainable.values()} == {"float32"}
+    found = frozen | trainable
     for path, leaf in given.items():
         np.testing.assert_array_equal(found[path].astype(jnp.bfloat16), leaf, err_msg=path)
     added = {path.rpartition("/")[2] for path in found.keys() - given.keys()}
     assert added == ({"lora_a", "lora_b", "lora_scale"} if rank else set())
 
 
-def test_named_modules_are_taken_and_the_rest_is_new(tmp_path):
+def test_start_modules_are_loaded_and_the_rest_is_random(tmp_path):
     config = dataclasses.replace(tiny_settings(), start_from=str(tmp_path / "base"), start_modules=("llm",))
     mesh, base = make_mesh(config.mesh), make_model(config, "cpu")
     given = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), abstract_params(base.config))
     save(tmp_path / "base", config.model, given, tiny_tokenizer())
-    other = dataclasses.replace(config.model, audio_compression="conv")  # whose projector the given model lacks
+    other = dataclasses.replace(config.model, audio_compression="conv")  # the saved model lacks its projector
     config = dataclasses.replace(config, model=other)
     model, optimizer = make_model(config, "cpu"), make_optimizer(config.optimizer, config.steps, config.model)
     with on_mesh(mesh):
         _, shardings = abstract_state(model, optimizer, config, mesh)
-        taken = create_state(model, optimizer, config, shardings, find_start(config, model)).params
+        loaded = create_state(model, optimizer, config, shardings, find_start(config, model)).params
         drawn = create_state(model, optimizer, config, shardings).params
-    jax.tree.map(np.testing.assert_array_equal, taken, drawn | {"llm": given["llm"]})
+    jax.tree.map(np.testing.assert_array_equal, loaded, drawn | {"llm": given["llm"]})
 
 
 @pytest.mark.parametrize(
@@ -72,10 +74,10 @@ def test_named_modules_are_taken_and_the_rest_is_new(tmp_path):
     [
         ({"start_modules": ("lm",)}, "'lm': no such module"),
         ({"start_modules": ("llm",), "lora": LoraConfig(rank=2)}, "a whole model to adapt"),
-        ({"start_from": "", "start_modules": ("llm",)}, "no config.start_from"),
+        ({"start_from": "", "start_modules": ("llm",)}, "needs config.start_from"),
     ],
 )
-def test_modules_that_cannot_be_taken_are_refused(changes, message, tmp_path):
+def test_invalid_start_modules_are_errors(changes, message, tmp_path):
     config = dataclasses.replace(tiny_settings(), start_from=str(tmp_path / "base"))
     model = make_model(config, "cpu")
     save(tmp_path / "base", config.model, jax.tree.map(jnp.zeros_like, abstract_params(model.config)), tiny_tokenizer())

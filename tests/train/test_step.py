@@ -1,4 +1,4 @@
-"""The training step: what it does with a loss that is not finite."""
+"""The training step with a loss that is not finite."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from tests.tiny import tiny_settings
 
 
 @pytest.mark.parametrize(("weight", "changes"), [(1.0, True), (np.nan, False)])
-def test_an_update_that_is_not_finite_is_left_out(weight, changes):
+def test_a_nonfinite_update_is_skipped(weight, changes):
     config = tiny_settings()
     mesh = make_mesh(config.mesh)
     with on_mesh(mesh):
