@@ -3,8 +3,13 @@
 from functools import cache
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.models.initialization import abstract_boxes, unbox_abstract
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 from omnivinci_jax.settings import TrainConfig, load_config
 
@@ -19,6 +24,22 @@ def tiny_settings() -> TrainConfig:
 
 def tiny_config(**changes) -> OmniVinciConfig:
     return tiny_settings().model.replace(**changes)
+
+
+def random_boxes(config: OmniVinciConfig, seed: int = 0) -> dict:
+    """Random parameters in their boxes, drawn by NumPy because JAX takes seconds to compile the draws."""
+    random = np.random.default_rng(seed)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        width = leaf.shape[-2] if leaf.ndim > 1 else 2500
+        value = random.normal(scale=width**-0.5, size=leaf.shape)
+        return jnp.asarray(value + (path[-2].key == "scale"), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_boxes(config))
+
+
+def random_params(config: OmniVinciConfig, seed: int = 0) -> dict:
+    return unbox_abstract(random_boxes(config, seed))
 
 
 @cache

@@ -6,7 +6,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import conversion
 import omnivinci_jax
@@ -16,10 +15,8 @@ from conversion.tensor_files import DTYPES, INDEX, TensorWriter, stored_tensors
 from conversion.to_torch import to_torch
 from omnivinci_jax.config import Qwen2Config, TimeEmbeddingConfig
 from omnivinci_jax.model_dir import save
-from omnivinci_jax.models.initialization import init_batch
-from omnivinci_jax.models.omnivinci import OmniVinci
 from tests.conversion.checkpoints import different, make, parameters
-from tests.tiny import REPOSITORY, tiny_config, tiny_tokenizer
+from tests.tiny import REPOSITORY, random_params, tiny_config, tiny_tokenizer
 
 LAYOUTS = ("released", "merged")
 
@@ -85,9 +82,7 @@ def test_a_trained_model_round_trips(tmp_path):
     learned = TimeEmbeddingConfig("learned", max_time=10.0, trope_dim=128)
     text = Qwen2Config(1000, 128, 384, 3, 4, 2, tie_word_embeddings=True)
     config = tiny_config(audio_compression="conv", video_time=learned, sound_time=learned, text=text)
-    model = OmniVinci(config)
-    init = jax.jit(lambda key: nn.meta.unbox(model.init(key, init_batch(config))["params"]))
-    params = jax.tree.map(lambda x: x + 0.5, init(jax.random.key(0)))
+    params = random_params(config)
     # Rows past the vocabulary are padding, which an export drops.
     table = params["llm"]["embed_tokens"]["embedding"]
     params["llm"]["embed_tokens"]["embedding"] = table.at[1000:].set(0)

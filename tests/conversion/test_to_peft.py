@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 from safetensors.numpy import load_file
 
 from conversion.layouts import read_layout
@@ -15,12 +14,11 @@ from conversion.to_torch import to_torch
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.processes import atomic_directory
 from omnivinci_jax.model_dir import save, save_params
-from omnivinci_jax.models.initialization import boxed_params
-from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.initialization import unbox_abstract
 from omnivinci_jax.settings import LoraConfig, to_mapping
 from omnivinci_jax.train.export import export
-from omnivinci_jax.train.state import initial_params, split_trainable
-from tests.tiny import tiny_settings, tiny_tokenizer
+from omnivinci_jax.train.state import abstract_initial, split_trainable
+from tests.tiny import random_params, tiny_settings, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +30,8 @@ def make_run(tmp_path_factory):
         config = dataclasses.replace(
             tiny_settings(), start_from=str(folder / "base"), lora=LoraConfig(rank=2, alpha=6.0, targets=targets)
         )
-        model = OmniVinci(config.model)
-        params = jax.jit(lambda key: nn.meta.unbox(initial_params(model, config, key)))(jax.random.key(0))
-        base = jax.jit(lambda key: nn.meta.unbox(boxed_params(model, key)))(jax.random.key(0))
-        save(folder / "base", config.model, base, tiny_tokenizer())
-        adapters, _ = split_trainable(params, config)
+        save(folder / "base", config.model, random_params(config.model), tiny_tokenizer())
+        adapters, _ = split_trainable(unbox_abstract(abstract_initial(config)), config)
         random = np.random.default_rng(0)
         adapters = jax.tree.map(lambda x: jax.numpy.asarray(random.normal(size=x.shape), x.dtype), adapters)
         (folder / "run" / "checkpoints").mkdir(parents=True)

@@ -4,18 +4,16 @@ from pathlib import Path
 
 import jax
 import pytest
-from flax import linen as nn
 
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.generate.assistant import Assistant
-from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.omnivinci import OmniVinci
-from tests.tiny import tiny_config, tiny_tokenizer
+from tests.tiny import random_params, tiny_config, tiny_tokenizer
 
 
 def tiny_assistant(**changes) -> Assistant:
     model = OmniVinci(tiny_config(**changes))
-    params = jax.jit(lambda key: nn.meta.unbox(boxed_params(model, key)))(jax.random.key(0))
+    params = random_params(model.config)
     # With the usual small weights every answer repeats one token.
     params = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim > 1 else leaf, params)
     return Assistant(model, params, Processor(model.config, tiny_tokenizer()))

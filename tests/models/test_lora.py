@@ -7,12 +7,11 @@ from flax import linen as nn
 from flax import traverse_util
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.models.initialization import boxed_params
 from omnivinci_jax.models.lora import add_adapters, merge_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import Batch
 from tests.models.inputs import random_batch
-from tests.tiny import tiny_config
+from tests.tiny import random_boxes, tiny_config
 
 MODEL, RANK, ALPHA = OmniVinci(tiny_config()), 3, 12.0
 RANDOM = np.random.default_rng(0)
@@ -20,11 +19,7 @@ RANDOM = np.random.default_rng(0)
 
 def adapted(*targets: str) -> dict:
     """Initialises parameters with adapters."""
-
-    def init(key):
-        return nn.meta.unbox(add_adapters(boxed_params(MODEL, key), RANK, ALPHA, targets, key))
-
-    return jax.jit(init)(jax.random.key(0))
+    return nn.meta.unbox(add_adapters(random_boxes(MODEL.config), RANK, ALPHA, targets, jax.random.key(0)))
 
 
 @jax.jit

@@ -9,14 +9,13 @@ from flax import linen as nn
 from flax import traverse_util
 
 from omnivinci_jax.config import TimeEmbeddingConfig
-from omnivinci_jax.models.initialization import boxed_params, parameter_roles
+from omnivinci_jax.models.initialization import abstract_params, parameter_roles
 from omnivinci_jax.models.lora import add_adapters
-from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.parameters import Role
 from omnivinci_jax.settings import LoraConfig
 from omnivinci_jax.train.optimizer import decay_mask, muon_dimensions
 from omnivinci_jax.train.state import split_trainable
-from tests.tiny import tiny_config, tiny_settings
+from tests.tiny import random_boxes, tiny_config, tiny_settings
 
 # A model with every kind of parameter.
 CONFIG = tiny_config(audio_compression="conv", video_time=TimeEmbeddingConfig(scheme="learned"))
@@ -25,11 +24,7 @@ CONFIG = tiny_config(audio_compression="conv", video_time=TimeEmbeddingConfig(sc
 @pytest.fixture(scope="module")
 def shapes() -> dict:
     """Shapes of the parameters, with an adapter beside every dense kernel."""
-
-    def init(key):
-        return nn.meta.unbox(add_adapters(boxed_params(OmniVinci(CONFIG), key), 2, 4.0, (".*",), key))
-
-    return jax.eval_shape(init, jax.random.key(0))
+    return nn.meta.unbox(add_adapters(random_boxes(CONFIG), 2, 4.0, (".*",), jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +94,7 @@ def test_with_adapters_only_their_factors_train(shapes):
 @pytest.mark.parametrize("tied", [False, True])
 def test_matrices_that_multiply_count_in_flops(tied):
     config = CONFIG.replace(text=dataclasses.replace(CONFIG.text, tie_word_embeddings=tied))
-    boxed = jax.eval_shape(lambda key: boxed_params(OmniVinci(config), key), jax.random.key(0))
-    roles = traverse_util.flatten_dict(parameter_roles(config, nn.meta.unbox(boxed)), sep="/")
+    roles = traverse_util.flatten_dict(parameter_roles(config, abstract_params(config)), sep="/")
     expected = {path for path in roles if leaf_name(path) == "kernel"} | (
         {"llm/embed_tokens/embedding"} if tied else set()
     )

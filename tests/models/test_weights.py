@@ -9,13 +9,13 @@ import pytest
 from flax import linen as nn
 from flax import struct, traverse_util
 
-from omnivinci_jax.models.initialization import boxed_params, parameter_roles
+from omnivinci_jax.models.initialization import parameter_roles
 from omnivinci_jax.models.layers import Dense
 from omnivinci_jax.models.lora import add_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.weights import Weight, cast
 from tests.models.inputs import random_batch
-from tests.tiny import tiny_config
+from tests.tiny import random_boxes, tiny_config
 
 CONFIG = tiny_config(text=dataclasses.replace(tiny_config().text, tie_word_embeddings=True))
 MODEL = OmniVinci(CONFIG)
@@ -73,10 +73,7 @@ def outputs(params: dict, batch) -> tuple:
 def test_quantized_weights_match_their_values():
     """Every dense kernel and the tied embedding, in stacks and alone, with adapters beside them."""
 
-    def init(key):
-        return nn.meta.unbox(add_adapters(boxed_params(MODEL, key), 2, 4.0, (".*",), key))
-
-    params = jax.jit(init)(jax.random.key(0))
+    params = nn.meta.unbox(add_adapters(random_boxes(CONFIG), 2, 4.0, (".*",), jax.random.key(0)))
     flat, random = traverse_util.flatten_dict(params, sep="/"), np.random.default_rng(0)
     roles = traverse_util.flatten_dict(parameter_roles(CONFIG, params), sep="/")
     for path, leaf in flat.items():

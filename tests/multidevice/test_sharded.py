@@ -2,17 +2,13 @@
 
 import json
 
-import jax
 import pytest
-from flax import linen as nn
 
 from omnivinci_jax import cli, model_dir
 from omnivinci_jax.config import OmniAlignConfig, Qwen2Config
-from omnivinci_jax.models.initialization import boxed_params
-from omnivinci_jax.models.omnivinci import OmniVinci
 from tests.multidevice.sharded import run_commands
 from tests.multidevice.test_generate import run_on_devices
-from tests.tiny import tiny_config, tiny_tokenizer
+from tests.tiny import random_params, tiny_config, tiny_tokenizer
 
 MESHES = ["fsdp=8", "fsdp=2,tensor=4"]
 
@@ -22,9 +18,8 @@ def folder(tmp_path_factory):
     """A model whose decoder has most of the parameters, as at 9B: position tables are sharded only over fsdp."""
     text = Qwen2Config(512, 512, 1536, 2, 8, 4, max_position_embeddings=1024)
     config = tiny_config(text=text, omni_align=OmniAlignConfig(1, 8, learned_scale=True))
-    model, folder = OmniVinci(config), tmp_path_factory.mktemp("models") / "model"
-    params = jax.jit(lambda key: nn.meta.unbox(boxed_params(model, key)))(jax.random.key(0))
-    model_dir.save(folder, config, params, tiny_tokenizer())
+    folder = tmp_path_factory.mktemp("models") / "model"
+    model_dir.save(folder, config, random_params(config), tiny_tokenizer())
     return folder
 
 

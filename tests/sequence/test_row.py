@@ -6,7 +6,7 @@ from omnivinci_jax.sequence.assemble import PackedRow, assemble, empty_group
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION, Capacity
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, SoundSize, VideoSize, lay_out
-from tests.tiny import tiny_config, tiny_tokenizer
+from tests.tiny import random_params, tiny_config, tiny_tokenizer
 
 FRAMES = VideoSize((0, 6, 12, 18), (0.25, 0.75, 1.25, 1.75), 2.0, SoundSize(2.0, 1))
 
@@ -88,11 +88,10 @@ def no_media(tiles=0, windows=0, config=None):
 
 @pytest.fixture(scope="module")
 def model():
-    from omnivinci_jax.models.initialization import init_batch
     from omnivinci_jax.models.omnivinci import OmniVinci
 
     model = OmniVinci(tiny_config())
-    variables = jax.jit(model.init)(jax.random.key(0), init_batch(model.config))
+    variables = {"params": random_params(model.config)}
     forward = jax.jit(model.apply)
 
     def hidden_states(group):
