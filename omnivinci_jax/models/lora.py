@@ -79,6 +79,6 @@ def _targeted(flat: dict[str, Parameter], targets: tuple[str, ...]) -> list[str]
     for pattern in targets:
         if not any(re.fullmatch(pattern, path) for path in kernels):
             raise ConfigError(
-                f"config.lora.targets: {pattern!r} matches no dense kernel; paths look like {kernels[-1]}"
+                f"config.lora.targets: {pattern!r} matches no dense kernel; paths look like {min(kernels)}"
             )
     return [path for path in kernels if any(re.fullmatch(pattern, path) for pattern in targets)]

@@ -1,35 +1,37 @@
-"""The training step with a loss that is not finite."""
+"""The training step with a loss or a gradient that is not finite."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
-from omnivinci_jax.mesh.rules import put_batch
-from omnivinci_jax.models.initialization import init_batch
-from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.train.optimizer import make_optimizer
-from omnivinci_jax.train.state import abstract_state, create_state
+from omnivinci_jax.mesh.rules import replicated
+from omnivinci_jax.settings import MeshConfig
+from omnivinci_jax.train.state import TrainState
 from omnivinci_jax.train.step import make_train_step
-from omnivinci_jax.train.supervised_loss import SupervisedLoss
-from tests.tiny import tiny_settings
+
+OPTIMIZER = optax.adamw(0.1)
 
 
-@pytest.mark.parametrize(("weight", "changes"), [(1.0, True), (np.nan, False)])
-def test_a_nonfinite_update_is_skipped(weight, changes):
-    config = tiny_settings()
-    mesh = make_mesh(config.mesh)
+def loss(params: dict, weight: jax.Array) -> tuple[jax.Array, dict]:
+    return jnp.sum(weight * params["kernel"] ** 2) + jnp.sqrt(params["bias"]), {}
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "is_finite"),
+    [(1.0, 4.0, True), (np.nan, 4.0, False), (np.inf, 4.0, False), (1.0, 0.0, False)],  # the last has only its gradient
+)
+def test_a_nonfinite_update_is_skipped(weight, bias, is_finite):
+    mesh = make_mesh(MeshConfig())
+    trainable = {"kernel": jnp.arange(1.0, 4.0), "bias": jnp.array(bias)}
+    state = TrainState(jnp.zeros((), jnp.int32), trainable, {}, OPTIMIZER.init(trainable))
+    before = jax.device_get((state.trainable, state.opt_state))
     with on_mesh(mesh):
-        model, optimizer = OmniVinci(config.model), make_optimizer(config.optimizer, config.steps, config.model)
-        _, shardings = abstract_state(model, optimizer, config, mesh)
-        state = create_state(model, optimizer, config, shardings)
-        before = jax.device_get((state.trainable, state.opt_state))
-        batch = jax.tree.map(np.array, init_batch(config.model))
-        batch.segment_ids[:] = 1
-        batch.loss_weights[:] = weight
-        train_step = make_train_step(SupervisedLoss(model, 0.0), optimizer, shardings)
-        state, metrics = train_step(state, put_batch(batch, 1, mesh))
+        train_step = make_train_step(loss, OPTIMIZER, jax.tree.map(lambda _: replicated(mesh), state))
+        state, metrics = train_step(state, jnp.full((2, 1), weight))
     same = jax.tree.map(np.array_equal, before, jax.device_get((state.trainable, state.opt_state)))
-    assert bool(metrics["finite"]) == changes
-    assert all(jax.tree.leaves(same)) == (not changes)
+    assert bool(metrics["finite"]) == is_finite
+    assert all(jax.tree.leaves(same)) == (not is_finite)
     assert int(state.step) == 1
