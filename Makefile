@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo test lint clean
+.PHONY: demo test check-optimized lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -16,6 +16,10 @@ demo: .venv/demo.stamp
 
 test: .venv/test.stamp
 	$(BIN)/pytest
+
+# The tests compile without optimizations; this compares with the reference as users compile.
+check-optimized: .venv/test.stamp
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/pytest tests/parity tests/generate/test_golden.py tests/models
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 """The tiny model's configuration and tokenizer, which many tests use."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -45,6 +46,11 @@ def random_params(config: OmniVinciConfig, seed: int = 0) -> dict:
 @cache
 def tiny_tokenizer() -> Tokenizer:
     return Tokenizer(REPOSITORY / "configs" / "tiny_tokenizer")
+
+
+def virtual_devices(count: int) -> dict[str, str]:
+    """Returns the environment variable that gives a process so many CPU devices."""
+    return {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"}
 
 
 class _NoEndToken(Tokenizer):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from omnivinci_jax.config import OmniVinciConfig
@@ -47,8 +47,10 @@ class SoundProjector(nn.Module):
         if compression == "conv":
             x = conv3(x.shape[-1], 2, self.compute.dtype, "conv")(x)
         elif compression in ("average", "max"):
-            pooling = {"average": "mean", "max": "max"}[compression]
-            x = reduce(x[:, : x.shape[1] // 2 * 2], "b (s pair) c -> b s c", pooling, pair=2)
+            first, second = rearrange(x[:, : x.shape[1] // 2 * 2], "b (s pair) c -> pair b s c", pair=2)
+            # Not x.max(axis): its gradient divides by the number of elements that equal the maximum, which is 0 if XLA
+            # recomputes an element with another rounding.
+            x = jnp.maximum(first, second) if compression == "max" else (first + second) / 2
         x = Dense(width, ("embed", "mlp"), self.compute, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=False)
         return Dense(width, ("mlp", "embed"), self.compute, name="fc2")(x)

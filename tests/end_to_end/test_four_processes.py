@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.commands import TIMEOUT, losses, run, train_command
-from tests.tiny import REPOSITORY
+from tests.tiny import REPOSITORY, virtual_devices
 
 STEPS = 4
 SHORT = (
@@ -30,8 +30,7 @@ def run_as(count: int, mesh: dict[str, int], av_world: Path, workdir: Path, envi
     processes = [
         subprocess.Popen(
             arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            env=environment | {
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            env=environment | virtual_devices(2) | {
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(process_id),

@@ -14,6 +14,7 @@ from etils import epath
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.settings import LoraConfig, TrainConfig, to_mapping
+from omnivinci_jax.train.metrics import read_metrics
 from omnivinci_jax.train.workdir import check_workdir
 from tests.end_to_end.commands import (
     STEPS,
@@ -58,6 +59,7 @@ def test_a_run_writes_all_its_outputs(trained):
     assert [step for step, split, _ in losses(trained) if split == "train"] == list(range(1, STEPS + 1))
     assert [step for step, split, _ in losses(trained) if split == "val"] == [6, 12]
     assert losses(trained)[-2][2] < losses(trained)[0][2] - 1  # it learns
+    assert all(line.get("finite", 1) for line in read_metrics(trained / "metrics.jsonl"))
 
 
 def test_a_run_killed_at_any_step_resumes_with_the_same_losses(trained, av_world, environment, tmp_path):

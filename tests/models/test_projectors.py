@@ -61,3 +61,12 @@ def test_convolution_steps_by_two_with_padding():
     params["fc2"] = {"kernel": jnp.eye(6), "bias": jnp.zeros(6)}
     out = SoundProjector(config("conv")).apply({"params": params}, x)
     np.testing.assert_allclose(out[0, :, 0], [12, 234, 450], rtol=1e-6)
+
+
+def test_the_gradient_of_max_pooling_divides_by_nothing():
+    """That of a max over an axis divides by the number of maxima, which rounding can make 0."""
+    module = SoundProjector(config("max"))
+    x = jnp.ones((1, 4, 8))
+    params = module.init(jax.random.key(0), x)
+    program = str(jax.make_jaxpr(jax.grad(lambda x: module.apply(params, x).sum()))(x))
+    assert " max " in program and "reduce_max" not in program

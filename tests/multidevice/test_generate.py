@@ -12,19 +12,15 @@ import pytest
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.generate.engine import Engine
 from tests.generate.conftest import tiny_assistant
-from tests.tiny import REPOSITORY
+from tests.tiny import REPOSITORY, virtual_devices
 
 MESHES = ["8,1,1,1", "2,2,1,2", "1,1,1,8"]
 
 
 def run_on_devices(count: int, *arguments: object) -> str:
     """Runs a test program on `count` virtual devices; returns its output."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
-        # With few cores, collectives of two concurrent programs can deadlock.
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
-    }
+    # With few cores, collectives of two concurrent programs can deadlock.
+    environment = os.environ | virtual_devices(count) | {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "0"}
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800,

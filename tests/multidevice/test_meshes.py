@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiny import REPOSITORY
+from tests.tiny import REPOSITORY, virtual_devices
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
 NAMES = [",".join(map(str, sizes)) for sizes in MESHES] + ["2,2,2,1/2", "1,2,2,2/4", "1,2,2,2+lora"]
@@ -17,10 +17,7 @@ PARTS = [NAMES[part::4] for part in range(4)]  # so that pytest workers can shar
 
 
 def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, np.ndarray]:
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
-    }
+    environment = os.environ | virtual_devices(devices)
     if devices > 1:
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # XLA warns only when it compiles
     done = subprocess.run(
