@@ -10,10 +10,28 @@ from jaxtyping import install_import_hook
 
 from tests import typecheck
 
-# Checks arguments and results of every function in these rooms, shapes included.
-_ROOMS = ("config", "config_json", "data", "evaluation", "media", "mesh", "model_dir", "paths", "planning")
-_CHECKED = [f"omnivinci_jax.{room}" for room in (*_ROOMS, "sequence", "settings", "speech")]
-install_import_hook([*_CHECKED, "conversion"], f"{typecheck.__name__}.check")
+# Checks arguments and results of every function, shapes included.
+_PACKAGES = (
+    "config",
+    "config_json",
+    "data",
+    "evaluation",
+    "generate",
+    "media",
+    "mesh",
+    "model_dir",
+    "models",
+    "paths",
+    "planning",
+    "run",
+    "sequence",
+    "settings",
+    "speech",
+    "train",
+)
+install_import_hook(
+    [*(f"omnivinci_jax.{package}" for package in _PACKAGES), "conversion"], f"{typecheck.__name__}.check"
+)
 # Types alone: most of its functions take scalars, and the audit calls them a million times.
 beartype_package("omnivinci_jax.av_world", conf=typecheck.CONF)
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags

@@ -54,7 +54,7 @@ def muon_dimensions(model: OmniVinciConfig, params: dict) -> dict:
     Optax's default chooses by rank, which would give Muon to stacked norms and Adam to stacked kernels.
     """
 
-    def dimensions(role: Role, leaf: jax.Array | jax.ShapeDtypeStruct) -> optax.contrib.MuonDimensionNumbers | None:
+    def dimensions(role: Role, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:  # optax masks Adam's leaves
         return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if role.muon else None
 
     return jax.tree.map(dimensions, parameter_roles(model, params), params)

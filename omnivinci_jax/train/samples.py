@@ -1,7 +1,7 @@
 """The samples of a run: those planned for each step, how many were read, and which ones were skipped."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class DataProgress(Progress):
     tokens: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     data: str = ""
-    block: tuple[int, int] = (0, 0)
+    block: Sequence[int] = (0, 0)  # a list if it was read from JSON
 
 
 class Samples(Hook):

@@ -35,9 +35,12 @@ from omnivinci_jax.train.start import only_modules
 
 @struct.dataclass
 class TrainState:
-    """The state. `trainable` is float32 and has optimizer state; `frozen` has the compute dtype and no such state."""
+    """The state, or a tree of its shapes or shardings: hence no types.
 
-    step: Array
+    `trainable` is float32 and has optimizer state; `frozen` has the compute dtype and no such state.
+    """
+
+    step: Any
     trainable: Any
     frozen: Any
     opt_state: Any

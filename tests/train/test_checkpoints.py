@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.train.checkpoints import Checkpoints
@@ -22,7 +23,7 @@ def test_an_old_checkpoint_with_a_random_key_restores(tmp_path):
     with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
         items = ocp.args.Composite(state=ocp.args.StandardSave(old), run=ocp.args.JsonSave({"step": 3}))
         manager.save(3, args=items)
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = Checkpoints(epath.Path(tmp_path) / "checkpoints")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes, shardings = jax.eval_shape(lambda: STATE), jax.tree.map(lambda _: device, STATE)
     state, run = checkpoints.restore(shapes, shardings, STATE.frozen)
@@ -37,7 +38,7 @@ def test_an_old_checkpoint_with_a_random_key_restores(tmp_path):
 
 
 def test_a_leaf_missing_from_a_checkpoint_is_an_error(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = Checkpoints(epath.Path(tmp_path) / "checkpoints")
     checkpoints.save(3, STATE, {"step": 3})
     checkpoints.wait()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -47,7 +48,7 @@ def test_a_leaf_missing_from_a_checkpoint_is_an_error(tmp_path):
 
 
 def test_a_full_disk_is_reported_before_anything_is_written(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = Checkpoints(epath.Path(tmp_path) / "checkpoints")
     checkpoints.save(3, STATE, {"step": 3})
     checkpoints.wait()
     usage = namedtuple("usage", "total used free")

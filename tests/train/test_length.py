@@ -5,7 +5,6 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,8 @@ from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train import supervised
 from omnivinci_jax.train.length import Length
 from omnivinci_jax.train.metrics import read_metrics
-from omnivinci_jax.train.samples import DataProgress
+from omnivinci_jax.train.samples import DataProgress, Samples
+from omnivinci_jax.train.state import TrainState
 from omnivinci_jax.train.supervised_loss import SupervisedLoss, sample_starts
 from omnivinci_jax.train.trainer import Hook, Trainer
 from tests.data.test_mixture import mixture_of
@@ -69,10 +69,19 @@ def test_unread_samples_do_not_count_and_only_the_last_steps_wait_for_the_device
         def after_step(self, trainer):
             self.waited += () if trainer.pending else (trainer.progress.step,)
 
+    class FiveSamples(Samples):
+        def __init__(self):
+            pass
+
+        def sizes(self, step):
+            return np.zeros((5, 4), int)
+
+    def train_step(state, batch):
+        return state, {"samples": np.array(4)}
+
     progress, read = DataProgress(), Read()
-    samples = SimpleNamespace(sizes=lambda step: np.zeros((5, 4), int))
-    trainer = Trainer(None, lambda state, batch: (state, {"samples": np.array(4)}), progress, [read])
-    trainer.run(range(100), partial(Length(0, 41, 0).is_done, samples=samples))
+    trainer = Trainer(TrainState(0, {}, {}, ()), train_step, progress, [read])
+    trainer.run(range(100), partial(Length(0, 41, 0).is_done, samples=FiveSamples()))
     assert trainer.is_last and progress.step == 11 and progress.read == 44
     assert read.waited == (10, 11)
 

@@ -70,7 +70,7 @@ def test_the_loss_without_clips_is_0():
 
 def test_weighted_mean_is_the_mean_over_trained_tokens():
     logits, targets = RANDOM.normal(size=(2, 5, 11)) * 8, RANDOM.integers(0, 11, (2, 5))
-    weights = np.array([[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]])
+    weights = np.array([[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]], np.float32)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     expected = -np.log(np.take_along_axis(probabilities, targets[..., None], -1)[..., 0])[weights > 0].mean()
     losses = token_losses(jnp.array(logits), jnp.array(targets))
@@ -81,7 +81,7 @@ def test_weighted_mean_is_the_mean_over_trained_tokens():
 def test_scores_in_pieces_equal_scores_at_once(tied, monkeypatch):
     """Compares losses, correct tokens and gradients of head and hidden states; the pieces do not divide the slots."""
     model = OmniVinci(tiny_config(text=replace(tiny_config().text, tie_word_embeddings=tied)))
-    random = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), abstract_params(model.config))
+    random = jax.tree.map(lambda leaf: jnp.asarray(RANDOM.normal(size=leaf.shape)), abstract_params(model.config))
     hidden = jnp.array(RANDOM.normal(size=(1, 2, 7, 128)), jnp.float32)
     targets, weights = jnp.array(RANDOM.integers(0, 512, (1, 2, 7))), jnp.array(RANDOM.random((1, 2, 7)))
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import replicated
@@ -121,7 +122,7 @@ def train(folder: Path, loss_fn, microbatches: int = 2, stop_at: int = 0) -> tup
     mesh, state = make_mesh(MeshConfig()), new_state()
     shapes, shardings = jax.eval_shape(new_state), jax.tree.map(lambda _: replicated(mesh), state)
     with jax.set_mesh(mesh):
-        checkpoints = Checkpoints(folder / "checkpoints")
+        checkpoints = Checkpoints(epath.Path(folder) / "checkpoints")
         state, saved = checkpoints.restore_or_create(shapes, shardings, new_state, lambda: new_state().frozen)
         progress = Progress(**(saved or {}))
         recorder, metrics_log = Recorder(stop_at), MetricsLog(folder, progress.step)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,13 +17,13 @@ from omnivinci_jax.train.supervised_loss import by_source, sample_starts
 def test_by_source_sums_the_slots_of_each_source():
     random = np.random.default_rng(0)
     values, sources = random.normal(size=(2, 3, 7)), random.integers(0, 4, (2, 3, 7))
-    found = by_source(values, sources, 5)
+    found = by_source(jnp.array(values), jnp.array(sources), 5)
     np.testing.assert_allclose(found, [values[sources == index].sum() for index in range(5)], rtol=1e-5, atol=1e-6)
 
 
 def test_a_conversation_starts_where_its_segment_does():
     segments = np.array([[[1, 1, 2, 3, 3, 0, 0], [0, 0, 2, 2, 0, 0, 0]]])
-    assert sample_starts(segments).tolist() == [[[1, 0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]]
+    assert sample_starts(jnp.array(segments)).tolist() == [[[1, 0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]]
 
 
 def test_losses_token_fractions_and_skipped_samples_of_each_source():

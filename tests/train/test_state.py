@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax import traverse_util
 
 from omnivinci_jax.errors import ConfigError
@@ -35,7 +36,7 @@ def test_a_checkpoint_and_the_start_model_restore_the_state(rank, tmp_path):
         optimizer, start = make_optimizer(config.optimizer, config.steps, config.model), find_start(config, model)
         shapes, shardings = abstract_state(model, optimizer, config, mesh)
         state = create_state(model, optimizer, config, shardings, start)
-        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        checkpoints = Checkpoints(epath.Path(tmp_path) / "checkpoints")
         checkpoints.save(7, state, {"step": 7})
         checkpoints.wait()
         frozen = create_frozen(model, optimizer, config, shardings, start)
