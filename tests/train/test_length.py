@@ -64,7 +64,7 @@ def test_unread_samples_do_not_count_and_only_the_last_steps_wait_for_the_device
         waited = ()
 
         def on_metrics(self, step, metrics):
-            progress.read += metrics["samples"]
+            progress.read += int(metrics["samples"])
 
         def after_step(self, trainer):
             self.waited += () if trainer.pending else (trainer.progress.step,)
