@@ -9,6 +9,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 from omnivinci_jax.evaluation.accuracy import Evaluation, accuracy_table, retrieval_table
+from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.train.metrics import read_metrics
 
 
@@ -36,7 +37,7 @@ def write_report(workdir: Path, evaluation: Evaluation | None, seconds: float, p
     (workdir / "report.md").write_text("\n".join(lines) + "\n")
 
 
-def write_results(path: Path, evaluation: Evaluation, seconds: float) -> None:
+def write_results(path: AnyPath, evaluation: Evaluation, seconds: float) -> None:
     """Writes `overall`, `by_kind`, `counts`, `loss`, `retrieval`, `skipped` and `seconds` as JSON."""
     results = {
         "overall": evaluation.overall,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from omnivinci_jax.errors import ConfigError
@@ -47,6 +48,7 @@ def test_answers_do_not_depend_on_concurrent_requests(av_world):
 
 
 def test_a_context_mesh_is_refused():
-    mesh = jax.sharding.AbstractMesh((1, 1, 2, 1), ("data", "fsdp", "context", "tensor"))
+    devices = np.array(2 * jax.devices()[:1]).reshape(1, 1, 2, 1)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "context", "tensor"))
     with pytest.raises(ConfigError, match=r"mesh\.context is 2: generation needs context=1"):
         Engine(*tiny_assistant(), mesh)

@@ -55,7 +55,9 @@ def outputs(model: OmniVinci, params: dict, case: Case) -> dict[str, np.ndarray]
     logits = jitted(model, "logits")(params, hidden)
     results = {"inputs_embeds": x[:, :length], "logits": logits[:, :length, : config.text.vocab_size]}
     if batch.loss_weights.any():
-        results["loss"] = weighted_mean(token_losses(logits, batch.targets[0]), batch.loss_weights[0])
+        results["loss"] = weighted_mean(
+            token_losses(logits, jnp.asarray(batch.targets[0])), jnp.asarray(batch.loss_weights[0])
+        )
     if new:
         results["generated_new"] = _greedy(model, params, x, length, new)
     return {name: np.asarray(array) for name, array in results.items() if name in recorded}

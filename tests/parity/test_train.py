@@ -4,6 +4,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -32,7 +33,7 @@ def run():
     """Losses of three steps; by torch name, first gradients, parameters after each step, and frozen gradients."""
     case = recorded("e_video_audio_labels")
     config = case_config(CONFIG, case)
-    batch, model = case_batch(config, case), OmniVinci(config)
+    batch, model = jax.tree.map(jnp.asarray, case_batch(config, case)), OmniVinci(config)
     leaves = flatten_dict(params(), sep="/")
     frozen = {path for path in leaves if any(re.fullmatch(pattern, path) for pattern in TrainConfig().frozen)}
     excluded = frozen | {path for path in leaves if path.startswith("omni_align/")}
