@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file
 
 from conversion.layouts import read_layout
@@ -55,7 +56,7 @@ def test_every_adapted_module_of_every_layer(make_run, tmp_path):
         assert module in config["target_modules"]
 
     # A weight that PyTorch merges, W + B @ A * (alpha / r), equals that of our export.
-    export(folder / "run", tmp_path / "model")
+    export(epath.Path(folder) / "run", epath.Path(tmp_path) / "model")
     for source, target in ((folder / "base", "before"), (tmp_path / "model", "after")):
         to_torch(source, tmp_path / target, layout="merged")
     before, after = (read_layout(tmp_path / name) for name in ("before", "after"))
