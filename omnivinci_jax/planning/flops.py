@@ -83,7 +83,7 @@ class _Counted(NamedTuple):
 
 
 class FlopCounter:
-    """Counts the FLOPs of one configuration. Reuse it: construction traces the model's initialisation.
+    """Counts the FLOPs of one configuration. The first one made of a model traces the model's initialisation.
 
     Raises:
         ConfigError: `config.frozen` matches no parameter, or all of them.

@@ -2,20 +2,17 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 from flax import traverse_util
 
 from omnivinci_jax.config import TimeEmbeddingConfig
-from omnivinci_jax.models.initialization import abstract_params, parameter_roles
-from omnivinci_jax.models.lora import add_adapters
+from omnivinci_jax.models.initialization import abstract_params, parameter_roles, unbox_abstract
 from omnivinci_jax.models.parameters import Role
 from omnivinci_jax.settings import LoraConfig
 from omnivinci_jax.train.optimizer import decay_mask, muon_dimensions
-from omnivinci_jax.train.state import split_trainable
-from tests.tiny import random_boxes, tiny_config, tiny_settings
+from omnivinci_jax.train.state import abstract_initial, split_trainable
+from tests.tiny import tiny_config, tiny_settings
 
 # A model with every kind of parameter.
 CONFIG = tiny_config(audio_compression="conv", video_time=TimeEmbeddingConfig(scheme="learned"))
@@ -24,7 +21,8 @@ CONFIG = tiny_config(audio_compression="conv", video_time=TimeEmbeddingConfig(sc
 @pytest.fixture(scope="module")
 def shapes() -> dict:
     """Shapes of the parameters, with an adapter beside every dense kernel."""
-    return nn.meta.unbox(add_adapters(random_boxes(CONFIG), 2, 4.0, (".*",), jax.random.key(0)))
+    lora = LoraConfig(rank=2, targets=(".*",))
+    return unbox_abstract(abstract_initial(dataclasses.replace(tiny_settings(), model=CONFIG, lora=lora)))
 
 
 @pytest.fixture(scope="module")
