@@ -20,6 +20,7 @@ _PACKAGES = (
     "media",
     "mesh",
     "model_dir",
+    "models",
     "paths",
     "planning",
     "run",
@@ -56,7 +57,6 @@ LONGEST = (
     "end_to_end/test_ablate.py",
     "end_to_end/test_finetune_page.py",
     "end_to_end/test_four_processes.py",
-    "end_to_end/test_mixture.py",
 )
 
 

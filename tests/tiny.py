@@ -27,16 +27,20 @@ def tiny_config(**changes) -> OmniVinciConfig:
     return tiny_settings().model.replace(**changes)
 
 
-def random_boxes(config: OmniVinciConfig, seed: int = 0) -> dict:
-    """Random parameters in their boxes, drawn by NumPy because JAX takes seconds to compile the draws."""
+def random_like(boxes: dict, seed: int = 0) -> dict:
+    """Random parameters with the shapes in `boxes`, drawn by NumPy because JAX takes seconds to compile the draws."""
     random = np.random.default_rng(seed)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         width = leaf.shape[-2] if leaf.ndim > 1 else 2500
         value = random.normal(scale=width**-0.5, size=leaf.shape)
-        return jnp.asarray(value + (path[-2].key == "scale"), leaf.dtype)
+        return jnp.asarray(value + path[-2].key.endswith("scale"), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_boxes(config))
+    return jax.tree_util.tree_map_with_path(draw, boxes)
+
+
+def random_boxes(config: OmniVinciConfig, seed: int = 0) -> dict:
+    return random_like(abstract_boxes(config), seed)
 
 
 def random_params(config: OmniVinciConfig, seed: int = 0) -> dict:

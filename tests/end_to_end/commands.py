@@ -45,10 +45,10 @@ def run(arguments: list[str], environment: dict[str, str], **options) -> subproc
     )
 
 
-def train_command(av_world: Path, workdir: Path, *overrides: str) -> list[str]:
+def train_command(av_world: Path, workdir: Path, *overrides: str, config: str | Path = CONFIG) -> list[str]:
     return command(
         "train",
-        f"--config={CONFIG}",
+        f"--config={config}",
         f"--workdir={workdir}",
         *MODEL,
         f"--config.data.train={av_world / 'train.jsonl'}",

@@ -31,11 +31,42 @@ from tests.end_to_end.commands import (
 from tests.tiny import REPOSITORY
 
 
-@pytest.fixture(scope="session")
-def trained(av_world, environment, tmp_path_factory) -> Path:
-    """The work directory of an uninterrupted run."""
+MIXTURE = """
+from configs.tiny import get_config as tiny
+from omnivinci_jax.settings import DataConfig, Source, to_config_dict
+
+def get_config(folder):
+    config = tiny()
+    config.data.sources = to_config_dict(DataConfig(sources=(
+        Source("clips", f"{folder}/clips.jsonl", "omni", 3.0),
+        Source("rest", f"{folder}/rest.jsonl", "text", 1.0),
+    ))).sources
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def mixture(av_world, tmp_path_factory) -> str:
+    """The configuration of a mixture: questions about videos, and the rest."""
+    folder = tmp_path_factory.mktemp("mixture")
+    for media in ("clips", "images", "sounds"):
+        (folder / media).symlink_to(av_world / media)
+    lines = (av_world / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "clips.jsonl").write_text("".join(line for line in lines if '"video"' in line))
+    (folder / "rest.jsonl").write_text("".join(line for line in lines if '"video"' not in line))
+    (folder / "mixture.py").write_text(MIXTURE)
+    return f"{folder / 'mixture.py'}:{folder}"
+
+
+def mixture_command(av_world: Path, workdir: Path, mixture: str, *overrides: str) -> list[str]:
+    return train_command(av_world, workdir, "--config.data.train=", *overrides, config=mixture)
+
+
+@pytest.fixture(scope="module")
+def trained(av_world, mixture, environment, tmp_path_factory) -> Path:
+    """The work directory of an uninterrupted run on a mixture."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = run(train_command(av_world, workdir, WORKER), environment)
+    done = run(mixture_command(av_world, workdir, mixture, WORKER), environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| **overall** |" in done.stdout
     (workdir.parent / "stderr").write_text(done.stderr)
@@ -62,29 +93,51 @@ def test_a_run_writes_all_its_outputs(trained):
     assert all(line.get("finite", 1) for line in read_metrics(trained / "metrics.jsonl"))
 
 
-def test_a_run_killed_at_any_step_resumes_with_the_same_losses(trained, av_world, environment, tmp_path):
+SOURCE_METRICS = ("loss", "tokens", "skipped")
+
+
+def source_metrics(workdir: Path) -> list[dict[str, float]]:
+    """Metrics of the sources in the training log."""
+    lines = read_metrics(workdir / "metrics.jsonl")
+    return [{name: x for name, x in line.items() if "/" in name} for line in lines if line["split"] == "train"]
+
+
+def test_metrics_are_logged_by_source(trained):
+    metrics = source_metrics(trained)
+    assert len(metrics) == STEPS
+    for values in metrics:
+        assert set(values) == {f"{name}/{metric}" for name in ("omni/clips", "text/rest") for metric in SOURCE_METRICS}
+        assert values["omni/clips/tokens"] + values["text/rest/tokens"] == pytest.approx(1)
+        assert values["omni/clips/tokens"] > 0.7 and values["omni/clips/skipped"] == 0
+        assert 0 < values["omni/clips/loss"] < 10 and 0 < values["text/rest/loss"] < 10
+
+
+def test_a_run_killed_at_any_step_resumes_with_the_same_losses(trained, mixture, av_world, environment, tmp_path):
     """Killed three times: before the first checkpoint, after it, and near the end."""
     workdir = tmp_path / "killed"
     for wait, step in ((wait_for_step, 2), (wait_for_checkpoint, 3), (wait_for_checkpoint, 9)):
         process = subprocess.Popen(
-            train_command(av_world, workdir, WORKER), env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL,
+            mixture_command(av_world, workdir, mixture, WORKER), env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         wait(process, workdir, step)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    done = run(train_command(av_world, workdir), environment)
+    done = run(mixture_command(av_world, workdir, mixture), environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed at step" in done.stderr
     assert losses(workdir) == losses(trained)
+    assert source_metrics(workdir) == source_metrics(trained)
     first, second = (json.loads((folder / "results.json").read_text()) for folder in (trained, workdir))
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
-def test_sigterm_to_all_processes_saves_and_exits_with_a_restart_code(trained, av_world, environment, tmp_path):
+def test_sigterm_to_all_processes_saves_and_exits_with_a_restart_code(
+    trained, mixture, av_world, environment, tmp_path
+):
     workdir = tmp_path / "preempted"
     process = subprocess.Popen(
-        train_command(av_world, workdir, WORKER), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
+        mixture_command(av_world, workdir, mixture, WORKER), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, start_new_session=True, text=True,
     )  # fmt: skip
     wait_for_step(process, workdir, 1)
@@ -93,7 +146,7 @@ def test_sigterm_to_all_processes_saves_and_exits_with_a_restart_code(trained, a
     assert process.returncode == os.EX_TEMPFAIL and "leaked" not in errors, errors[-3000:]
     (saved,) = re.findall(r"SIGTERM: saved at step (\d+); the same command resumes", errors)
     assert (workdir / "checkpoints" / saved).exists() and 0 < int(saved) < STEPS
-    done = run(train_command(av_world, workdir), environment)
+    done = run(mixture_command(av_world, workdir, mixture), environment)
     assert done.returncode == 0 and f"resumed at step {saved}" in done.stderr
     assert losses(workdir) == losses(trained)
 
@@ -253,9 +306,9 @@ def test_an_unknown_key_suggests_the_nearest(av_world, tmp_path, capfd):
     assert_one_error(done, "config.optimizer.learning_rat: no such key; did you mean learning_rate?")
 
 
-def test_a_work_directory_of_another_configuration_is_left_alone(trained, av_world, capfd):
+def test_a_work_directory_of_another_configuration_is_left_alone(trained, mixture, av_world, capfd):
     before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
-    done = run_here(train_command(av_world, trained, "--config.seed=5"), capfd)
+    done = run_here(mixture_command(av_world, trained, mixture, "--config.seed=5"), capfd)
     assert_one_error(done, "has a run with another configuration (config.seed is 5, but was 0)")
     assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
 

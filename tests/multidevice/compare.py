@@ -23,14 +23,15 @@ from omnivinci_jax.mesh.mesh import make_mesh, on_mesh
 from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import local_groups, put_batch, replicated
 from omnivinci_jax.models.compute import Compute
+from omnivinci_jax.models.initialization import unbox_abstract
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, LoraConfig, MeshConfig, OptimizerConfig
 from omnivinci_jax.train.optimizer import make_optimizer
-from omnivinci_jax.train.state import abstract_state, create_state
+from omnivinci_jax.train.state import abstract_initial, abstract_state, split_trainable
 from omnivinci_jax.train.step import make_gradient
 from omnivinci_jax.train.supervised_loss import SupervisedLoss
-from tests.tiny import tiny_config, tiny_settings, tiny_tokenizer
+from tests.tiny import random_like, tiny_config, tiny_settings, tiny_tokenizer
 
 DATA = DataConfig(groups=8, capacity=Capacity(rows=1, slots=304, tiles=32, windows=8, clips=4), workers=0)
 CONFIG = tiny_config(
@@ -45,7 +46,7 @@ def main(train: str, out: str, *meshes: str) -> None:
     index = build_index(Jsonl(Path(train)), processor, DATA.capacity, "skip", quiet=True)
     model = OmniVinci(CONFIG, Compute(tower_remat="dots", decoder_remat="full"))
     optimizer = make_optimizer(OptimizerConfig(), 9, CONFIG)
-    results, drawn = {}, None
+    results = {}
     for name in meshes:
         setting, _, lora = name.partition("+")
         axes, _, microbatches = setting.partition("/")
@@ -54,14 +55,8 @@ def main(train: str, out: str, *meshes: str) -> None:
         mesh = make_mesh(MeshConfig(*map(int, axes.split(","))))
         with on_mesh(mesh):
             _, shardings = abstract_state(model, optimizer, config, mesh)
-            if drawn and not (lora or microbatches):
-                trainable, frozen = jax.device_put(drawn, (shardings.trainable, shardings.frozen))
-            else:  # only where needed, because drawing parameters compiles a program
-                state = create_state(model, optimizer, config, shardings)
-                trainable, frozen = state.trainable, state.frozen
-                drawn = drawn or jax.device_get((trainable, frozen))
-            if lora:  # half of the gradient of new adapters would be 0
-                trainable = jax.tree.map(lambda x: x + 0.01, trainable)
+            drawn = split_trainable(unbox_abstract(random_like(abstract_initial(config))), config)
+            trainable, frozen = jax.device_put(drawn, (shardings.trainable, shardings.frozen))
             own = local_groups(DATA.groups, mesh)
             (loaded,) = read_batches(
                 index, Plan(as_mixture(index), DATA.capacity, 0), processor, DATA, own, start=0, stop=1

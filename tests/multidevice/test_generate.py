@@ -1,9 +1,6 @@
 """Sampling with a seed gives the same answers on one device and on meshes of eight."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -13,21 +10,9 @@ import pytest
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.generate.engine import Engine
 from tests.generate.conftest import tiny_assistant
-from tests.tiny import REPOSITORY, virtual_devices
+from tests.multidevice.programs import run_on_devices
 
 MESHES = ["8,1,1,1", "2,2,1,2", "1,1,1,8"]
-
-
-def run_on_devices(count: int, *arguments: object) -> str:
-    """Runs a test program on `count` virtual devices; returns its output."""
-    # With few cores, collectives of two concurrent programs can deadlock.
-    environment = os.environ | virtual_devices(count) | {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def sample(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, list[list[int]]]:
@@ -44,7 +29,8 @@ def test_meshes_sample_the_same_answers(av_world, tmp_path):
 
 
 def test_answers_do_not_depend_on_concurrent_requests(av_world):
-    assert run_on_devices(4, "tests.generate.continuous", av_world, "2,1,1,2").split() == ["equal", "50", "4"]
+    done = run_on_devices(4, "tests.generate.continuous", av_world, "2,1,1,2")
+    assert done.stdout.split() == ["equal", "50", "4"]
 
 
 def test_a_context_mesh_is_refused():

@@ -1,32 +1,21 @@
 """Every mesh of eight devices gives the loss and gradient of one device, on real packed data of all modalities."""
 
 import itertools
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.tiny import REPOSITORY, virtual_devices
+from tests.multidevice.programs import run_on_devices
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
 NAMES = [",".join(map(str, sizes)) for sizes in MESHES] + ["2,2,2,1/2", "1,2,2,2/4", "1,2,2,2+lora"]
-PARTS = [NAMES[part::2] for part in range(2)]  # so that pytest workers can share the work
 
 
 def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, np.ndarray]:
-    environment = os.environ | virtual_devices(devices)
-    if devices > 1:
-        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # XLA warns only when it compiles
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.multidevice.compare", str(av_world / "train.jsonl"), str(out), *meshes],
-        env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    # Without the compilation cache on several devices, because XLA warns only when it compiles.
+    cache = {} if devices == 1 else {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = run_on_devices(devices, "tests.multidevice.compare", av_world / "train.jsonl", out, *meshes, **cache)
     assert "Involuntary full rematerialization" not in done.stderr  # XLA would gather a whole array
     with np.load(out) as arrays:
         return dict(arrays)
@@ -38,26 +27,13 @@ def one_device(av_world, tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def eight_devices(av_world, tmp_path_factory) -> Callable[[int], dict[str, np.ndarray]]:
-    """Returns the results of the meshes of a part, which run once."""
-
-    @cache
-    def results(part: int) -> dict[str, np.ndarray]:
-        return compare(av_world, tmp_path_factory.mktemp("eight") / "eight.npz", 8, PARTS[part])
-
-    return results
+def eight_devices(av_world, tmp_path_factory) -> dict[str, np.ndarray]:
+    return compare(av_world, tmp_path_factory.mktemp("eight") / "eight.npz", 8, NAMES)
 
 
-@pytest.mark.parametrize(
-    ("part", "mesh"),
-    [
-        pytest.param(part, mesh, marks=pytest.mark.xdist_group(f"meshes_{part}"), id=mesh)
-        for part, meshes in enumerate(PARTS)
-        for mesh in meshes
-    ],
-)
-def test_a_mesh_matches_one_device(part, mesh, one_device, eight_devices):
-    found = _of_mesh(eight_devices(part), mesh)
+@pytest.mark.parametrize("mesh", NAMES)
+def test_a_mesh_matches_one_device(mesh, one_device, eight_devices):
+    found = _of_mesh(eight_devices, mesh)
     expected_leaves = _of_mesh(one_device, "1,1,1,1+lora" if mesh.endswith("+lora") else "1,1,1,1")
     assert found.keys() == expected_leaves.keys() and len(found) > 50
     # Rounding scales with the sums that make up a gradient. A key's bias has no other gradient: softmax ignores it.

@@ -6,8 +6,8 @@ import pytest
 
 from omnivinci_jax import cli, model_dir
 from omnivinci_jax.config import OmniAlignConfig, Qwen2Config
+from tests.multidevice.programs import run_on_devices
 from tests.multidevice.sharded import run_commands
-from tests.multidevice.test_generate import run_on_devices
 from tests.tiny import random_params, tiny_config, tiny_tokenizer
 
 MESHES = ["fsdp=8", "fsdp=2,tensor=4"]
