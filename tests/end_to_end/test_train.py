@@ -30,7 +30,6 @@ from tests.end_to_end.commands import (
 )
 from tests.tiny import REPOSITORY
 
-
 MIXTURE = """
 from configs.tiny import get_config as tiny
 from omnivinci_jax.settings import DataConfig, Source, to_config_dict
@@ -117,8 +116,8 @@ def test_a_run_killed_at_any_step_resumes_with_the_same_losses(trained, mixture,
     workdir = tmp_path / "killed"
     for wait, step in ((wait_for_step, 2), (wait_for_checkpoint, 3), (wait_for_checkpoint, 9)):
         process = subprocess.Popen(
-            mixture_command(av_world, workdir, mixture, WORKER), env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, start_new_session=True,
+            mixture_command(av_world, workdir, mixture, WORKER), env=environment, cwd=REPOSITORY,
+            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         wait(process, workdir, step)
         os.killpg(process.pid, signal.SIGKILL)
