@@ -20,7 +20,7 @@ from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES, StoredTensor
 from conversion.tokenizer import SourceTokenizer, read_tokenizer
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
-from omnivinci_jax.config_json import from_json, read_json
+from omnivinci_jax.config_json import describe_publisher, from_json, read_json
 from omnivinci_jax.config_json import read_part as read_part_config
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.models.initialization import init_batch, parameter_shapes
@@ -103,6 +103,8 @@ def open_source(
     base = read_json(folder / "config.json") if folder else None
     config = _configuration(folder, base, parts)
     found, notes = _collect_tensors(folder, parts)
+    if base is not None:
+        notes.insert(0, describe_publisher(base, config))
 
     found_tokenizer = read_tokenizer(tokenizer, [parts.get("llm"), folder, folder and folder / "llm"])
     if found_tokenizer is None:

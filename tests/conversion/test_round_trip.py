@@ -26,6 +26,13 @@ def test_recorded_checkpoint(golden, layout, tmp_path):
     source = golden / f"checkpoint_{layout}"
     notes = from_torch(source, tmp_path / "model")
     assert any("initialised" in note and "omni_align" in note for note in notes)
+    # Both have the successor's model_type; only the released code reads the released layout.
+    whose = "OmniVinci" if layout == "released" else "Audio-Visual Flamingo"
+    scheme, sampling = ("crte", "released") if layout == "released" else ("harmonic_shortest", "port")
+    expected = (
+        f"read as {whose} (model_type 'audiovisualflamingo'): time embedding {scheme} for video and {scheme} for "
+    )
+    assert notes[0].startswith(f"{expected}sound, frame_sampling {sampling}")
     for target in LAYOUTS:
         to_torch(tmp_path / "model", tmp_path / target, layout=target)
         assert different(source, tmp_path / target) == []
