@@ -80,6 +80,7 @@ def port_indices(frames: int, count: int) -> Int[np.ndarray, " n"]:
 
     So a clip of 1 to 2 times `count` frames is read at 0, 1/fps, 2/fps, …, and not to its end. The port computes
     `np.arange(0, frames, frames / count, dtype=int)`, which rounds the step down, and decodes every index once.
+    (transformers 5.24, without the port, takes ⌊k·frames / count⌋ and refuses shorter clips.)
     """
     stride = frames // count
     return stride * np.arange(math.ceil(frames / (frames / count))) if stride else np.zeros(1, int)

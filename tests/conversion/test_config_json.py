@@ -152,6 +152,11 @@ def test_published_sounds_are_padded_to_30_seconds(hop_length, padding):
         ({"video_encoder": {}}, r"video_encoder.end_tokens is '\\n'; supported: None"),
         ({"sound_encoder": {"_target_": "x.WindowSoundEncoder"}}, "sound_encoder._target_ is 'WindowSoundEncoder'"),
         ({"dynamic_s2": False}, "dynamic_s2 is False; supported: True"),
+        (
+            {"omnivinci_jax": {"frame_sampling": "first"}},
+            "frame_sampling is 'first'; supported: 'uniform', 'released', 'port'",
+        ),
+        ({"omnivinci_jax": {"audio_padding_seconds": 0.0}}, "audio_padding_seconds is 0.0: it must be > 0, or None"),
         ({"mm_vision_select_layer": -1}, "mm_vision_select_layer is -1; supported: -2"),
         ({"mm_use_bos_eos_tokens": True}, "mm_use_bos_eos_tokens is True; supported: False"),
         ({"text_config": {"hidden_size": 8}}, "text_config: no vocab_size"),
