@@ -103,8 +103,6 @@ def open_source(
     base = read_json(folder / "config.json") if folder else None
     config = _configuration(folder, base, parts)
     found, notes = _collect_tensors(folder, parts)
-    if base is not None:
-        notes.insert(0, describe_publisher(base, config))
 
     found_tokenizer = read_tokenizer(tokenizer, [parts.get("llm"), folder, folder and folder / "llm"])
     if found_tokenizer is None:
@@ -135,6 +133,8 @@ def open_source(
     leaves = {path: _stored_leaf(shapes[path], group, found, target_dtype) for path, group in by_leaf.items()}
     embedding = leaves["llm/embed_tokens/embedding"].dtype
     leaves |= _initialised_leaves(model, initialised, shapes, target_dtype or embedding)
+    if base is not None:
+        notes.insert(0, describe_publisher(base, config))
     return Source(config, base, leaves, found_tokenizer, notes)
 
 

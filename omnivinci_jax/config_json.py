@@ -12,7 +12,7 @@ means: `_publisher` knows it from the form and from `model_type`.
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from etils import epath
 
@@ -193,7 +193,7 @@ def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> d
             rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
             values |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"], "rope_scaling": None}
         root[key] = values
-        root.pop(legacy, None)  # the merged form has none
+        root.pop(legacy, None)
     encoders = {"image": {}, "video": {"pool_sizes": to_mapping(config.pool_sizes)}, "sound": {}}
     for kind, target in _ENCODERS.items():
         old = root.get(f"{kind}_encoder", {})
@@ -324,8 +324,8 @@ def _encoder(root: Mapping[str, Any], kind: str, where: str) -> Mapping[str, Any
     return values
 
 
-def _publisher(root: Mapping[str, Any]) -> Literal["ours", "released", "successor"]:
-    """Returns whose checkpoint a config.json in the merged form describes."""
+def _publisher(root: Mapping[str, Any]) -> str:
+    """Returns whose checkpoint a config.json in the merged form describes: a key of `_PUBLISHERS`."""
     if UNPUBLISHED in root:
         return "ours"
     released_form = any(legacy in root for _, _, legacy in PARTS.values())
