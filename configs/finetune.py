@@ -20,7 +20,8 @@ def finetune(model: OmniVinciConfig) -> TrainConfig:
     """Returns the settings for a model of this shape."""
     slots = min(4096, model.text.max_position_embeddings)
     return TrainConfig(
-        model=model,
+        # Published weights read a fixed number of frames of every video; short videos need fewer.
+        model=model.replace(frame_sampling="uniform"),
         data=DataConfig(groups=8, capacity=Capacity(rows=1, slots=slots, tiles=64, windows=8, clips=8)),
         optimizer=OptimizerConfig(learning_rate=2e-5),
         frozen=(*TrainConfig().frozen, "vision_tower/.*", "sound_tower/.*", "omni_align/.*"),

@@ -20,7 +20,7 @@ from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES, StoredTensor
 from conversion.tokenizer import SourceTokenizer, read_tokenizer
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
-from omnivinci_jax.config_json import from_json, read_json
+from omnivinci_jax.config_json import describe_publisher, from_json, read_json
 from omnivinci_jax.config_json import read_part as read_part_config
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.models.initialization import init_batch, parameter_shapes
@@ -133,6 +133,8 @@ def open_source(
     leaves = {path: _stored_leaf(shapes[path], group, found, target_dtype) for path, group in by_leaf.items()}
     embedding = leaves["llm/embed_tokens/embedding"].dtype
     leaves |= _initialised_leaves(model, initialised, shapes, target_dtype or embedding)
+    if base is not None:
+        notes.insert(0, describe_publisher(base, config))
     return Source(config, base, leaves, found_tokenizer, notes)
 
 

@@ -5,12 +5,16 @@ config.json; fields use the published names where they exist.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from omnivinci_jax.errors import ConfigError
 
-TIME_SCHEMES = ("none", "learned", "rote", "crte", "longest", "axial", "axial_reversed")
+TIME_SCHEMES = (
+    "none", "learned", "rote", "crte", "longest", "axial", "axial_reversed", "harmonic_shortest", "harmonic_longest",
+)  # fmt: skip
+FRAME_SAMPLINGS = ("uniform", "released", "port")
 AUDIO_COMPRESSIONS = ("none", "conv", "average", "max")
 
 
@@ -102,16 +106,19 @@ class TimeEmbeddingConfig:
     """How absolute time enters a vision or audio token (Section 2.1; the schemes of Table 1 and of released configs).
 
     scheme: `crte` is Equation (4) (released name: period_fix "shortest" or "MTCT"); `longest`, `axial` and
-        `axial_reversed` are the released period_fix "longest", "True" and "False"; `rote`, `learned` and `none` are
-        the other arms of Table 1.
-    max_time: T_max in seconds, or None for an axial scheme without a horizon.
+        `axial_reversed` are the released period_fix "longest", "True" and "False"; `harmonic_shortest` and
+        `harmonic_longest` are "shortest" and "longest" of the successor, Audio-Visual Flamingo; `rote`, `learned` and
+        `none` are the other arms of Table 1.
+    max_time: T_max in seconds, or None for an axial or harmonic scheme without a horizon.
     trope_dim: rotary width; half as many channels rotate, as in the released code (twice as many in axial schemes).
     theta: frequency scaling of Equation (4); 5 in the released code.
     time_embed_type: `pixel` or `lang`, the frequencies of the axial schemes.
     pair_angles: one angle for both channels of a plane (the paper's text) instead of one per channel (its equation).
     """
 
-    scheme: Literal["none", "learned", "rote", "crte", "longest", "axial", "axial_reversed"] = "crte"
+    scheme: Literal[
+        "none", "learned", "rote", "crte", "longest", "axial", "axial_reversed", "harmonic_shortest", "harmonic_longest"
+    ] = "crte"
     max_time: float | None = 3600.0
     trope_dim: int = 128
     theta: float = 5.0
@@ -128,8 +135,18 @@ class TimeEmbeddingConfig:
 
     @property
     def axial(self) -> bool:
-        """Whether angles also depend on the token's position and are computed on the host (sequence/axial.py)."""
+        """Whether angles also depend on the token's position (sequence/axial.py)."""
         return self.scheme in ("axial", "axial_reversed")
+
+    @property
+    def harmonic(self) -> bool:
+        """Whether angles also depend on the clip's other times (sequence/harmonic.py)."""
+        return self.scheme in ("harmonic_shortest", "harmonic_longest")
+
+    @property
+    def host_angles(self) -> bool:
+        """Whether the host computes the angles, which then are part of the batch."""
+        return self.axial or self.harmonic
 
     @property
     def channels(self) -> int:
@@ -153,9 +170,13 @@ class OmniVinciConfig:
     s2_scales: side lengths of the Dynamic-S2 scales in pixels; the first is the tile.
     max_tiles: largest number of tiles of the largest scale.
     pool_sizes: (time, height, width) of each pool of a video's tokens; pools are applied in parallel.
-    num_video_frames, fps: videos are sampled uniformly at `fps` frames per second, at most `num_video_frames`.
+    frame_sampling: which frames of a video the model sees (media/frame_sampling.py): `uniform`, `fps` frames per second
+        and at most `num_video_frames`, or the `num_video_frames` frames that the `released` code or the Transformers
+        `port` takes, with their temporal groups.
     audio_compression: how the audio tokens are halved before the projector (Table 18).
     audio_hop_length, audio_n_fft: of the log-mel spectrogram, in samples at `sampling_rate`.
+    audio_padding_seconds: sounds are padded with silence to a multiple of this length before the log-mel, then with
+        zero frames to whole windows. The released processor pads to 30 s at every hop; None pads to whole windows.
     max_sound_seconds: longer sounds are cut at this length (the published demo reads one hour).
     temporal_group_seconds: T_G of Temporal Embedding Grouping; None puts all vision tokens before all audio tokens.
     """
@@ -166,11 +187,13 @@ class OmniVinciConfig:
     s2_scales: tuple[int, ...] = (448, 896, 1344)
     max_tiles: int = 12
     pool_sizes: tuple[tuple[int, int, int], ...] = ((8, 1, 1),)
+    frame_sampling: Literal["uniform", "released", "port"] = "uniform"
     num_video_frames: int = 128
     fps: float = 2.0
     audio_compression: Literal["none", "conv", "average", "max"] = "max"
     audio_hop_length: int = 160
     audio_n_fft: int = 400
+    audio_padding_seconds: float | None = None
     sampling_rate: int = 16_000
     max_sound_seconds: float = 3600.0
     temporal_group_seconds: float | None = 30.0
@@ -180,6 +203,9 @@ class OmniVinciConfig:
 
     def __post_init__(self):
         one_of("audio_compression", self.audio_compression, AUDIO_COMPRESSIONS)
+        one_of("frame_sampling", self.frame_sampling, FRAME_SAMPLINGS)
+        if self.audio_padding_seconds is not None and not self.audio_padding_seconds > 0:
+            raise ConfigError(f"audio_padding_seconds is {self.audio_padding_seconds}: it must be > 0, or None")
         if self.s2_scales[0] != self.vision.image_size or any(s % self.s2_scales[0] for s in self.s2_scales):
             raise ConfigError(
                 f"s2_scales is {self.s2_scales}: the first must be vision image_size ({self.vision.image_size}), "
@@ -235,6 +261,17 @@ class OmniVinciConfig:
     def window_samples(self) -> int:
         """Waveform samples in one window."""
         return self.audio.window_frames * self.audio_hop_length
+
+    def padded_samples(self, seconds: float) -> int:
+        """Waveform samples of a sound of so many seconds, after padding with silence."""
+        unit = self.window_samples
+        if self.audio_padding_seconds is not None:
+            unit = round(self.audio_padding_seconds * self.sampling_rate)
+        return max(1, math.ceil(round(seconds * self.sampling_rate) / unit)) * unit
+
+    def sound_windows(self, seconds: float) -> int:
+        """Windows of a sound of so many seconds."""
+        return math.ceil(self.padded_samples(seconds) // self.audio_hop_length / self.audio.window_frames)
 
     def replace(self, **changes) -> "OmniVinciConfig":
         """A copy with some fields changed; validates the result."""

@@ -4,6 +4,9 @@ Reads two forms. The released form stores the encoders as JSON strings (or objec
 its folder or under `llm_cfg`, `vision_tower_cfg` and `sound_tower_cfg`. The merged form of the Transformers port has
 `text_config`, `vision_config` and `audio_config`; model directories use it. Settings without a published key are under
 `omnivinci_jax`. Keys that do not affect the model are kept.
+
+A published config.json does not say how its code samples frames and pads sound, or which of two formulas `period_fix`
+means: `_publisher` knows it from the form and from `model_type`.
 """
 
 import dataclasses
@@ -69,6 +72,20 @@ _SCHEMES = {
     "rote": "rote",
     "learned": "learned",
 }
+# Audio-Visual Flamingo gives some values another formula; its default for "MTCT" is "longest".
+_SUCCESSOR = "audiovisualflamingo"
+_SUCCESSOR_SCHEMES = {
+    **_SCHEMES,
+    "shortest": "harmonic_shortest",
+    "longest": "harmonic_longest",
+    "MTCT": "harmonic_longest",
+}
+# Publisher: (name, value of `frame_sampling`).
+_PUBLISHERS = {
+    "ours": ("omnivinci_jax", "uniform"),
+    "released": ("OmniVinci", "released"),
+    "successor": ("Audio-Visual Flamingo", "port"),
+}
 _ENCODERS = {"image": "BasicImageEncoder", "video": "TSPVideoEncoder", "sound": "BasicSoundEncoder"}
 
 
@@ -95,6 +112,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
         beside = path.parent / folder / "config.json"
         if key not in root and beside.is_file():
             root[key] = _load(beside)
+            root.setdefault(legacy, folder)  # marks the released form
         elif key not in root and isinstance(root.get(legacy), Mapping):
             root[key] = dict(root[legacy])
     for name, _ in _PROJECTORS:
@@ -122,7 +140,9 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
     unpublished = dict(root.get(UNPUBLISHED, {}))
     video, sound = (_encoder(root, name, where) for name in ("video", "sound"))
     chunk = str(root.get("audio_chunk_length", "max_3600"))
+    publisher = _publisher(root)
     values = dict(
+        frame_sampling=_PUBLISHERS[publisher][1],
         s2_scales=_scales(root, parts["vision"], where),
         max_tiles=root.get("max_tiles"),
         pool_sizes=video.get("pool_sizes", [[1, 1, 1]]),
@@ -139,13 +159,29 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
         values["temporal_group_seconds"] = None
     times = {f"{kind}_time": unpublished.pop(f"{kind}_time", {}) for kind in ("video", "sound")}
     times = {
-        name: _time(encoder, times[name], f"{where}: {name.removesuffix('_time')}_encoder")
+        name: _time(encoder, times[name], publisher, f"{where}: {name.removesuffix('_time')}_encoder")
         for name, encoder in (("video_time", video), ("sound_time", sound))
     }
     align = OmniAlignConfig(num_heads=parts["text"].num_attention_heads)
     values["omni_align"] = {**to_mapping(align), **unpublished.pop("omni_align", {})}
     values |= {name: to_mapping(section) for name, section in (parts | times).items()}
-    return from_mapping(OmniVinciConfig, values | unpublished, where)
+    config = from_mapping(OmniVinciConfig, values | unpublished, where)
+    # The published processors pad sound to 30 s, which is what a window of their tower holds at 10 ms a mel frame.
+    padding = config.audio.window_frames / 100
+    if publisher == "ours" or padding * config.sampling_rate == config.window_samples:
+        return config
+    return config.replace(audio_padding_seconds=padding)
+
+
+def describe_publisher(root: Mapping[str, Any], config: OmniVinciConfig) -> str:
+    """Describes how a config.json in the merged form was read: whose time embedding and whose frames."""
+    publisher = _publisher(root)
+    return (
+        f"read as {_PUBLISHERS[publisher][0]} (model_type {root.get('model_type')!r}): time embedding "
+        f"{config.video_time.scheme} for video and {config.sound_time.scheme} for sound, frame_sampling "
+        f"{config.frame_sampling}"
+        + ("; set model_type to 'omnivinci' if these are OmniVinci weights" if publisher == "successor" else "")
+    )
 
 
 def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -189,9 +225,15 @@ def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> d
     root[UNPUBLISHED] = {
         "audio_compression": config.audio_compression,
         "audio_n_fft": config.audio_n_fft,
+        "audio_padding_seconds": config.audio_padding_seconds,
+        "frame_sampling": config.frame_sampling,
         "omni_align": to_mapping(config.omni_align),
         **{
-            name: {"theta": time.theta, "pair_angles": time.pair_angles}
+            name: {
+                "theta": time.theta,
+                "pair_angles": time.pair_angles,
+                **({"scheme": time.scheme} if time.harmonic else {}),
+            }
             for name, time in (("video_time", config.video_time), ("sound_time", config.sound_time))
         },
     }
@@ -282,13 +324,23 @@ def _encoder(root: Mapping[str, Any], kind: str, where: str) -> Mapping[str, Any
     return values
 
 
-def _time(encoder: Mapping[str, Any], unpublished: Mapping[str, Any], where: str) -> TimeEmbeddingConfig:
+def _publisher(root: Mapping[str, Any]) -> str:
+    """Returns whose checkpoint a config.json in the merged form describes: a key of `_PUBLISHERS`."""
+    if UNPUBLISHED in root:
+        return "ours"
+    released_form = any(legacy in root for _, _, legacy in PARTS.values())
+    return "successor" if root.get("model_type") == _SUCCESSOR and not released_form else "released"
+
+
+def _time(
+    encoder: Mapping[str, Any], unpublished: Mapping[str, Any], publisher: str, where: str
+) -> TimeEmbeddingConfig:
     one_of(f"{where}.embed_time", encoder.get("embed_time", "False"), ("True", "False", True, False))
     embeds = encoder.get("embed_time", "False") in ("True", True)
     fix = str(encoder.get("period_fix", "False"))
     one_of(f"{where}.period_fix", fix, tuple(_SCHEMES))
     published = dict(
-        scheme=_SCHEMES[fix] if embeds else "none",
+        scheme=(_SUCCESSOR_SCHEMES if publisher == "successor" else _SCHEMES)[fix] if embeds else "none",
         max_time=encoder.get("max_time"),
         trope_dim=encoder.get("trope_dim", 128),
         time_embed_type=encoder.get("time_embed_type", "pixel"),
@@ -297,7 +349,8 @@ def _time(encoder: Mapping[str, Any], unpublished: Mapping[str, Any], where: str
 
 
 def _time_json(time: TimeEmbeddingConfig) -> dict[str, Any]:
-    fix = next((fix for fix, scheme in _SCHEMES.items() if scheme == time.scheme), "shortest")
+    names = _SUCCESSOR_SCHEMES if time.harmonic else _SCHEMES
+    fix = next((fix for fix, scheme in names.items() if scheme == time.scheme), "shortest")
     return {
         "embed_time": "False" if time.scheme == "none" else "True",
         "period_fix": fix,

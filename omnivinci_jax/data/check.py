@@ -7,6 +7,7 @@ from tqdm import tqdm
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.media import decode
+from omnivinci_jax.media.frame_sampling import uniform_indices
 from omnivinci_jax.sequence.chat import Media
 
 
@@ -38,7 +39,7 @@ def _problem(item: Media) -> str:
             decode.read_waveform(item.path)
         else:
             info = decode.probe_video(item.path)
-            sampled = decode.sample_frames(info.frame_times, info.duration, 2.0, 128)
+            sampled = uniform_indices(info.frame_times, info.duration, 2.0, 128)
             for _ in decode.iterate_frames(item.path, sampled):
                 pass
             if info.audio_seconds:

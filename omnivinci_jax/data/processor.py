@@ -15,6 +15,7 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import audio, decode, image
+from omnivinci_jax.media.frame_sampling import group_ends, sample_frames
 from omnivinci_jax.paths import AnyPath, atomic_file, local_copy
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, SoundSize, VideoSize, lay_out
@@ -96,24 +97,25 @@ class MediaReader:
             return self._sound_size(decode.probe_audio(item.path))
         info = _probe_video(*file_state(item.path))
         frames = min(config.num_video_frames, max_frames or config.num_video_frames)
-        indices = decode.sample_frames(info.frame_times, info.duration, config.fps, frames)
+        sampled = sample_frames(config.frame_sampling, info.frame_times, info.duration, config.fps, frames)
         has_sound = info.audio_seconds > 0 and self.drop != "sound"
+        sound, ends = self._sound_size(info.audio_seconds) if has_sound else None, None
+        if sound and sampled.rate is not None and config.temporal_group_seconds is not None:
+            ends = group_ends(
+                sampled.indices,
+                frames=len(info.frame_times),
+                rate=sampled.rate,
+                group_seconds=config.temporal_group_seconds,
+                sound_seconds=sound.seconds,
+                mel_rate=config.sampling_rate // config.audio_hop_length,
+            )
         return VideoSize(
-            tuple(indices.tolist()),
-            tuple(info.frame_times[indices].tolist()),
-            info.duration,
-            self._sound_size(info.audio_seconds) if has_sound else None,
+            tuple(sampled.indices.tolist()), tuple(sampled.times.tolist()), sampled.seconds, sound, group_ends=ends
         )
 
     def _sound_size(self, seconds: float) -> SoundSize:
         seconds = min(seconds, self.config.max_sound_seconds)
-        windows = audio.num_windows(
-            seconds,
-            window_frames=self.config.audio.window_frames,
-            hop_length=self.config.audio_hop_length,
-            sampling_rate=self.config.sampling_rate,
-        )
-        return SoundSize(seconds, windows)
+        return SoundSize(seconds, self.config.sound_windows(seconds))
 
     def _load(self, item: Media, tiled: bool, max_frames: int | None) -> tuple[MediaSize, np.ndarray, np.ndarray]:
         config, size = self.config, self._measure(item, tiled, max_frames)
@@ -128,8 +130,9 @@ class MediaReader:
         elif isinstance(size, SoundSize):
             windows = self._windows(item, size)
         else:
-            frames = decode.iterate_frames(item.path, np.array(size.frame_indices))
-            tiles = np.stack([image.frame_tile(frame, side) for frame in frames])
+            distinct, repeats = np.unique(size.frame_indices, return_counts=True)
+            frames = decode.iterate_frames(item.path, distinct)
+            tiles = np.repeat([image.frame_tile(frame, side) for frame in frames], repeats, axis=0)
             windows = self._windows(item, size.sound)
         return size, tiles, windows
 
@@ -140,7 +143,8 @@ class MediaReader:
         waveform = decode.read_waveform(item.path, config.sampling_rate, config.max_sound_seconds)
         # Decoders may return a few samples more or fewer than the header says; packs are planned by the header.
         samples = round(size.seconds * config.sampling_rate)
-        waveform = np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
+        waveform = waveform[:samples]
+        waveform = np.pad(waveform, (0, config.padded_samples(size.seconds) - len(waveform)))
         return audio.mel_windows(
             waveform,
             window_frames=config.audio.window_frames,
@@ -178,12 +182,15 @@ class MediaReader:
         return (
             config.s2_scales,
             config.max_tiles,
+            config.frame_sampling,
             config.num_video_frames,
             config.fps,
+            config.temporal_group_seconds,
             config.audio.window_frames,
             config.audio.num_mel_bins,
             config.audio_hop_length,
             config.audio_n_fft,
+            config.audio_padding_seconds,
             config.sampling_rate,
             config.max_sound_seconds,
         )
@@ -228,5 +235,7 @@ def _read_size(record: dict) -> MediaSize:
     if kind is VideoSize:
         sound = record.pop("sound")
         frames = {name: tuple(record.pop(name)) for name in ("frame_indices", "frame_times")}
+        ends = record.pop("group_ends")
+        frames["group_ends"] = ends and tuple(map(tuple, ends))
         return VideoSize(**frames, **record, sound=SoundSize(**sound) if sound else None)
     return kind(**record)

@@ -56,19 +56,18 @@ def mel_windows(
     num_mel_bins: int = 128,
     sampling_rate: int = 16_000,
 ) -> Float32[np.ndarray, "windows window_frames mel"]:
-    """Returns log-mel windows of a waveform, padded with zeros to a whole number of windows, at least one.
+    """Returns the log-mel of a waveform in windows; zero frames fill the last window, as in the released code.
 
-    The log-mel is computed over the whole padded waveform, so all windows share one maximum.
+    The log-mel is computed over the whole waveform, so all windows share one maximum.
+
+    Args:
+        waveform: with its padding (`OmniVinciConfig.padded_samples`).
+        window_frames: mel frames in a window.
+        hop_length, n_fft, num_mel_bins, sampling_rate: as in `log_mel`.
     """
-    count = _num_windows(waveform.size, window_frames, hop_length)
-    padded = np.pad(waveform, (0, count * window_frames * hop_length - waveform.size))
-    features = log_mel(padded, sampling_rate, n_fft, hop_length, num_mel_bins)
-    return features.reshape(count, window_frames, num_mel_bins)
-
-
-def num_windows(seconds: float, *, window_frames: int, hop_length: int, sampling_rate: int = 16_000) -> int:
-    """Returns the number of windows that `mel_windows` returns for round(seconds · sampling_rate) samples."""
-    return _num_windows(round(seconds * sampling_rate), window_frames, hop_length)
+    features = log_mel(waveform, sampling_rate, n_fft, hop_length, num_mel_bins)
+    features = np.pad(features, ((0, -len(features) % window_frames), (0, 0)))
+    return features.reshape(-1, window_frames, num_mel_bins)
 
 
 @lru_cache
@@ -79,10 +78,6 @@ def mel_filters(sampling_rate: int, n_fft: int, num_mel_bins: int) -> Float64[np
     bins = np.linspace(0.0, sampling_rate / 2, n_fft // 2 + 1)[:, None]
     triangles = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))
     return np.maximum(triangles, 0.0) * 2.0 / (high - low)
-
-
-def _num_windows(samples: int, window_frames: int, hop_length: int) -> int:
-    return max(1, math.ceil(samples / (window_frames * hop_length)))
 
 
 # Slaney's scale: linear up to 1 kHz (15 mel; 3 mel per 200 Hz), logarithmic above (27 mel per factor of 6.4).

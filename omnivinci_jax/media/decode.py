@@ -18,7 +18,7 @@ import soxr
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Float32, Float64, Int, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from omnivinci_jax.errors import MediaError
@@ -100,21 +100,6 @@ def probe_audio(path: PathLike) -> float:
         for packet in ffmpeg.packets(container, [sound], path):
             sound_end.add(packet)
         return max(0.0, sound_end.seconds - ffmpeg.clip_start(ffmpeg.first_video(container), sound))
-
-
-def sample_frames(
-    frame_times: Float[np.ndarray, " frames"], duration: float, fps: float, max_frames: int
-) -> Int[np.ndarray, " n"]:
-    """Returns indices of the frames shown at the centres of n = clip(⌊duration·fps⌋, 1, max_frames) equal bins.
-
-    A centre before the first frame takes the first frame. A frame that fills several bins is returned once, so there
-    may be fewer than n. The true times are `frame_times[indices]`.
-    """
-    # Rounded timestamps can turn the 20 frames of 10 s at 2 fps into 19.9999.
-    count = int(np.clip(np.floor(duration * fps + 1e-3), 1, max_frames))
-    centres = (np.arange(count) + 0.5) * duration / count
-    on_screen = np.searchsorted(frame_times, centres + 1e-6, side="right") - 1
-    return np.unique(np.maximum(on_screen, 0))
 
 
 def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:

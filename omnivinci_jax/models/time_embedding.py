@@ -28,15 +28,15 @@ class TimeEmbedding(nn.Module):
         times: Float32[Array, "*batch"],
         angles: Float32[Array, "*batch C"] | None = None,
     ) -> Float[Array, "*batch D"]:
-        """Embeds `times` (seconds); `angles` are for the axial schemes and come from the host (sequence/axial.py)."""
+        """Embeds `times` (seconds); `angles` come from the host for the schemes with `config.host_angles`."""
         scheme = self.config.scheme
         if scheme == "none":
             return x
         if scheme == "learned":
             return x + jnp.where(times[..., None] == 0, 0, self._learned(times, x.shape[-1]))
-        if scheme not in ("axial", "axial_reversed"):
+        if not self.config.host_angles:
             angles = time_angles(times, frequencies(self.config))
-        assert angles is not None  # the host makes them for the axial schemes
+        assert angles is not None  # the batch has them
         return rotate(x, angles)
 
     def _learned(self, times: Float32[Array, "*batch"], width: int) -> Float[Array, "*batch D"]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.config import OmniVinciConfig, TimeEmbeddingConfig
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import TEXT, VISION, Batch, Capacity
 from omnivinci_jax.sequence.row import Row
@@ -60,9 +60,13 @@ def empty_group(config: OmniVinciConfig, capacity: Capacity) -> Batch:
         vision_clip=np.zeros(vision, np.int32),
         audio_clip=np.zeros(audio, np.int32),
         clip_source=np.zeros(capacity.clips, np.int32),
-        vision_angles=np.zeros((vision, config.video_time.channels), np.float32) if config.video_time.axial else None,
-        audio_angles=np.zeros((audio, config.sound_time.channels), np.float32) if config.sound_time.axial else None,
+        vision_angles=_empty_angles(vision, config.video_time),
+        audio_angles=_empty_angles(audio, config.sound_time),
     )
+
+
+def _empty_angles(tokens: int, time: TimeEmbeddingConfig) -> np.ndarray | None:
+    return np.zeros((tokens, time.channels), np.float32) if time.host_angles else None
 
 
 def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacity) -> Batch:

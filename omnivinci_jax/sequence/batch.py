@@ -35,8 +35,8 @@ class Batch(NamedTuple):
     vision_clip, audio_clip: id of the video with sound that a token belongs to, from 1; 0 = none.
     clip_source: hash of each clip's source file, so that two conversations about one video are not each other's
         negatives; 0 where there is no clip.
-    vision_angles, audio_angles: rotation angles of the axial time schemes, reduced on the host because they are too
-        large for float32; None under every other scheme.
+    vision_angles, audio_angles: rotation angles of the axial and harmonic time schemes, reduced on the host because
+        they are too large for float32; None under every other scheme.
     """
 
     tokens: Int32[Any, "G R T"]

@@ -15,7 +15,8 @@ from omnivinci_jax.config import OmniVinciConfig, TimeEmbeddingConfig
 from omnivinci_jax.sequence.axial import axial_angles
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
 from omnivinci_jax.sequence.chat import Conversation, Media
-from omnivinci_jax.sequence.grouping import temporal_groups
+from omnivinci_jax.sequence.grouping import cut_groups, temporal_groups
+from omnivinci_jax.sequence.harmonic import harmonic_angles
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 
@@ -37,12 +38,17 @@ class SoundSize:
 
 @dataclass(frozen=True)
 class VideoSize:
-    """Sampled frames of a video with their presentation times, its length in seconds, and its sound if any."""
+    """Sampled frames of a video with their presentation times, its length in seconds, and its sound if any.
+
+    `group_ends` are the temporal groups where the rule that sampled the frames fixes them: how many sampled frames and
+    mel frames precede each group's end.
+    """
 
     frame_indices: tuple[int, ...]
     frame_times: tuple[float, ...]
     seconds: float
     sound: SoundSize | None
+    group_ends: tuple[tuple[int, int], ...] | None = None
 
 
 MediaSize = ImageSize | SoundSize | VideoSize
@@ -53,7 +59,8 @@ class Row:
     """One conversation laid out in L slots.
 
     `slot_kind` is TEXT, AUDIO or VISION + pool; `slot_index` is the token's index in that pool.
-    `vision_times`, `vision_clip` and `vision_angles` have one array per pool; angles exist only for axial schemes.
+    `vision_times`, `vision_clip` and `vision_angles` have one array per pool; angles exist only for time schemes
+    whose angles the host computes.
     """
 
     tokens: Int32[np.ndarray, " L"]
@@ -143,7 +150,9 @@ class _PoolTokens:
 
     def add(self, times: Float64[np.ndarray, "frames tokens"], clip: int) -> np.ndarray:
         """Appends the tokens of a clip's frames (a sound is one frame) and returns their indices."""
-        if self.time.axial:
+        if self.time.harmonic:
+            self.angles.append(harmonic_angles(times.reshape(-1), self.time))
+        elif self.time.axial:
             frame, token = (axis.reshape(-1) for axis in np.indices(times.shape))
             frames, tokens = times.shape
             angles = axial_angles(frame, token, frames, tokens, times.reshape(-1), self.time, self.modality)
@@ -200,8 +209,8 @@ class _MediaBuilder:
             audio_times=audio_times,
             audio_clip=audio_clip,
             clip_source=tuple(self.clip_source),
-            vision_angles=vision_angles if self.config.video_time.axial else None,
-            audio_angles=audio_angles if self.config.sound_time.axial else None,
+            vision_angles=vision_angles if self.config.video_time.host_angles else None,
+            audio_angles=audio_angles if self.config.sound_time.host_angles else None,
         )
 
     def _add_image(self, size: ImageSize) -> _Slots:
@@ -243,7 +252,7 @@ class _MediaBuilder:
         """Returns indices of a sound's tokens, padding included; token k of n is at second (k + 1/2) * length / n."""
         config = self.config
         count = size.windows * config.window_tokens
-        length = size.windows * config.window_samples / config.sampling_rate
+        length = config.padded_samples(size.seconds) / config.sampling_rate
         times = (np.arange(count) + 0.5) * length / count
         self.num_windows += size.windows
         return self.audio.add(times[None], clip=0)
@@ -255,15 +264,20 @@ class _MediaBuilder:
         self.clip_source.append(zlib.crc32(item.path.encode()) % (2**31 - 1) + 1)
         clip = len(self.clip_source)
         vision, audio = self._add_frames(size, clip), _media(AUDIO, self._add_sound(size.sound))
-        groups = temporal_groups(
-            np.array(size.frame_times),
-            seconds=max(size.seconds, size.sound.seconds),
-            num_vision_tokens=len(vision.tokens),
-            num_audio_tokens=len(audio.tokens),
-            mel_frames=size.sound.windows * self.config.audio.window_frames,
-            window_seconds=size.sound.windows * self.config.window_samples / self.config.sampling_rate,
-            group_seconds=self.config.temporal_group_seconds,
-        )
+        padded = self.config.padded_samples(size.sound.seconds)
+        tokens = dict(num_vision_tokens=len(vision.tokens), num_audio_tokens=len(audio.tokens))
+        mel_frames = padded // self.config.audio_hop_length
+        if size.group_ends is None:
+            groups = temporal_groups(
+                np.array(size.frame_times),
+                seconds=max(size.seconds, size.sound.seconds),
+                mel_frames=mel_frames,
+                window_seconds=padded / self.config.sampling_rate,
+                group_seconds=self.config.temporal_group_seconds,
+                **tokens,
+            )
+        else:
+            groups = cut_groups(size.group_ends, len(size.frame_times), mel_frames, **tokens)
         # Padding past the last group has no slots, and OmniAlignNet ignores it.
         self.audio.clip[-1][: groups[-1][1].stop] = clip
         spans = []

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from omnivinci_jax.config import (
     AUDIO_COMPRESSIONS,
+    FRAME_SAMPLINGS,
     TIME_SCHEMES,
     OmniAlignConfig,
     OmniVinciConfig,
     TimeEmbeddingConfig,
 )
-from omnivinci_jax.config_json import from_json, read_config, to_json, to_released
+from omnivinci_jax.config_json import describe_publisher, from_json, read_config, to_json, to_released
 from omnivinci_jax.errors import ConfigError
 
 TIMES = st.builds(
@@ -30,10 +31,12 @@ CONFIGS = st.builds(
     OmniVinciConfig,
     max_tiles=st.integers(9, 20),
     pool_sizes=st.sampled_from((((8, 1, 1),), ((4, 1, 1), (2, 2, 2)))),
+    frame_sampling=st.sampled_from(FRAME_SAMPLINGS),
     num_video_frames=st.integers(1, 500),
     fps=st.floats(0.1, 30),
     audio_compression=st.sampled_from(AUDIO_COMPRESSIONS),
     audio_hop_length=st.integers(60, 400),
+    audio_padding_seconds=st.none() | st.floats(1, 60),
     audio_n_fft=st.integers(200, 800),
     sampling_rate=st.sampled_from((8000, 16_000)),
     max_sound_seconds=st.floats(1, 4000),
@@ -85,15 +88,52 @@ def test_legacy_names_and_forms(tmp_path):
     assert config.replace(text=OmniVinciConfig().text, max_sound_seconds=3600.0) == OmniVinciConfig()
 
 
-def test_published_keys_alone():
-    root = published()
+def published_alone(**changes):
+    """A published config.json without the keys of this project."""
+    root = published(**changes)
     for key in ("omnivinci_jax", "audio_hop_length", "interleaved_video_segment_duration"):
         del root[key]
     root["video_encoder"] |= {"period_fix": "MTCT", "embed_time": True}
     root["sound_encoder"] |= {"embed_time": "False"}
-    config = from_json(root)
+    return root
+
+
+def test_published_keys_alone():
+    config = from_json(published_alone(model_type="omnivinci"))
     assert (config.video_time.scheme, config.sound_time.scheme) == ("crte", "none")
     assert (config.audio_hop_length, config.temporal_group_seconds, config.audio_compression) == (160, 30.0, "none")
+
+
+def test_model_type_and_form_say_whose_formula_and_frames(tmp_path):
+    root = published_alone(model_type="audiovisualflamingo")
+    successor = from_json(root)
+    assert (successor.video_time.scheme, successor.frame_sampling) == ("harmonic_longest", "port")
+    assert "Audio-Visual Flamingo" in describe_publisher(root, successor)
+    for fix in ("shortest", "longest"):
+        root["sound_encoder"] |= {"period_fix": fix, "embed_time": "True"}
+        assert from_json(root).sound_time.scheme == f"harmonic_{fix}"
+    # The released form is read by the released code, whatever the type says; so are other types in the merged form.
+    for name, values in to_released(root).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(values))
+    for released in (read_config(tmp_path / "config.json"), from_json(root | {"model_type": "omnivinci"})):
+        schemes = released.video_time.scheme, released.sound_time.scheme
+        assert (*schemes, released.frame_sampling) == ("crte", "longest", "released")
+    # A model directory keeps what was read.
+    kept = from_json(to_json(successor, root))
+    assert kept == successor and kept.video_time.scheme == "harmonic_longest"
+    # Those of earlier versions have no `scheme`: they have the released formula, and sample uniformly.
+    config = OmniVinciConfig()
+    earlier = to_json(config)
+    del earlier["omnivinci_jax"]["frame_sampling"], earlier["omnivinci_jax"]["audio_padding_seconds"]
+    assert earlier["model_type"] == "audiovisualflamingo" and from_json(earlier) == config
+
+
+@pytest.mark.parametrize("hop_length, padding", [(160, None), (60, 30.0)])
+def test_published_sounds_are_padded_to_30_seconds(hop_length, padding):
+    config = from_json(published_alone(model_type="omnivinci") | {"audio_hop_length": hop_length})
+    assert config.audio_padding_seconds == padding
+    assert config.padded_samples(11.3) == 30 * 16_000
 
 
 @pytest.mark.parametrize(
@@ -112,6 +152,11 @@ def test_published_keys_alone():
         ({"video_encoder": {}}, r"video_encoder.end_tokens is '\\n'; supported: None"),
         ({"sound_encoder": {"_target_": "x.WindowSoundEncoder"}}, "sound_encoder._target_ is 'WindowSoundEncoder'"),
         ({"dynamic_s2": False}, "dynamic_s2 is False; supported: True"),
+        (
+            {"omnivinci_jax": {"frame_sampling": "first"}},
+            "frame_sampling is 'first'; supported: 'uniform', 'released', 'port'",
+        ),
+        ({"omnivinci_jax": {"audio_padding_seconds": 0.0}}, "audio_padding_seconds is 0.0: it must be > 0, or None"),
         ({"mm_vision_select_layer": -1}, "mm_vision_select_layer is -1; supported: -2"),
         ({"mm_use_bos_eos_tokens": True}, "mm_use_bos_eos_tokens is True; supported: False"),
         ({"text_config": {"hidden_size": 8}}, "text_config: no vocab_size"),

@@ -26,6 +26,12 @@ def test_recorded_checkpoint(golden, layout, tmp_path):
     source = golden / f"checkpoint_{layout}"
     notes = from_torch(source, tmp_path / "model")
     assert any("initialised" in note and "omni_align" in note for note in notes)
+    # Both have the successor's model_type; only the released code reads the released layout.
+    whose = "OmniVinci" if layout == "released" else "Audio-Visual Flamingo"
+    scheme, sampling = ("crte", "released") if layout == "released" else ("harmonic_shortest", "port")
+    schemes = f"time embedding {scheme} for video and {scheme} for sound"
+    expected = f"read as {whose} (model_type 'audiovisualflamingo'): {schemes}, frame_sampling {sampling}"
+    assert notes[0].startswith(expected)
     for target in LAYOUTS:
         to_torch(tmp_path / "model", tmp_path / target, layout=target)
         assert different(source, tmp_path / target) == []

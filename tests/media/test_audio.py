@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
-from omnivinci_jax.media.audio import log_mel, mel_filters, mel_windows, num_windows
+from omnivinci_jax.config import AFWhisperConfig, OmniVinciConfig
+from omnivinci_jax.media.audio import log_mel, mel_filters, mel_windows
 from tests.media.files import tone
 
 GOLDEN = Path(__file__).parents[2].parent / "shared/golden/parts/whisper_mel.npz"
@@ -45,7 +46,8 @@ def test_log_mel_matches_whisper(name, hop_length):
 def test_log_mel_matches_the_released_model(hop_length, seconds):
     golden = np.load(GOLDEN)
     expected = golden[f"mel_hop{hop_length}_chunk{seconds}"][0].T
-    windows = mel_windows(golden["wave"], window_frames=len(expected), hop_length=hop_length)
+    padded = np.pad(golden["wave"], (0, seconds * 16_000 - len(golden["wave"])))
+    windows = mel_windows(padded, window_frames=len(expected), hop_length=hop_length)
     assert windows.shape == (1, *expected.shape)
     np.testing.assert_allclose(windows[0], expected, atol=2e-5)
 
@@ -64,31 +66,32 @@ def test_a_tone_appears_in_its_mel_bin_and_frames():
     assert int(np.argmax(features[:, corners] > features.max() - 0.5)) == pytest.approx(100, abs=1)
 
 
-def test_windows_are_cut_from_one_spectrogram_of_the_padded_sound():
+def test_windows_are_cut_from_one_spectrogram_and_zero_frames_fill_the_last():
     waveform = tone(2.5)
     windows = mel_windows(waveform, window_frames=100, hop_length=160)
     assert windows.shape == (3, 100, 128)
-    padded = np.concatenate([waveform, np.zeros(8_000, np.float32)])
-    np.testing.assert_array_equal(windows.reshape(300, 128), log_mel(padded))
-    # The quiet last window is clamped relative to the loud ones, not to its own maximum.
-    assert windows[2].min() == windows.min() == pytest.approx(windows.max() - 2.0)
+    np.testing.assert_array_equal(windows.reshape(300, 128)[:250], log_mel(waveform))
+    assert (windows[2, 50:] == 0).all()
+    # A quiet window is clamped relative to the loud ones, not to its own maximum.
+    quiet = mel_windows(np.pad(tone(2.0), (0, 16_000)), window_frames=100, hop_length=160)[2]
+    assert quiet.min() == pytest.approx(windows.max() - 2.0)
 
 
-@given(st.integers(0, 5_000), st.sampled_from([4, 10, 25]), st.sampled_from([60, 160]))
-def test_num_windows_follows_from_the_duration(samples, window_frames, hop_length):
-    waveform = np.zeros(samples, np.float32)
-    windows = mel_windows(waveform, window_frames=window_frames, hop_length=hop_length, num_mel_bins=8)
-    expected = num_windows(samples / 16_000, window_frames=window_frames, hop_length=hop_length)
-    assert windows.shape == (expected, window_frames, 8)
+@given(
+    st.floats(0, 2),
+    st.sampled_from([4, 10, 25]),
+    st.sampled_from([60, 160]),
+    st.sampled_from([None, 0.1, 0.25, 1.0]),
+)
+def test_the_number_of_windows_follows_from_the_duration(seconds, window_frames, hop_length, padding):
+    audio = AFWhisperConfig(max_source_positions=window_frames // 2 * 2)
+    config = OmniVinciConfig(audio=audio, audio_hop_length=hop_length, audio_padding_seconds=padding)
+    waveform = np.zeros(config.padded_samples(seconds), np.float32)
+    assert waveform.size >= max(seconds * 16_000 - 1, 1)
+    windows = mel_windows(waveform, window_frames=config.audio.window_frames, hop_length=hop_length, num_mel_bins=8)
+    assert windows.shape == (config.sound_windows(seconds), config.audio.window_frames, 8)
 
 
 def test_one_extra_sample_starts_another_window():
-    sizes = {"window_frames": 3_000, "hop_length": 160}
-    assert [num_windows(seconds, **sizes) for seconds in (0.0, 0.1, 30.0, 30.0001, 60.0, 3_600.0)] == [
-        1,
-        1,
-        1,
-        2,
-        2,
-        120,
-    ]
+    windows = OmniVinciConfig().sound_windows
+    assert [windows(seconds) for seconds in (0.0, 0.1, 30.0, 30.0001, 60.0, 3_600.0)] == [1, 1, 1, 2, 2, 120]

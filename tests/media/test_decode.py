@@ -11,8 +11,6 @@ import soundfile
 import soxr
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from omnivinci_jax.errors import MediaError
@@ -24,8 +22,8 @@ from omnivinci_jax.media.decode import (
     probe_video,
     read_image,
     read_waveform,
-    sample_frames,
 )
+from omnivinci_jax.media.frame_sampling import uniform_indices
 from omnivinci_jax.media.kinds import media_kind
 from tests.media.files import frame_numbers, numbered_frames, onset, read_frames, tone, write_video
 
@@ -84,7 +82,7 @@ def test_variable_frame_rate_keeps_true_times(tmp_path):
     path = write_video(tmp_path / "a.mp4", numbered_frames(6), times=times)
     info = probe_video(path)
     np.testing.assert_allclose(info.frame_times, times, atol=1e-4)
-    indices = sample_frames(info.frame_times, info.duration, fps=4, max_frames=100)
+    indices = uniform_indices(info.frame_times, info.duration, fps=4, max_frames=100)
     assert indices.tolist() == [1, 2, 4]  # frame 2 is shown for 0.8 of 2.04 s
     assert frame_numbers(read_frames(path, indices)) == indices.tolist()
 
@@ -249,32 +247,6 @@ def test_a_file_name_may_contain_a_colon(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", numbered_frames(2)).rename(tmp_path / "talk:1.mp4")
     monkeypatch.chdir(tmp_path)
     assert len(read_frames("talk:1.mp4", [0, 1])) == 2
-
-
-def test_sample_frames_takes_the_centre_of_each_bin():
-    times = np.arange(120) / 12
-    assert sample_frames(times, 10.0, 2, 100).tolist() == list(range(3, 120, 6))
-    assert sample_frames(times, 10.0, 2, 4).tolist() == [15, 45, 75, 105]
-    assert sample_frames(times[:1], 1 / 12, 2, 4).tolist() == [0]
-    assert sample_frames(times + 5.0, 15.0, 1, 100).tolist() == [0, *range(6, 120, 12)]
-
-
-@given(
-    st.lists(st.floats(0, 100), min_size=1, max_size=30, unique=True),
-    st.floats(0.01, 10),
-    st.floats(0.1, 30),
-    st.integers(1, 64),
-)
-def test_sampled_frames_are_distinct_and_shown_at_bin_centres(times, last, fps, max_frames):
-    times = np.sort(times)
-    duration = times[-1] + last
-    indices = sample_frames(times, duration, fps, max_frames)
-    count = min(max(int(duration * fps + 1e-3), 1), max_frames)
-    assert 1 <= len(indices) <= count
-    assert (np.diff(indices) > 0).all()
-    for centre in (np.arange(count) + 0.5) * duration / count:
-        on_screen = max(int((times <= centre + 1e-6).sum()) - 1, 0)
-        assert on_screen in indices
 
 
 def _save(path: Path, pixels: np.ndarray, mode: str | None = None, **options) -> Path:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from omnivinci_jax.config import TIME_SCHEMES, TimeEmbeddingConfig
 from omnivinci_jax.models.time_embedding import TimeEmbedding, frequencies, rotate, time_angles
 from omnivinci_jax.sequence.axial import axial_angles
+from omnivinci_jax.sequence.harmonic import harmonic_angles
 
 ROTARY = [
     TimeEmbeddingConfig("crte", 60.0, 128),
@@ -56,13 +57,14 @@ def test_rote_turns_each_plane_without_a_horizon():
 @pytest.mark.parametrize("scheme", TIME_SCHEMES)
 def test_time_zero_changes_nothing(scheme):
     config = TimeEmbeddingConfig(scheme, 60.0, 8)
-    x = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
-    x, times = jnp.asarray(x), jnp.array([0, 7.5, 0], jnp.float32)
+    x = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
+    seconds = np.array([0, 7.5, 0, 2.0])
+    x, times = jnp.asarray(x), jnp.asarray(seconds, jnp.float32)
     angles = None
-    if scheme.startswith("axial"):
-        angles = jnp.asarray(
-            axial_angles(np.zeros(3, int), np.arange(3), 1, 3, np.asarray(times, np.float64), config, "video")
-        )
+    if config.axial:
+        angles = jnp.asarray(axial_angles(np.zeros(4, int), np.arange(4), 1, 4, seconds, config, "video"))
+    elif config.harmonic:
+        angles = jnp.asarray(harmonic_angles(seconds, config))
     module = TimeEmbedding(config)
     variables = nn.unbox(module.init(jax.random.key(0), x, times, angles))
     if scheme == "learned":
@@ -70,7 +72,9 @@ def test_time_zero_changes_nothing(scheme):
         variables["params"]["fc2"]["kernel"] += 1
     out = np.asarray(module.apply(variables, x, times, angles))
     np.testing.assert_array_equal(out[::2], x[::2])
-    assert np.array_equal(out[1], x[1]) == (scheme == "none")
+    # Under `harmonic_longest`, 7.5 s is the clip's t0: all bands make whole turns.
+    moved = 3 if scheme == "harmonic_longest" else 1
+    assert np.array_equal(out[moved], x[moved]) == (scheme == "none")
 
 
 def test_learned_time_has_a_row_per_second():

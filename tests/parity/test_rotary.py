@@ -7,6 +7,7 @@ from omnivinci_jax.config import TimeEmbeddingConfig
 from omnivinci_jax.models.omnivinci import pool_frames
 from omnivinci_jax.models.time_embedding import TimeEmbedding, frequencies, rotate, time_angles
 from omnivinci_jax.sequence.axial import axial_angles
+from omnivinci_jax.sequence.harmonic import harmonic_angles
 from tests.parity.golden import assert_close, case, needs_golden, part
 
 pytestmark = needs_golden
@@ -121,3 +122,49 @@ def test_rotation_is_interleaved():
     assert_close(
         rotate(np.array([[1.0, 2.0, 3.0, 4.0, 5.0]], np.float32), quarter), [[-2.0, 1.0, -4.0, 3.0, 5.0]], 1e-6
     )
+
+
+@pytest.mark.parametrize("scheme", ["shortest", "longest"])
+@pytest.mark.parametrize("horizon", [60, 3600])
+@pytest.mark.parametrize("dim", [32, 128])
+def test_angles_of_the_successor(dim, horizon, scheme):
+    recorded = part("rotary_pure")
+    config = TimeEmbeddingConfig(f"harmonic_{scheme}", float(horizon), dim)
+    expected = recorded[f"port_freqs_d{dim}_T{horizon}_{scheme}"][0].astype(np.float64)
+    angles = harmonic_angles(recorded["times_video"].astype(np.float64), config)
+    assert angles.shape == expected.shape == (7, dim // 2) and angles.max() < 6.2832 < 50 < expected.max()
+    turned = np.abs(angles - expected + np.pi) % (2 * np.pi) - np.pi  # the difference, in -π … π
+    assert np.abs(turned).max() <= 1e-6 * expected.max()
+
+
+@pytest.mark.parametrize("scheme", ["shortest", "longest"])
+@pytest.mark.parametrize("horizon", [60, 3600])
+@pytest.mark.parametrize("modality", ["video", "sound"])
+def test_rotated_tokens_of_the_successor(modality, horizon, scheme):
+    recorded, config = part("rotary_pure"), TimeEmbeddingConfig(f"harmonic_{scheme}", float(horizon), 32)
+    x, times = recorded[f"feat_{modality}"], recorded[f"times_{modality}"]
+    angles = harmonic_angles(times.astype(np.float64), config)
+    angles = np.broadcast_to(angles.reshape(len(times), *[1] * (x.ndim - 2), 16), (*x.shape[:-1], 16))
+    out = TimeEmbedding(config).apply({}, x, np.zeros(x.shape[:-1], np.float32), angles)
+    assert_close(out, recorded[f"port_applied_{modality}_d32_T{horizon}_{scheme}"], 1e-5)
+
+
+@pytest.mark.parametrize("period_fix", ["shortest", "longest", "MTCT"])
+def test_video_encoder_of_the_successor(period_fix):
+    """t0 comes from the pooled times; without a period, the successor's default is the longest."""
+    recorded = part("rotary_pure")
+    scheme = "harmonic_shortest" if period_fix == "shortest" else "harmonic_longest"
+    x, times = recorded["feat_video"], recorded["times_video"].astype(np.float64)
+    x = np.asarray(pool_frames(x.reshape(7, 2, 2, 64), np.array([[0, 1], [2, 3], [4, 5], [6, -1]]), (2, 1, 1)))
+    times = np.repeat(np.append(times[:6].reshape(3, 2).mean(1), times[6]), 4)
+    config = TimeEmbeddingConfig(scheme, 60.0, 32)
+    out = TimeEmbedding(config).apply({}, x, np.zeros(16, np.float32), harmonic_angles(times, config))
+    assert_close(out, recorded[f"enc_port_video_{period_fix}_pixel_T60"], 1e-5)
+
+
+def test_times_of_the_successor_below_zero_count_as_zero_and_the_horizon_bounds_the_longest():
+    config = TimeEmbeddingConfig("harmonic_longest", 10.0, 8)
+    angles = harmonic_angles(np.array([-3.0, 0.0, 2.5, 25.0]), config)
+    bands = np.array([1, 2, 1, 2])
+    assert_close(angles, 2 * np.pi * np.outer([0, 0, 0.25, 2.5], bands) % (2 * np.pi), 2e-6)
+    assert (harmonic_angles(np.zeros(3), TimeEmbeddingConfig("harmonic_shortest", None, 8)) == 0).all()

@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from omnivinci_jax.config import TimeEmbeddingConfig
 from omnivinci_jax.sequence.assemble import PackedRow, assemble, empty_group
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION, Capacity
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
@@ -47,6 +48,22 @@ def test_pooled_frames_have_the_mean_time_of_their_frames():
     assert row.frame_groups[1].tolist() == [[0, 1, 2], [3, -1, -1]]
     np.testing.assert_allclose(row.vision_times[1], [1.0, 7.0])
     assert [kind for kind, _ in media_slots(row)][:2] == [VISION + 1] * 2
+
+
+def test_every_clip_has_its_own_harmonic_angles():
+    time = TimeEmbeddingConfig("harmonic_shortest", 60.0, 16)
+    config = tiny_config(pool_sizes=((2, 1, 1),), video_time=time, sound_time=time)
+    clips = [VideoSize((0, 1, 2, 3), times, 8.0, None) for times in ((0.0, 1.0, 2.0, 4.0), (0.0, 4.0, 5.0, 6.0))]
+    row = row_of(
+        (Media("image", "a.png"), ImageSize()),
+        *((Media("video", f"{index}.mp4"), size) for index, size in enumerate(clips)),
+        config=config,
+    )
+    (image, video), tokens = row.vision_angles, config.pool_tokens(1)
+    assert (image == 0).all() and image.shape == (config.pool_tokens(0), 8)
+    # Pooled times: 0.5 and 3 s, then 2 and 5.5 s; their ratios to the clip's first are 1, 6 and 1, 2.75.
+    turns = np.repeat([1, 6, 1, 2.75], tokens)[:, None] * np.array([1, 2, 3, 4, 1, 2, 3, 4])
+    np.testing.assert_allclose(np.exp(1j * video), np.exp(2j * np.pi * turns), atol=2e-5)
 
 
 def test_an_image_is_read_row_by_row_over_its_tiles():

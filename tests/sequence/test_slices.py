@@ -67,10 +67,12 @@ def test_slices_contain_the_row(pools, sizes, multiple):
     np.testing.assert_array_equal(marks, np.arange(row.num_windows))
 
 
-def test_axial_angles_are_sliced_with_their_tokens():
-    time = dataclasses.replace(tiny_config().video_time, scheme="axial", trope_dim=32)
+@pytest.mark.parametrize("scheme", ["axial", "harmonic_longest"])
+def test_angles_are_sliced_with_their_tokens(scheme):
+    time = dataclasses.replace(tiny_config().video_time, scheme=scheme, trope_dim=32)
     config = tiny_config(video_time=time, sound_time=time)
     row = row_of(config, [video(21, 2)])
     slices = vision_slices(row, np.zeros((21, 28, 28, 3), np.uint8), config)
     angles = np.concatenate([group.vision_angles[spans[0]] for group, spans in slices])
     np.testing.assert_array_equal(angles, row.vision_angles[0])
+    assert np.ptp(angles) > 6
