@@ -5,7 +5,7 @@ A model directory lists them in its config.json, so that exports leave them out.
 
 from collections.abc import Iterable
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,8 @@ def without_trained(modules: Iterable[str], state: TrainState) -> tuple[str, ...
 
 def without_adapted(modules: Iterable[str], adapters: dict) -> tuple[str, ...]:
     """Returns those of `modules` that no adapter changes: their adapters have a factor `lora_b` of zeros, or none."""
-    factors = {path: leaf for path, leaf in traverse_util.flatten_dict(adapters, sep="/").items() if path.endswith("/lora_b")}
+    leaves = cast("dict[str, jax.Array]", traverse_util.flatten_dict(adapters, sep="/"))
+    factors = {path: leaf for path, leaf in leaves.items() if path.endswith("/lora_b")}
     return _all_zero(
         {module: [leaf for path, leaf in factors.items() if in_modules(path, [module])] for module in modules}
     )
