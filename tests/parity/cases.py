@@ -154,7 +154,10 @@ def _sounds(case: Case) -> list[SoundSize]:
     infos = [info for infos in case.json("in.audio_info.json") or [] for info in infos]
     for info, seconds in zip(infos, case.settings.sound_seconds, strict=True):
         windows = -(-info["new_audio_n_stft_frames"] // config.audio.window_frames)
-        assert info["new_audio_chunk_length"] == seconds == windows * config.window_samples / config.sampling_rate
+        recorded, by_hop = info["new_audio_chunk_length"], windows * config.window_samples / config.sampling_rate
+        assert recorded == seconds == by_hop, (
+            f"{case.name}: {seconds} s in SETTINGS, {recorded} recorded, {by_hop} by hop"
+        )
         sizes.append(SoundSize(info["audio_end_sample_sec"] - info["audio_start_sec"], windows))
     return sizes
 
