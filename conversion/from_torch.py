@@ -40,7 +40,7 @@ def from_torch(
         with progress(total, "from_torch") as bar:
             tracked = {path: _with_progress(leaf, bar) for path, leaf in opened.leaves.items()}
             leaves.save(part / "params", tracked)
-        write_config(opened.config, part / "config.json", opened.base)
+        write_config(opened.config, part / "config.json", opened.base, opened.untrained)
         if opened.tokenizer:
             opened.tokenizer.save(part)
     return opened.notes

@@ -6,6 +6,7 @@ sound projector) go into a separate folder in both layouts, so loaders of the pu
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -40,8 +41,10 @@ _UNUSED = {
 }
 
 
-def read_layout(folder: Path) -> dict[str, StoredTensor]:
+def read_layout(folder: Path, left_out: Iterable[str] = ()) -> dict[str, StoredTensor]:
     """Returns a checkpoint's tensors (either layout) by merged name; unpublished ones start with `omnivinci_jax.`.
+
+    Parts in `left_out` may be missing: an export leaves out what was never trained.
 
     Raises:
         UserError: no checkpoint, or a damaged one (`stored_tensors`).
@@ -56,10 +59,10 @@ def read_layout(folder: Path) -> dict[str, StoredTensor]:
             raise UserError(
                 f"{folder}: neither model.safetensors (merged layout) nor folders {', '.join(PARTS)} (released layout)"
             )
-        if missing:
-            raise UserError(f"{folder / missing[0]}: no model.safetensors; this part is missing")
+        if needed := [part for part in missing if part not in left_out]:
+            raise UserError(f"{folder / needed[0]}: no model.safetensors; this part is missing")
         found = {}
-        for part in PARTS:
+        for part in (part for part in PARTS if part not in missing):
             found |= read_part(folder / part, part)[0]
     if is_checkpoint(folder / UNPUBLISHED):
         found |= {f"{UNPUBLISHED}.{name}": tensor for name, tensor in stored_tensors(folder / UNPUBLISHED).items()}

@@ -20,9 +20,10 @@ from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES, StoredTensor
 from conversion.tokenizer import SourceTokenizer, read_tokenizer
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
-from omnivinci_jax.config_json import describe_publisher, from_json, read_json
+from omnivinci_jax.config_json import describe_publisher, from_json, read_json, untrained_modules
 from omnivinci_jax.config_json import read_part as read_part_config
 from omnivinci_jax.errors import UserError
+from omnivinci_jax.model_dir import in_modules
 from omnivinci_jax.models.initialization import init_batch, parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 
@@ -38,6 +39,7 @@ class Source(NamedTuple):
     base: config.json of the checkpoint; keys that this project does not use are kept.
     leaves: by path.
     tokenizer: None if the source has none.
+    untrained: modules that were initialised, because the source does not have them.
     notes: what was initialised, skipped or added, for the user.
     """
 
@@ -45,6 +47,7 @@ class Source(NamedTuple):
     base: Mapping[str, Any] | None
     leaves: dict[str, LazyLeaf]
     tokenizer: SourceTokenizer | None
+    untrained: tuple[str, ...]
     notes: list[str]
 
 
@@ -102,7 +105,8 @@ def open_source(
         raise UserError(f"without a source checkpoint, --{missing[0]} is required")
     base = read_json(folder / "config.json") if folder else None
     config = _configuration(folder, base, parts)
-    found, notes = _collect_tensors(folder, parts)
+    left_out = untrained_modules(base or {})
+    found, notes = _collect_tensors(folder, parts, left_out)
 
     found_tokenizer = read_tokenizer(tokenizer, [parts.get("llm"), folder, folder and folder / "llm"])
     if found_tokenizer is None:
@@ -118,13 +122,17 @@ def open_source(
     initialised = {path for name, path in unpublished.items() if f"{UNPUBLISHED}.{name}" not in found}
     if folder is None:
         initialised |= {tensor.path for tensor in expected if tensor.name.startswith(_PROJECTORS)}
+    for module in left_out:
+        own = [tensor for tensor in expected if in_modules(tensor.path, [module])]
+        if not any(tensor.name in found for tensor in own):
+            initialised |= {tensor.path for tensor in own}
     expected = [tensor for tensor in expected if tensor.path not in initialised]
     stored = {name: path for name, path in unpublished.items() if path not in initialised}
     expected += [Tensor(f"{UNPUBLISHED}.{name}", shapes[path], path, None, SAME) for name, path in stored.items()]
     _check_tensors(expected, found, folder)
-    if initialised:
-        modules = sorted({path.split("/")[0] for path in initialised})
-        notes.append(f"initialised, because the source has no such tensors: {', '.join(modules)}")
+    untrained = _whole_modules(initialised, shapes)
+    if untrained:
+        notes.append(f"initialised, because the source has no such tensors: {', '.join(untrained)}")
 
     target_dtype = DTYPE_NAMES[dtype] if dtype else None
     by_leaf: dict[str, list[Tensor]] = {}
@@ -135,7 +143,7 @@ def open_source(
     leaves |= _initialised_leaves(model, initialised, shapes, target_dtype or embedding)
     if base is not None:
         notes.insert(0, describe_publisher(base, config))
-    return Source(config, base, leaves, found_tokenizer, notes)
+    return Source(config, base, leaves, found_tokenizer, untrained, notes)
 
 
 def _configuration(folder: Path | None, base: Mapping[str, Any] | None, parts: dict[str, Path]) -> OmniVinciConfig:
@@ -154,8 +162,10 @@ def _configuration(folder: Path | None, base: Mapping[str, Any] | None, parts: d
     return from_json(base, str(folder / "config.json")).replace(**sections)
 
 
-def _collect_tensors(folder: Path | None, parts: dict[str, Path]) -> tuple[dict[str, StoredTensor], list[str]]:
-    found = read_layout(folder) if folder else {}
+def _collect_tensors(
+    folder: Path | None, parts: dict[str, Path], left_out: tuple[str, ...]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    found = read_layout(folder, left_out) if folder else {}
     notes = []
     for part, path in parts.items():
         found = {name: tensor for name, tensor in found.items() if not name.startswith(PARTS[part][0])}
@@ -176,6 +186,17 @@ def _extend_vocabulary(config: OmniVinciConfig, size: int, found: dict, notes: l
             found[name] = ExtendedTable(found[name], size)
     notes.append(f"the embedding grows from {rows} to {size} rows; new rows are the mean of the old ones")
     return config.replace(text=dataclasses.replace(config.text, vocab_size=size))
+
+
+def _whole_modules(chosen: set[str], paths: Iterable[str]) -> tuple[str, ...]:
+    """Returns the largest modules of `paths` that have no parameters but the `chosen` ones."""
+    others = {path for path in paths if path not in chosen}
+    modules = set()
+    for path in chosen:
+        names = path.split("/")
+        prefixes = ("/".join(names[:depth]) for depth in range(1, len(names) + 1))
+        modules.add(next(prefix for prefix in prefixes if not any(in_modules(other, [prefix]) for other in others)))
+    return tuple(sorted(modules))
 
 
 def _check_tensors(expected: Iterable[Tensor], found: Mapping[str, AnyTensor], folder: Path | None) -> None:

@@ -16,9 +16,9 @@ from conversion.leaves import StoredLeaf, contiguous
 from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.config_json import from_json, read_json
-from omnivinci_jax.errors import UserError
-from omnivinci_jax.model_dir import check_shapes, stored_params
+from omnivinci_jax.config_json import from_json, read_json, untrained_modules
+from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.model_dir import check_shapes, in_modules, stored_params
 from omnivinci_jax.models.initialization import abstract_params, parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
 
@@ -27,6 +27,7 @@ class StoredModel(NamedTuple):
     """The header of a model directory.
 
     root: config.json in the merged form.
+    untrained: modules that were initialised and never trained.
     tensors: every tensor by merged name; unpublished ones start with `omnivinci_jax.`.
     dtypes: stored type of each leaf, by path.
     """
@@ -36,6 +37,7 @@ class StoredModel(NamedTuple):
     config: OmniVinciConfig
     tensors: list[Tensor]
     dtypes: dict[str, np.dtype]
+    untrained: tuple[str, ...]
 
 
 def open_model(folder: Path) -> StoredModel:
@@ -43,6 +45,7 @@ def open_model(folder: Path) -> StoredModel:
 
     Raises:
         UserError: `folder` is not a model directory, or its parameters do not fit its config.json.
+        ConfigError: an untrained module that the model does not have.
     """
     root = read_json(folder / "config.json")
     config = from_json(root, str(folder / "config.json"))
@@ -57,7 +60,11 @@ def open_model(folder: Path) -> StoredModel:
     all_tensors = [*tensors(config, shapes)]
     for name, path in unpublished_leaves(config, shapes).items():
         all_tensors.append(Tensor(f"{UNPUBLISHED}.{name}", shapes[path], path, None, SAME))
-    return StoredModel(folder, root, config, all_tensors, dtypes)
+    untrained = untrained_modules(root)
+    for module in untrained:
+        if not any(in_modules(path, [module]) for path in shapes):
+            raise ConfigError(f"{folder / 'config.json'}: {UNPUBLISHED}.untrained: {module!r}: no such module")
+    return StoredModel(folder, root, config, all_tensors, dtypes, untrained)
 
 
 def read_tensors(model: StoredModel, wanted: Iterable[Tensor]) -> Iterator[np.ndarray]:

@@ -18,6 +18,7 @@ from conversion.layouts import UNPUBLISHED, read_layout
 from conversion.stored_model import StoredModel, open_model, read_tensors
 from conversion.tensor_files import StoredTensor
 from omnivinci_jax.config_json import read_config
+from omnivinci_jax.model_dir import in_modules
 from omnivinci_jax.settings import to_mapping
 
 _BLOCK = 2**22  # values compared at once
@@ -46,7 +47,8 @@ def verify(model_dir: Path, torch_dir: Path) -> Report:
     Raises:
         UserError: one of the directories is missing, damaged or unsupported.
     """
-    model, found = open_model(model_dir), read_layout(torch_dir)
+    model = open_model(model_dir)
+    found = read_layout(torch_dir, model.untrained)
     report = Report()
     ours = to_mapping(model.config)
     theirs = to_mapping(read_config(torch_dir / "config.json"))
@@ -66,6 +68,11 @@ def _different_fields(ours: Any, theirs: Any, key: str) -> Iterator[tuple[str, A
 
 def _compare_tensors(model: StoredModel, found: dict[str, StoredTensor], torch_dir: Path, report: Report) -> None:
     expected = {tensor.name: tensor for tensor in model.tensors}
+    for module in model.untrained:
+        own = [name for name, tensor in expected.items() if in_modules(tensor.path, [module])]
+        if not any(name in found for name in own):
+            report.notes.append(f"{torch_dir} has no {module}, which no training has touched; not compared")
+            expected = {name: tensor for name, tensor in expected.items() if name not in own}
     unpublished = [name for name in expected if name.startswith(f"{UNPUBLISHED}.")]
     if not any(name.startswith(f"{UNPUBLISHED}.") for name in found) and unpublished:
         modules = sorted({expected.pop(name).path.split("/")[0] for name in unpublished})

@@ -11,7 +11,7 @@ means: `_publisher` knows it from the form and from `model_type`.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -99,9 +99,14 @@ def read_config(path: epath.PathLike) -> OmniVinciConfig:
     return from_json(read_json(path), str(path))
 
 
-def write_config(config: OmniVinciConfig, path: epath.PathLike, base: Mapping[str, Any] | None = None) -> None:
-    """Writes config.json of a model directory; `base` is a published config whose other keys are kept."""
-    epath.Path(path).write_text(json.dumps(to_json(config, base), indent=2) + "\n")
+def write_config(
+    config: OmniVinciConfig,
+    path: epath.PathLike,
+    base: Mapping[str, Any] | None = None,
+    untrained: Iterable[str] = (),
+) -> None:
+    """Writes config.json of a model directory; for the arguments see `to_json`."""
+    epath.Path(path).write_text(json.dumps(to_json(config, base, untrained), indent=2) + "\n")
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
@@ -138,6 +143,7 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
             raise ConfigError(f"{where}: no {key}, {legacy} or {folder}/config.json")
         parts[part] = _part(part, root[key], f"{where}: {key}")
     unpublished = dict(root.get(UNPUBLISHED, {}))
+    unpublished.pop("untrained", None)  # of the parameters, not of the configuration: see untrained_modules
     video, sound = (_encoder(root, name, where) for name in ("video", "sound"))
     chunk = str(root.get("audio_chunk_length", "max_3600"))
     publisher = _publisher(root)
@@ -184,14 +190,29 @@ def describe_publisher(root: Mapping[str, Any], config: OmniVinciConfig) -> str:
     )
 
 
-def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Converts to the merged form; keeps keys of `base` that do not affect the model."""
+def untrained_modules(root: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the modules ("omni_align", ...) of a config.json that were initialised and never trained."""
+    return tuple(root.get(UNPUBLISHED, {}).get("untrained", ()))
+
+
+def to_json(
+    config: OmniVinciConfig, base: Mapping[str, Any] | None = None, untrained: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Converts to the merged form.
+
+    Args:
+        config: the model.
+        base: a published config.json whose keys that do not affect the model are kept.
+        untrained: modules that were initialised and never trained.
+    """
     root = {"model_type": "audiovisualflamingo", **(base or {})}
     for part, (key, _, legacy) in PARTS.items():
         values = {"model_type": _MODEL_TYPES[part], **root.get(key, {}), **to_mapping(getattr(config, part))}
         if part == "text":
             rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
             values |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"], "rope_scaling": None}
+        elif part == "vision":
+            values["vision_use_head"] = False  # transformers would initialise a pooling head
         root[key] = values
         root.pop(legacy, None)
     encoders = {"image": {}, "video": {"pool_sizes": to_mapping(config.pool_sizes)}, "sound": {}}
@@ -204,6 +225,7 @@ def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> d
     grouped = config.temporal_group_seconds is not None
     root |= dict(
         dynamic_s2=True,
+        image_aspect_ratio="dynamic_s2",
         s2_scales=list(config.s2_scales),
         s2_max_split_size=config.s2_scales[0],
         s2_resize_output_to_scale_idx=-1,
@@ -237,6 +259,8 @@ def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> d
             for name, time in (("video_time", config.video_time), ("sound_time", config.sound_time))
         },
     }
+    if names := sorted(untrained):
+        root[UNPUBLISHED]["untrained"] = names
     return root
 
 

@@ -1,5 +1,6 @@
 """Model directories: config.json, the tokenizer's files and params/ (Orbax)."""
 
+from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import jax
@@ -118,11 +119,30 @@ def check_shapes(stored: dict, expected: dict, where: epath.PathLike, expected_b
             )
 
 
-def save(folder: epath.PathLike, config: OmniVinciConfig, params: dict, tokenizer: Tokenizer) -> None:
-    """Writes a model directory; replaces an existing one once the new one is complete."""
+def in_modules(path: str, modules: Iterable[str]) -> bool:
+    """Returns whether a parameter ("omni_align/vision/query") belongs to one of the modules ("omni_align")."""
+    return any(path == module or path.startswith(f"{module}/") for module in modules)
+
+
+def save(
+    folder: epath.PathLike,
+    config: OmniVinciConfig,
+    params: dict,
+    tokenizer: Tokenizer,
+    untrained: Iterable[str] = (),
+) -> None:
+    """Writes a model directory; replaces an existing one once the new one is complete.
+
+    Args:
+        folder: the directory.
+        config: the model.
+        params: all its parameters.
+        tokenizer: its files are copied.
+        untrained: modules that were initialised and never trained; exports leave them out.
+    """
     with atomic_directory(folder, replace=True) as part:
         if is_main():
-            write_config(config, part / "config.json")
+            write_config(config, part / "config.json", untrained=untrained)
             for file in (tokenizer.path.with_name(name) for name in FILES):
                 if file.exists():
                     (part / file.name).write_bytes(file.read_bytes())

@@ -13,6 +13,7 @@ from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.start import find_start
+from omnivinci_jax.train.untrained import initially_untrained, without_adapted
 from omnivinci_jax.train.workdir import read_workdir
 
 
@@ -38,7 +39,8 @@ def export(workdir: epath.Path, out: epath.Path, mesh: Mesh | None = None) -> No
     if mesh:
         adapters = jax.device_put(adapters, replicated(mesh))
     params = merge_adapters(model_dir.load_params(start, shardings), adapters, scale)
-    model_dir.save(out, config.model, params, Tokenizer(absolute(config.tokenizer)))
+    untrained = without_adapted(initially_untrained(config, start), adapters)
+    model_dir.save(out, config.model, params, Tokenizer(absolute(config.tokenizer)), untrained)
 
 
 def read_adapters(workdir: epath.Path) -> tuple[TrainConfig, dict]:

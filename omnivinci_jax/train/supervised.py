@@ -40,6 +40,7 @@ from omnivinci_jax.train.step import make_train_step
 from omnivinci_jax.train.supervised_loss import SupervisedLoss
 from omnivinci_jax.train.termination import Termination
 from omnivinci_jax.train.trainer import Hook, Trainer
+from omnivinci_jax.train.untrained import initially_untrained
 from omnivinci_jax.train.workdir import check_workdir
 
 log = logging.getLogger("omnivinci")
@@ -100,7 +101,7 @@ def train(
     loss_fn = SupervisedLoss(model, config.align_weight, len(data.mixture.sources))
     train_step = make_train_step(loss_fn, optimizer, shardings, microbatches=config.microbatches)
     evaluate = make_evaluate(model, mesh, data.processor)
-    best = BestModel(workdir, config, data.processor.tokenizer)
+    best = BestModel(workdir, config, data.processor.tokenizer, initially_untrained(config, start))
 
     with open_session(workdir, config, mesh) as session:
         new_state = partial(create_state, model, optimizer, config, shardings, start)

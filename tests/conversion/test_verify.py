@@ -1,5 +1,6 @@
 """`verify`: agreement, and every kind of difference."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -47,9 +48,18 @@ def test_a_converted_model_agrees_in_either_layout(pair, layout, tmp_path, capsy
     assert not report.differences and report.tensors == len(stored_tensors(source))
     assert len(report.notes) == 1 and "not compared" in report.notes[0] and "omni_align" in report.notes[0]
     to_torch(model, tmp_path / layout, layout=layout)
-    whole = verify(model, tmp_path / layout)  # unpublished parameters included
+    assert verify(model, tmp_path / layout) == dataclasses.replace(
+        report, notes=[report.notes[0].replace(str(source), str(tmp_path / layout))]
+    )
+
+    trained = Path(shutil.copytree(model, tmp_path / "trained"))
+    root = json.loads((trained / "config.json").read_text())
+    assert root["omnivinci_jax"].pop("untrained") == ["omni_align"]
+    (trained / "config.json").write_text(json.dumps(root))
+    to_torch(trained, tmp_path / "whole", layout=layout)
+    whole = verify(trained, tmp_path / "whole")  # unpublished parameters included
     assert whole.tensors > report.tensors and not whole.differences and not whole.notes
-    assert main(["convert", "verify", str(model), str(tmp_path / layout)]) == 0
+    assert main(["convert", "verify", str(trained), str(tmp_path / "whole")]) == 0
     assert capsys.readouterr().out.endswith(f"all {whole.tensors} tensors agree\n")
 
 

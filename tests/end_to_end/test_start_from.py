@@ -41,6 +41,11 @@ def test_a_run_begins_with_the_parameters_of_start_from(base, adapted, av_world,
     assert full < fresh - 0.5
 
 
+def test_training_touches_every_module(base):
+    root = json.loads((base / "model" / "config.json").read_text())
+    assert "untrained" not in root["omnivinci_jax"]
+
+
 def test_a_run_with_adapters_saves_only_adapters(base, adapted):
     def size(folder: Path) -> int:
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

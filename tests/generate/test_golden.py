@@ -6,20 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnivinci_jax.config_json import read_json
 from omnivinci_jax.generate.decode_state import new_state
 from omnivinci_jax.generate.engine import Engine
 from omnivinci_jax.generate.request import MEDIA, Prompt, Request, Sampling
 from omnivinci_jax.generate.weights import Weights, decoding_weights
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import TEXT
-from tests.parity.cases import case_batch, case_config, read_case
+from tests.parity.cases import CASES, case_batch, read_case
 from tests.parity.compare import jitted
-from tests.parity.golden import CHECKPOINT, CONFIG, GOLDEN, needs_golden, params
+from tests.parity.golden import CONFIG, needs_golden, params
 from tests.tiny import NoEnd
 
 pytestmark = needs_golden
-CASES = sorted(path.stem for path in (GOLDEN / "cases").glob("*.npz"))
 NEW = 8
 
 
@@ -31,11 +29,10 @@ def engine() -> Engine:
 @cache
 def recorded(name: str) -> tuple[Prompt, np.ndarray]:
     """Returns a case as a prompt, and its greedy tokens."""
-    case = read_case(GOLDEN / "cases" / f"{name}.npz", read_json(CHECKPOINT / "config.json"))
-    config = case_config(CONFIG, case)
-    batch = case_batch(config, case)
+    case = read_case(name)
+    batch = case_batch(case)
     length = case.arrays["logits"].shape[1]
-    x = np.asarray(jitted(OmniVinci(config), "embed")(params(), batch))[0, :length]
+    x = np.asarray(jitted(OmniVinci(case.settings.config), "embed")(params(), batch))[0, :length]
     is_text = batch.slot_kind[0, 0, :length] == TEXT
     tokens = np.where(is_text, batch.tokens[0, 0, :length], MEDIA).astype(np.int32)
     identity = np.where(is_text, tokens, -1 - np.arange(length) - 1000 * CASES.index(name))

@@ -1,34 +1,70 @@
 """Turns the reference's recorded cases (golden/cases) into batches.
 
 A case holds token ids, normalised pixels and log-mel frames, so it bypasses our tokenizer, decoding and tiling. The
-slot order, temporal groups, Dynamic-S2 grids and times come from `sequence/`, as in training.
+slot order, temporal groups, Dynamic-S2 grids and times come from `sequence/`, as in training. SETTINGS has what the
+files lack: the configuration of each case, and the length of its sounds.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.config_json import read_json
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, SoundSize, VideoSize, lay_out
 from omnivinci_jax.sequence.tokenizer import Tokenizer
+from tests.parity.golden import CHECKPOINT, CONFIG, GOLDEN
 
 IGNORED = -100
-_POOL_MULTI = ((4, 1, 1), (2, 2, 2))
 _UNITS = Capacity(1, 96, 12, 2, 2)  # capacities are multiples of these, so that cases share compiled programs
 
 
+class Settings(NamedTuple):
+    """What a case was recorded with: the configuration, and the length of each sound clip with its padding."""
+
+    config: OmniVinciConfig = CONFIG
+    sound_seconds: tuple[float, ...] = ()
+
+
+def _video_with_sound(**changes: Any) -> Settings:
+    return Settings(CONFIG.replace(audio_hop_length=2400, temporal_group_seconds=10.0, **changes), (30.0,))
+
+
+def _with_time(**changes: Any) -> Settings:
+    time = dataclasses.replace(CONFIG.video_time, **changes)
+    return _video_with_sound(video_time=time, sound_time=time)
+
+
+SETTINGS: dict[str, Settings] = {
+    "a_text": Settings(),
+    "b_image_none_block": Settings(),
+    "b_image_s2_2x3": Settings(),
+    "c_audio_2chunks": Settings(CONFIG.replace(audio_hop_length=3600), (45.0,)),
+    "d_video_noaudio": Settings(),
+    "e_video_audio": _video_with_sound(),
+    "e_video_audio_labels": _video_with_sound(),
+    "v_false_pixel_e": _with_time(scheme="axial_reversed", time_embed_type="pixel"),
+    "v_noembed_e": _with_time(scheme="none"),
+    "v_orig_mtct_longest_e": _with_time(scheme="longest"),
+    "v_pool_multi_e": _video_with_sound(pool_sizes=((4, 1, 1), (2, 2, 2))),
+    "v_true_pixel_e": _with_time(scheme="axial", time_embed_type="pixel"),
+}
+# A file without settings, or settings without a file, fail as one case.
+CASES = sorted({*SETTINGS, *(path.stem for path in (GOLDEN / "cases").glob("*.npz"))})
+
+
 class Case(NamedTuple):
-    """A recorded case: its inputs and outputs, and the ids of the media tokens and of the newline."""
+    """A recorded case: its settings, its inputs and outputs, and the ids of the media tokens and of the newline."""
 
     name: str
+    settings: Settings
     arrays: dict[str, np.ndarray]
     media_ids: dict[str, int]
     newline_id: int
@@ -51,50 +87,21 @@ class _Ids(Tokenizer):
         return self.ids, self.trained
 
 
-def read_case(path: Path, root: dict[str, Any]) -> Case:
-    """Reads a case; `root` is the config.json of its model, which has the media token ids."""
-    with np.load(path) as saved:
+def read_case(name: str) -> Case:
+    """Reads a case."""
+    assert name in SETTINGS, f"{name}: no settings in tests/parity/cases.py"
+    root = read_json(CHECKPOINT / "config.json")
+    with np.load(GOLDEN / "cases" / f"{name}.npz") as saved:
         arrays = dict(saved)
     (newline,) = root["encoder_text_token_ids"]["\n"]
-    return Case(path.stem, arrays, root["media_token_ids"], newline)
+    return Case(name, SETTINGS[name], arrays, root["media_token_ids"], newline)
 
 
-def case_config(config: OmniVinciConfig, case: Case) -> OmniVinciConfig:
-    """Returns the model's configuration with the settings that a case was recorded with.
-
-    Time embeddings and pool sizes of the `v_*` cases appear only in their names. The lengths of a sound window and of a
-    temporal group follow from the recorded times.
-    """
-    changes: dict[str, Any] = {}
-    for fragment, time in (
-        ("noembed", dict(scheme="none")),
-        ("longest", dict(scheme="longest")),
-        ("true_pixel", dict(scheme="axial", time_embed_type="pixel")),
-        ("false_pixel", dict(scheme="axial_reversed", time_embed_type="pixel")),
-    ):
-        if case.name.startswith("v_") and fragment in case.name:
-            for name in ("video_time", "sound_time"):
-                changes[name] = dataclasses.replace(getattr(config, name), **time)
-    if case.name.startswith("v_pool_multi"):
-        changes["pool_sizes"] = _POOL_MULTI
-    sounds = [sound for sounds in case.json("in.audio_info.json") or [] for sound in sounds]
-    if sounds:
-        frames = config.audio.window_frames
-        windows = -(-sounds[0]["new_audio_n_stft_frames"] // frames)
-        length = sounds[0]["new_audio_chunk_length"]
-        changes["audio_hop_length"] = round(length * config.sampling_rate / (windows * frames))
-    for video in _videos(case):
-        if video["has_audio"]:
-            first_end = video["segment_aud_indices_list"][0][1] / sounds[0]["new_audio_n_stft_frames"]
-            changes["temporal_group_seconds"] = float(round(first_end * sounds[0]["new_audio_chunk_length"]))
-    return config.replace(**changes)
-
-
-def case_batch(config: OmniVinciConfig, case: Case, free_slots: int = 0) -> Batch:
-    """Lays out a case as one group of one row with `free_slots` extra slots; `config` comes from `case_config`."""
-    ids = case.arrays["in.input_ids"][0]
+def case_batch(case: Case, free_slots: int = 0) -> Batch:
+    """Lays out a case as one group of one row with `free_slots` extra slots."""
+    config, ids = case.settings.config, case.arrays["in.input_ids"][0]
     labels = case.arrays["in.labels"][0] if "in.labels" in case.arrays else np.full(len(ids), IGNORED)
-    media, kept = _media(config, case, ids)
+    media, kept = _media(case, ids)
     kinds, sizes = zip(*media, strict=True) if media else ((), ())
     content = tuple(Media(kind, f"{kind}.{index}") for index, kind in enumerate(kinds))
     stand_in = _Ids(ids[kept].astype(np.int32), (labels != IGNORED)[kept], case.media_ids, case.newline_id)
@@ -115,11 +122,11 @@ def _videos(case: Case) -> list[dict[str, Any]]:
     return [video for videos in case.json("in.video_info.json") or [] for video in videos]
 
 
-def _media(config: OmniVinciConfig, case: Case, ids: np.ndarray) -> tuple[list[tuple[str, MediaSize]], np.ndarray]:
+def _media(case: Case, ids: np.ndarray) -> tuple[list[tuple[str, MediaSize]], np.ndarray]:
     """Returns kind and size of each media item, and a mask of the ids to keep: a video's item includes its sound."""
     kinds = {token: kind for kind, token in case.media_ids.items()}
     blocks = iter((case.json("in.media_config.image.json") or {}).get("block_sizes", []))
-    sounds = iter([sound for sounds in case.json("in.audio_info.json") or [] for sound in sounds])
+    sounds = iter(_sounds(case))
     videos = iter(_videos(case))
     media, kept = [], np.ones(len(ids), bool)
     sound_of_video = None
@@ -128,7 +135,7 @@ def _media(config: OmniVinciConfig, case: Case, ids: np.ndarray) -> tuple[list[t
         if kind == "image":
             media.append((kind, ImageSize(*(next(blocks, None) or (0, 0)))))
         elif kind == "sound":
-            size = _sound(config, next(sounds))
+            size = next(sounds)
             if index + 1 < len(ids) and kinds.get(int(ids[index + 1])) == "video":
                 sound_of_video, kept[index] = size, False
             else:
@@ -141,9 +148,18 @@ def _media(config: OmniVinciConfig, case: Case, ids: np.ndarray) -> tuple[list[t
     return media, kept
 
 
-def _sound(config: OmniVinciConfig, info: dict[str, Any]) -> SoundSize:
-    windows = -(-info["new_audio_n_stft_frames"] // config.audio.window_frames)
-    return SoundSize(info["audio_end_sample_sec"] - info["audio_start_sec"], windows)
+def _sounds(case: Case) -> list[SoundSize]:
+    """Returns the sizes of the sounds, in order; their padded length must be that of the settings."""
+    config, sizes = case.settings.config, []
+    infos = [info for infos in case.json("in.audio_info.json") or [] for info in infos]
+    for info, seconds in zip(infos, case.settings.sound_seconds, strict=True):
+        windows = -(-info["new_audio_n_stft_frames"] // config.audio.window_frames)
+        recorded, by_hop = info["new_audio_chunk_length"], windows * config.window_samples / config.sampling_rate
+        assert recorded == seconds == by_hop, (
+            f"{case.name}: {seconds} s in SETTINGS, {recorded} recorded, {by_hop} by hop"
+        )
+        sizes.append(SoundSize(info["audio_end_sample_sec"] - info["audio_start_sec"], windows))
+    return sizes
 
 
 def _pixels(case: Case) -> np.ndarray:

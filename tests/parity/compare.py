@@ -10,7 +10,7 @@ import numpy as np
 
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.train.losses import token_losses, weighted_mean
-from tests.parity.cases import Case, case_batch, case_config
+from tests.parity.cases import Case, case_batch
 
 TOLERANCES = {"inputs_embeds": 1e-5, "logits": 1e-4, "loss": 1e-6, "generated_new": 0.0}
 # This scheme's angles reach hundreds of radians; the reference rounds them to float32, ours are exact.
@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
 
 def compare(model: OmniVinci, params: dict, case: Case) -> Iterator[Comparison]:
     """Runs a case and compares every quantity that it recorded: decoder inputs, logits, loss, greedy tokens."""
-    longest = case_config(model.config, case).video_time.scheme == "longest"
+    longest = case.settings.config.video_time.scheme == "longest"
     tolerances = TOLERANCES | ({"inputs_embeds": LONGEST_EMBEDS} if longest else {})
     for name, output in outputs(model, params, case).items():
         difference = np.abs(output.astype(np.float64) - case.arrays[name]).max()
@@ -42,9 +42,9 @@ def compare(model: OmniVinci, params: dict, case: Case) -> Iterator[Comparison]:
 
 def outputs(model: OmniVinci, params: dict, case: Case) -> dict[str, np.ndarray]:
     """Returns the model's outputs for a case: each quantity of TOLERANCES that the case recorded."""
-    config, recorded = case_config(model.config, case), case.arrays
+    config, recorded = case.settings.config, case.arrays
     length, new = recorded["logits"].shape[1], len(recorded.get("generated_new", [[]])[0])
-    batch = case_batch(config, case, free_slots=new)
+    batch = case_batch(case, free_slots=new)
     used = int((batch.segment_ids > 0).sum())
     assert used == length, f"{case.name}: our row has {used} slots and the recorded one {length}"
     # The layout already contains the window and group lengths: reset them so that cases share a compiled program.

@@ -14,9 +14,8 @@ from conversion.mapping import tensors
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.settings import TrainConfig
 from omnivinci_jax.train.losses import token_losses, weighted_mean
-from tests.parity.cases import case_batch, case_config
+from tests.parity.cases import case_batch, read_case
 from tests.parity.golden import CONFIG, GOLDEN, needs_golden, params
-from tests.parity.test_cases import recorded
 
 pytestmark = needs_golden
 # An Adam step is 1e-3 however small the gradient; near zero gradients, rounding changes it by some percent.
@@ -31,9 +30,8 @@ def record():
 @pytest.fixture(scope="module")
 def run():
     """Losses of three steps; by torch name, first gradients, parameters after each step, and frozen gradients."""
-    case = recorded("e_video_audio_labels")
-    config = case_config(CONFIG, case)
-    batch, model = jax.tree.map(jnp.asarray, case_batch(config, case)), OmniVinci(config)
+    case = read_case("e_video_audio_labels")
+    batch, model = jax.tree.map(jnp.asarray, case_batch(case)), OmniVinci(case.settings.config)
     leaves = flatten_dict(params(), sep="/")
     frozen = {path for path in leaves if any(re.fullmatch(pattern, path) for pattern in TrainConfig().frozen)}
     excluded = frozen | {path for path in leaves if path.startswith("omni_align/")}

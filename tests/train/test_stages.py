@@ -29,6 +29,7 @@ from omnivinci_jax.train.stages import STAGES, stage_before
 from omnivinci_jax.train.state import abstract_state, create_state, split_trainable
 from omnivinci_jax.train.step import make_train_step
 from omnivinci_jax.train.supervised_loss import SupervisedLoss
+from omnivinci_jax.train.untrained import without_trained
 from tests.tiny import REPOSITORY, random_params, tiny_config, tiny_tokenizer
 
 # From Section 3 and Appendix C.
@@ -121,6 +122,8 @@ def test_exactly_the_modules_of_a_stage_change(stage, data):
     moments = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in _leaves(state.opt_state)]
     with_state = {path for path in before if any(moment.endswith(f"/{path}") for moment in moments)}
     assert with_state == changed
+    modules = set(state.params)
+    assert set(without_trained(modules, state)) == modules - set(TRAINS[stage])
 
 
 def _leaves(tree) -> list:

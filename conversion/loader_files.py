@@ -1,0 +1,132 @@
+"""The files beside the weights that PyTorch code opens: configurations, the tokenizer's files, the processor's."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from conversion.layouts import Layout
+from conversion.stored_model import StoredModel
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.config_json import to_json, to_released
+from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
+
+_ARCHITECTURE = "AudioVisualFlamingoForConditionalGeneration"
+_PROCESSOR = "AudioVisualFlamingoProcessor"
+_PAD = "<|endoftext|>"
+
+
+def write_loader_files(model: StoredModel, destination: Path, layout: Layout) -> list[str]:
+    """Writes all files of an export except its tensors, and returns notes for the user.
+
+    Raises:
+        UserError: the tokenizer is damaged or has no media tokens.
+    """
+    notes = []
+    root = to_json(model.config, model.root, model.untrained)
+    root.setdefault("architectures", [_ARCHITECTURE])
+    files: dict[str, dict[str, Any]] = {}
+    beside_tokenizer = ""
+    if layout == "merged":
+        files |= _processor_files(model.config, notes)
+    else:
+        files["vision_tower/preprocessor_config.json"] = _image_processor(model.config)
+        beside_tokenizer = "llm/"
+    if (model.folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer(model.folder)
+        root["media_token_ids"] = tokenizer.media_ids
+        root["encoder_text_token_ids"] = {"\n": [tokenizer.newline_id]}
+        files |= {beside_tokenizer + name: values for name, values in _tokenizer_files(tokenizer).items()}
+    else:
+        notes.append(f"{model.folder} has no tokenizer, so the export has neither its files nor generation_config.json")
+    files |= {"config.json": root} if layout == "merged" else to_released(root)
+    for name, values in files.items():
+        (destination / name).parent.mkdir(exist_ok=True)
+        (destination / name).write_text(json.dumps(values, indent=2) + "\n")
+    for name in FILES:
+        if (model.folder / name).is_file():
+            shutil.copy(model.folder / name, destination / beside_tokenizer / name)
+    return notes
+
+
+def _processor_files(config: OmniVinciConfig, notes: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns the files of the port's processor, in the form of transformers 5 and, for its parts, the one before."""
+    seconds = math.ceil(config.max_sound_seconds)
+    if seconds != config.max_sound_seconds:
+        notes.append(
+            f"processor_config.json says that sounds are cut at {seconds} s instead of {config.max_sound_seconds:g}: "
+            "its loader reads whole seconds"
+        )
+    image, sound = _image_processor(config), _feature_extractor(config)
+    processor = {
+        "processor_class": _PROCESSOR,
+        "image_processor": image,
+        "feature_extractor": sound,
+        "padding_side": "left",
+        "image_aspect_ratio": "dynamic_s2",
+        "s2_scales": list(config.s2_scales),
+        "max_tiles": config.max_tiles,
+        "num_video_frames": config.num_video_frames,
+        "load_audio_in_video": True,
+        "interleaved_vis_aud_in_video": config.temporal_group_seconds is not None,
+        "mm_use_bos_eos_tokens": False,
+        "audio_sampling_rate": config.sampling_rate,
+        "audio_chunk_length": f"max_{seconds}",
+        "audio_hop_length": config.audio_hop_length,
+    }
+    if config.temporal_group_seconds is not None:
+        processor["interleaved_video_segment_duration"] = config.temporal_group_seconds
+    return {
+        "processor_config.json": processor,
+        "preprocessor_config.json": {**image, **sound, "processor_class": _PROCESSOR},
+    }
+
+
+def _image_processor(config: OmniVinciConfig) -> dict[str, Any]:
+    """Returns the settings of SigLIP's image processor: bicubic to one tile, then (x / 255 - 0.5) / 0.5."""
+    side = config.vision.image_size
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+
+
+def _feature_extractor(config: OmniVinciConfig) -> dict[str, Any]:
+    """Returns the settings of Whisper's feature extractor."""
+    return {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": config.audio.num_mel_bins,
+        "sampling_rate": config.sampling_rate,
+        "hop_length": config.audio_hop_length,
+        "n_fft": config.audio_n_fft,
+        "chunk_length": 30,  # the processor pads sounds to multiples of 30 s
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+
+
+def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """Returns the files that a model directory may lack; its own ones take their place."""
+    pad = tokenizer.encode(_PAD)
+    has_pad = len(pad) == 1
+    return {
+        "generation_config.json": {
+            "eos_token_id": tokenizer.eos_id,
+            "pad_token_id": pad[0] if has_pad else tokenizer.eos_id,
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<|im_end|>",
+            "pad_token": _PAD if has_pad else "<|im_end|>",
+            "clean_up_tokenization_spaces": False,
+        },
+    }
