@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 
 from tests import typecheck
 
-# Checks arguments and results of every function, shapes included; not in models/, which takes NumPy arrays too.
+# Checks arguments and results of every function, shapes included.
 _PACKAGES = (
     "config",
     "config_json",

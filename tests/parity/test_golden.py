@@ -58,7 +58,7 @@ def test_area_weights_are_adaptive_average_pooling(source, side, rows, columns):
     recorded = part("area_interp")
     x = recorded["x8" if side == 2 else "x"][0]
     resize = [
-        np.concatenate(np.asarray(area_weights(np.arange(n), np.full(n, n), GRID, side, jnp.float32)))
+        np.concatenate(np.asarray(area_weights(jnp.arange(n), jnp.full(n, n), GRID, side, jnp.float32)))
         for n in (rows, columns)
     ]
     assert_close(
@@ -68,7 +68,7 @@ def test_area_weights_are_adaptive_average_pooling(source, side, rows, columns):
 
 def test_space_to_depth():
     recorded = part("space_to_depth")
-    assert_close(space_to_depth(recorded["x"].transpose(0, 2, 3, 1)), recorded["y"], 0)
+    assert_close(space_to_depth(jnp.asarray(recorded["x"].transpose(0, 2, 3, 1))), recorded["y"], 0)
 
 
 @pytest.mark.parametrize("name", ["b_image_s2_2x3", "d_video_noaudio"])
@@ -97,7 +97,7 @@ def test_sound_projector():
 def test_pooling_in_time():
     recorded = case("v_noembed_e")  # without time embedding, the encoder's output is the pooled tokens
     frames = recorded["video_encoder_in.0"].reshape(8, 2, 2, 64)
-    pooled = pool_frames(jnp.asarray(frames), np.arange(8).reshape(4, 2), (2, 1, 1))
+    pooled = pool_frames(jnp.asarray(frames), jnp.arange(8).reshape(4, 2), (2, 1, 1))
     assert_close(pooled, recorded["video_encoder_out.0"], 1e-6)
 
 

@@ -1,5 +1,7 @@
 """Time embeddings of the released schemes against recorded outputs."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,6 +32,11 @@ def config_of(period_fix, dim=32, embed_type="pixel", horizon=60.0):
     return TimeEmbeddingConfig(SCHEMES[period_fix], horizon, dim, time_embed_type=embed_type)
 
 
+def pooled(frames: np.ndarray, members: object) -> np.ndarray:
+    """Pools frames in pairs, without their rows and columns."""
+    return np.asarray(pool_frames(jnp.asarray(frames), jnp.asarray(members), (2, 1, 1)))
+
+
 @pytest.mark.parametrize("period_fix", ["shortest", "longest"])
 @pytest.mark.parametrize("horizon", [60, 3600])
 @pytest.mark.parametrize("dim", [32, 128])
@@ -37,7 +44,7 @@ def test_frequencies_and_angles(dim, horizon, period_fix):
     recorded, name = part("rotary_pure"), f"d{dim}_T{horizon}_{period_fix}"
     turns = frequencies(config_of(period_fix, dim, horizon=float(horizon)))
     np.testing.assert_allclose(2 * np.pi * turns, recorded[f"orig_invfreq_{name}"], rtol=1e-6)
-    angles = np.asarray(time_angles(recorded["times_video"], turns))
+    angles = np.asarray(time_angles(jnp.asarray(recorded["times_video"]), turns))
     assert_close(np.exp(1j * angles), np.exp(1j * recorded[f"orig_freqs_{name}"][0]), 2e-5)
 
 
@@ -48,7 +55,7 @@ def test_rotated_tokens(modality, horizon, period_fix):
     recorded, config = part("rotary_pure"), config_of(period_fix, horizon=float(horizon))
     x, times = recorded[f"feat_{modality}"], recorded[f"times_{modality}"]
     times = np.broadcast_to(times.reshape(-1, *[1] * (x.ndim - 2)), x.shape[:-1])
-    out = TimeEmbedding(config).apply({}, x, times)
+    out = jax.jit(TimeEmbedding(config).apply)({}, x, times)
     assert_close(out, recorded[f"orig_applied_{modality}_d32_T{horizon}_{period_fix}"], 2e-5)
 
 
@@ -63,15 +70,14 @@ def test_encoder(modality, period_fix, kind, horizon):
     recorded = part("rotary_pure")
     x, times, frames = recorded[f"feat_{modality}"], recorded[f"times_{modality}"].astype(np.float64), 1
     if modality == "video":
-        members = np.array([[0, 1], [2, 3], [4, 5], [6, -1]])
-        x = np.asarray(pool_frames(x.reshape(7, 2, 2, 64), members, (2, 1, 1)))
+        x = pooled(x.reshape(7, 2, 2, 64), [[0, 1], [2, 3], [4, 5], [6, -1]])
         times, frames = np.repeat(np.append(times[:6].reshape(3, 2).mean(1), times[6]), 4), 4
     config = config_of(period_fix, embed_type=kind, horizon=horizon)
     angles, tokens = None, len(x) // frames
     if config.scheme.startswith("axial"):
         frame, token = np.divmod(np.arange(len(x)), tokens)
         angles = axial_angles(frame, token, frames, tokens, times, config, modality)
-    out = TimeEmbedding(config).apply({}, x, times.astype(np.float32), angles)
+    out = jax.jit(TimeEmbedding(config).apply)({}, x, times.astype(np.float32), angles)
     expected = recorded[f"enc_orig_{modality}_{period_fix}_{kind}_T{'None' if horizon is None else 60}"]
     assert_close(out, expected, TOLERANCE[config.scheme, config.time_embed_type])
 
@@ -103,7 +109,7 @@ CASES = [
 def test_cases(name, video, sound):
     recorded = case(name)
     frames = recorded["video_encoder_in.0"].reshape(8, 2, 2, 64)
-    frames = np.asarray(pool_frames(frames, np.arange(8).reshape(4, 2), (2, 1, 1)))
+    frames = pooled(frames, np.arange(8).reshape(4, 2))
     video_times = np.repeat(recorded["video_times.0"].astype(np.float64).reshape(4, 2).mean(1), 4)
     sound_times = recorded["sound_times.0"].astype(np.float64)
     for modality, fix, x, times, count in (
@@ -113,14 +119,14 @@ def test_cases(name, video, sound):
         config, tokens = config_of(fix), len(x) // count
         frame, token = np.divmod(np.arange(len(x)), tokens)
         angles = axial_angles(frame, token, count, tokens, times, config, modality)
-        out = TimeEmbedding(config).apply({}, x, times.astype(np.float32), angles)
+        out = jax.jit(TimeEmbedding(config).apply)({}, x, times.astype(np.float32), angles)
         assert_close(out, recorded[f"{modality}_encoder_out.0"], TOLERANCE[config.scheme, config.time_embed_type])
 
 
 def test_rotation_is_interleaved():
     quarter = np.full((1, 4), np.pi / 2, np.float32)
     assert_close(
-        rotate(np.array([[1.0, 2.0, 3.0, 4.0, 5.0]], np.float32), quarter), [[-2.0, 1.0, -4.0, 3.0, 5.0]], 1e-6
+        jax.jit(rotate)(np.array([[1.0, 2.0, 3.0, 4.0, 5.0]], np.float32), quarter), [[-2.0, 1.0, -4.0, 3.0, 5.0]], 1e-6
     )
 
 
@@ -145,7 +151,7 @@ def test_rotated_tokens_of_the_successor(modality, horizon, scheme):
     x, times = recorded[f"feat_{modality}"], recorded[f"times_{modality}"]
     angles = harmonic_angles(times.astype(np.float64), config)
     angles = np.broadcast_to(angles.reshape(len(times), *[1] * (x.ndim - 2), 16), (*x.shape[:-1], 16))
-    out = TimeEmbedding(config).apply({}, x, np.zeros(x.shape[:-1], np.float32), angles)
+    out = jax.jit(TimeEmbedding(config).apply)({}, x, np.zeros(x.shape[:-1], np.float32), angles)
     assert_close(out, recorded[f"port_applied_{modality}_d32_T{horizon}_{scheme}"], 1e-5)
 
 
@@ -155,10 +161,10 @@ def test_video_encoder_of_the_successor(period_fix):
     recorded = part("rotary_pure")
     scheme = "harmonic_shortest" if period_fix == "shortest" else "harmonic_longest"
     x, times = recorded["feat_video"], recorded["times_video"].astype(np.float64)
-    x = np.asarray(pool_frames(x.reshape(7, 2, 2, 64), np.array([[0, 1], [2, 3], [4, 5], [6, -1]]), (2, 1, 1)))
+    x = pooled(x.reshape(7, 2, 2, 64), [[0, 1], [2, 3], [4, 5], [6, -1]])
     times = np.repeat(np.append(times[:6].reshape(3, 2).mean(1), times[6]), 4)
     config = TimeEmbeddingConfig(scheme, 60.0, 32)
-    out = TimeEmbedding(config).apply({}, x, np.zeros(16, np.float32), harmonic_angles(times, config))
+    out = jax.jit(TimeEmbedding(config).apply)({}, x, np.zeros(16, np.float32), harmonic_angles(times, config))
     assert_close(out, recorded[f"enc_port_video_{period_fix}_pixel_T60"], 1e-5)
 
 

@@ -118,12 +118,12 @@ def test_qwen2_equals_transformers(tied):
     positions = np.concatenate([*map(np.arange, lengths), np.zeros(3, int)])[None]
     segment_ids = np.repeat([1, 2, 3, 0], [*lengths, 3])[None]
 
-    def forward(params):
+    def forward(params, tokens, positions, segment_ids):
         embeddings = model.apply({"params": params}, tokens, method=model.embed)
         hidden = model.apply({"params": params}, embeddings, positions, segment_ids)
         return hidden, model.apply({"params": params}, hidden, method=model.logits)
 
-    hidden, logits = jax.jit(forward)(params)
+    hidden, logits = jax.jit(forward)(params, tokens, positions, segment_ids)
 
     assert_close(hidden[0, :17], np.concatenate([out.hidden_states[-1][0] for out in references]), TOLERANCE)
     assert_close(logits[0, :17, :150], np.concatenate([out.logits[0] for out in references]), TOLERANCE)
