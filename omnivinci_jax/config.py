@@ -64,7 +64,10 @@ class AFWhisperConfig:
 
 @dataclass(frozen=True)
 class Qwen2Config:
-    """Decoder: Qwen2.5 with its biases on q, k and v."""
+    """Decoder: Qwen2.5, or one of the Llama family.
+
+    qkv_bias: whether q, k and v have biases, as in Qwen2.5; Llama's have none.
+    """
 
     vocab_size: int = 151_661
     hidden_size: int = 3584
@@ -76,6 +79,7 @@ class Qwen2Config:
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 32_768
     tie_word_embeddings: bool = False
+    qkv_bias: bool = True
 
     def __post_init__(self):
         _check_multiple("text_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)

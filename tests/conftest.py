@@ -20,6 +20,7 @@ _PACKAGES = (
     "media",
     "mesh",
     "model_dir",
+    "part_json",
     "paths",
     "planning",
     "run",
