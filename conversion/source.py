@@ -110,6 +110,11 @@ def open_source(
     found, notes = _collect_tensors(folder, parts, gguf)
     if config.text.tie_word_embeddings:
         drop_tied_head(found)
+    elif "llm.lm_head.weight" not in found:
+        raise UserError(
+            f"{parts.get('llm', folder)}: no lm_head.weight, but tie_word_embeddings is False in config.json; a base "
+            "model is saved without its head: convert the model with it (…ForCausalLM)"
+        )
     if base:
         replaced = [CONFIG_PARTS[_CONFIG_FIELDS[part]][0] for part in parts]
         base = {key: value for key, value in base.items() if key not in replaced}
