@@ -157,7 +157,8 @@ class OmniVinciConfig:
     s2_scales: side lengths of the Dynamic-S2 scales in pixels; the first is the tile.
     max_tiles: largest number of tiles of the largest scale.
     pool_sizes: (time, height, width) of each pool of a video's tokens; pools are applied in parallel.
-    num_video_frames, fps: videos are sampled uniformly at `fps` frames per second, at most `num_video_frames`.
+    num_video_frames, fps: videos are sampled uniformly at `fps` frames per second, at most `num_video_frames`; an
+        infinite `fps` always takes `num_video_frames` (published configs write null or 0).
     audio_compression: how the audio tokens are halved before the projector (Table 18).
     audio_hop_length, audio_n_fft: of the log-mel spectrogram, in samples at `sampling_rate`.
     max_sound_seconds: longer sounds are cut at this length (the published demo reads one hour).

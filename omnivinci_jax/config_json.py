@@ -7,6 +7,7 @@ its folder or under `llm_cfg`, `vision_tower_cfg` and `sound_tower_cfg`. The mer
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,7 +105,7 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
         max_tiles=root.get("max_tiles"),
         pool_sizes=video.get("pool_sizes", [[1, 1, 1]]),
         num_video_frames=root.get("num_video_frames"),
-        fps=root.get("fps") or None,
+        fps=(root["fps"] or math.inf) if "fps" in root else None,
         audio_compression="none",
         audio_hop_length=root.get("audio_hop_length"),
         sampling_rate=root.get("audio_sampling_rate"),
@@ -150,7 +151,7 @@ def to_json(config: OmniVinciConfig, base: Mapping[str, Any] | None = None) -> d
         projector_bias=True,
         max_tiles=config.max_tiles,
         num_video_frames=config.num_video_frames,
-        fps=config.fps,
+        fps=None if math.isinf(config.fps) else config.fps,
         audio_sampling_rate=config.sampling_rate,
         audio_hop_length=config.audio_hop_length,
         audio_chunk_length=f"max_{config.max_sound_seconds:.17g}",

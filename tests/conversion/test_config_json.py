@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +18,11 @@ from omnivinci_jax.config import (
     TimeEmbeddingConfig,
 )
 from omnivinci_jax.config_json import from_json, read_config, to_json, to_released
+from omnivinci_jax.data.processor import MediaReader
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.part_json import part_from_json
+from omnivinci_jax.sequence.chat import Conversation, Media, Message
+from tests.media.files import write_video
 
 TIMES = st.builds(
     TimeEmbeddingConfig,
@@ -33,7 +38,7 @@ CONFIGS = st.builds(
     max_tiles=st.integers(9, 20),
     pool_sizes=st.sampled_from((((8, 1, 1),), ((4, 1, 1), (2, 2, 2)))),
     num_video_frames=st.integers(1, 500),
-    fps=st.floats(0.1, 30),
+    fps=st.floats(0.1, 30) | st.just(math.inf),
     audio_compression=st.sampled_from(AUDIO_COMPRESSIONS),
     audio_hop_length=st.integers(60, 400),
     audio_n_fft=st.integers(200, 800),
@@ -88,6 +93,16 @@ def test_absent_keys_have_the_defaults_of_transformers(part, model_type):
         assert ours.pop("qkv_bias") == (model_type == "qwen2")
         assert ours.pop("rope_theta") == theirs.rope_parameters["rope_theta"]
     assert ours == {name: getattr(theirs, name) for name in ours}
+
+
+@pytest.mark.parametrize("fps", [None, 0, 0.0])
+def test_no_rate_means_num_video_frames(fps, tmp_path):
+    config = from_json(published(fps=fps, num_video_frames=4))
+    assert math.isinf(config.fps) and to_json(config)["fps"] is None
+    write_video(tmp_path / "a.mp4", np.zeros((10, 16, 16, 3), np.uint8), fps=5.0)
+    clip = Conversation((Message("user", (Media("video", str(tmp_path / "a.mp4")),)),))
+    frames = [len(MediaReader(c).measure(clip)[0].frame_indices) for c in (config, config.replace(fps=1.0))]
+    assert frames == [4, 2]  # of two seconds
 
 
 def test_a_decoder_without_biases_is_published_as_llama():
