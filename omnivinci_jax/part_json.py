@@ -156,6 +156,8 @@ def part_to_json(part: str, config: Any, published: Mapping[str, Any]) -> dict[s
         model_type = "qwen2" if biases else "llama"
         rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
         values |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"], "rope_scaling": None}
+    elif part == "vision":
+        values["vision_use_head"] = False  # transformers would initialise a pooling head
     if published.get("model_type", model_type) != model_type:
         published = {}  # of another decoder
     kept = {key: value for key, value in published.items() if key not in spellings.values()}
