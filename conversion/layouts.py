@@ -5,12 +5,15 @@ merged names. Modules that only this project has (OmniAlignNet, learned time emb
 sound projector) go into a separate folder in both layouts, so loaders of the published parts never see them.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from conversion.tensor_files import StoredTensor, is_checkpoint, stored_tensors
+import numpy as np
+
+from conversion.tensor_files import INDEX, SINGLE, StoredTensor, is_checkpoint, stored_tensors
 from omnivinci_jax.errors import UserError
 
 Layout = Literal["released", "merged"]
@@ -23,21 +26,19 @@ PARTS = {
     "mm_projector": ("mm_projector.", ""),
     "sound_mm_projector": ("sound_mm_projector.", ""),
 }
-# Other prefixes in published files of a part, longest first.
-_ALIASES = {
-    "llm": ("language_model.", "llm."),
-    "vision_tower": ("vision_tower.vision_tower.vision_model.", "vision_tower.vision_model.", "vision_tower."),
-    "sound_tower": ("model.audio_tower.", "sound_tower.", "audio_tower.", "model.encoder."),
-    "mm_projector": ("mm_projector.",),
-    "sound_mm_projector": ("sound_mm_projector.",),
+# A tensor of each part that all published forms have. What precedes its name there precedes all names of the part:
+# nothing in a Qwen2Model, "model." in a Qwen2ForCausalLM, "vision_tower.vision_model." in PaliGemma of transformers 4.
+_LANDMARKS = {
+    "llm": ("model.", "embed_tokens.weight"),
+    "vision_tower": ("", "embeddings.patch_embedding.weight"),
+    "sound_tower": ("", "conv1.weight"),
 }
-# Tensors of larger checkpoints that contain a part; the model does not use them.
+_HEAD = re.compile(r"(?:.*\.)?(lm_head\..*)")  # beside the prefix of the decoder's other tensors
+# Tensors in or beside a part that the model does not use.
 _UNUSED = {
     "llm": re.compile(r".*rotary_emb\.inv_freq"),
-    "vision_tower": re.compile(r"text_model\..*|logit_\w+|(vision_model\.)?head\..*|.*\.position_ids"),
-    "sound_tower": re.compile(r"language_model\..*|multi_modal_projector\..*|model\.decoder\..*|proj_out\..*"),
-    "mm_projector": re.compile(r"(?!)"),
-    "sound_mm_projector": re.compile(r"(?!)"),
+    "vision_tower": re.compile(r"text_model\..*|logit_\w+|(.*\.)?head\..*|.*\.position_ids"),
+    "sound_tower": re.compile(r"language_model\..*|multi_modal_projector\..*|(model\.)?decoder\..*|proj_out\..*"),
 }
 
 
@@ -51,6 +52,7 @@ def read_layout(folder: Path, left_out: Iterable[str] = ()) -> dict[str, StoredT
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such directory")
+    _check_format(folder)
     if is_checkpoint(folder):
         found = {_canonical_name(name): tensor for name, tensor in stored_tensors(folder).items()}
     else:
@@ -60,28 +62,82 @@ def read_layout(folder: Path, left_out: Iterable[str] = ()) -> dict[str, StoredT
                 f"{folder}: neither model.safetensors (merged layout) nor folders {', '.join(PARTS)} (released layout)"
             )
         if needed := [part for part in missing if part not in left_out]:
+            _check_format(folder / needed[0])
             raise UserError(f"{folder / needed[0]}: no model.safetensors; this part is missing")
         found = {}
         for part in (part for part in PARTS if part not in missing):
-            found |= read_part(folder / part, part)[0]
+            tensors, others = read_part(folder / part, part)
+            unknown = [name for name in others if not _UNUSED[part].fullmatch(name)]
+            if unknown:
+                raise UserError(f"{folder / part}: this model has no tensor {unknown[0]}")
+            found |= tensors
     if is_checkpoint(folder / UNPUBLISHED):
         found |= {f"{UNPUBLISHED}.{name}": tensor for name, tensor in stored_tensors(folder / UNPUBLISHED).items()}
     return found
 
 
 def read_part(folder: Path, part: str) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Returns a part's tensors by merged name, and the names of tensors that the model does not use."""
+    """Returns a part's tensors by merged name, and the names of tensors that the model does not use.
+
+    The checkpoint may be the part alone or a larger model, of any version of transformers.
+
+    Raises:
+        UserError: no checkpoint, a damaged one (`stored_tensors`), or one without this part.
+    """
+    _check_format(folder)
     if not is_checkpoint(folder):
-        raise UserError(f"{folder}: neither model.safetensors nor model.safetensors.index.json")
-    merged, released = PARTS[part]
+        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}")
+    stored = stored_tensors(folder)
+    merged = PARTS[part][0]
+    if part not in _LANDMARKS:
+        return {merged + name.removeprefix(f"{part}."): tensor for name, tensor in stored.items()}, []
+    inner, landmark = _LANDMARKS[part]
+    prefixes = [name.removesuffix(landmark) for name in stored if f".{name}".endswith(f".{landmark}")]
+    if len(prefixes) != 1:
+        raise UserError(f"{folder}: {len(prefixes)} tensors are named …{landmark}: one is needed to find the {part}")
     found, unused = {}, []
-    for name, tensor in stored_tensors(folder).items():
-        if _UNUSED[part].fullmatch(name):
+    for name, tensor in stored.items():
+        if part == "llm" and (head := _HEAD.fullmatch(name)):
+            found[merged + head[1]] = tensor
+        elif name.startswith(prefixes[0]) and not _UNUSED[part].fullmatch(name.removeprefix(prefixes[0])):
+            found[merged + inner + name.removeprefix(prefixes[0])] = tensor
+        else:
             unused.append(name)
-            continue
-        name = _strip(name, (*_ALIASES[part], released))
-        found[merged + name] = tensor
     return found, unused
+
+
+def _check_format(folder: Path) -> None:
+    """Refuses a checkpoint in PyTorch's own format, which is code that would be run."""
+    pickled = sorted(file.name for file in folder.glob("pytorch_model*.bin*"))
+    if pickled and not is_checkpoint(folder):
+        raise UserError(
+            f"{folder / pickled[0]}: .bin files are pickled code and are not read; in transformers, load the "
+            f"checkpoint{_model_type(folder)} and call save_pretrained, which writes {SINGLE}"
+        )
+
+
+def _model_type(folder: Path) -> str:
+    try:
+        return f" (model_type {json.loads((folder / 'config.json').read_text())['model_type']!r})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def drop_tied_head(found: dict[str, Any]) -> None:
+    """Removes the head from the tensors of a decoder with tied embeddings, whose file may have it once more.
+
+    Raises:
+        UserError: the head differs from the embedding.
+    """
+    head, table = (found.get(f"llm.{name}.weight") for name in ("lm_head", "model.embed_tokens"))
+    if head is None or table is None:
+        return
+    if not np.array_equal(head.read(), table.read()):
+        raise UserError(
+            f"{head.file}: lm_head.weight differs from embed_tokens.weight, but tie_word_embeddings is True in "
+            f"config.json{_model_type(head.file.parent)}; set it to False to keep both"
+        )
+    del found["llm.lm_head.weight"]
 
 
 def file_name(name: str, layout: Layout) -> tuple[str, str]:

@@ -23,9 +23,9 @@ from omnivinci_jax.sequence.tokenizer import Tokenizer
 def load(folder: Path, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Assistant:
     """See `conversion.load`."""
     source = open_source(folder)
-    if source.tokenizer is None:
+    if source.tokenizer is None or not isinstance(source.tokenizer.source, Path):
         raise UserError(f"{folder}: no tokenizer; copy tokenizer.json there")
-    tokenizer = Tokenizer(source.tokenizer.folder)
+    tokenizer = Tokenizer(source.tokenizer.source)
     model, params = load_model(folder, dtype, mesh)
     return Assistant(model, params, Processor(source.config, tokenizer))
 

@@ -146,10 +146,13 @@ class Tensor(NamedTuple):
 def tensors(config: OmniVinciConfig, leaves: dict[str, Shape]) -> Iterator[Tensor]:
     """Yields every published tensor, leaf by leaf, of a model whose parameters have the shapes `leaves` (by path).
 
-    A tied decoder has no head. For leaves without a published name see `unpublished_leaves`.
+    A tied decoder has no head, and Llama's has no biases. For leaves without a published name see `unpublished_leaves`.
     """
+    absent = {"llm/lm_head/kernel"} if config.text.tie_word_embeddings else set()
+    if not config.text.qkv_bias:
+        absent |= {f"llm/layers/self_attn/{name}_proj/bias" for name in "qkv"}
     for torch_name, path, transform in TABLE:
-        if path == "llm/lm_head/kernel" and config.text.tie_word_embeddings:
+        if path in absent:
             continue
         yield from _leaf_tensors(config, leaves, torch_name, path, transform)
 

@@ -1,7 +1,7 @@
 """The source of a conversion: its configuration, and a lazy leaf for every parameter.
 
 A source is one checkpoint in either layout, separate parts (a Qwen2.5, a SigLIP, an AF-Whisper), or a checkpoint with
-some parts replaced. Opening it reads headers only.
+some parts replaced. Opening it reads headers only, and the tables of a tied decoder whose file has both.
 """
 
 import dataclasses
@@ -14,18 +14,21 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from conversion.layouts import PARTS, UNPUBLISHED, read_layout, read_part
+from conversion.gguf_file import GgufFile, GgufTensor
+from conversion.layouts import PARTS, UNPUBLISHED, drop_tied_head, read_layout, read_part
 from conversion.leaves import LazyLeaf, Pieces
 from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES, StoredTensor
-from conversion.tokenizer import SourceTokenizer, read_tokenizer
+from conversion.tokenizer import SourceTokenizer, read_tokenizer, with_media_tokens
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
+from omnivinci_jax.config_json import PARTS as CONFIG_PARTS
 from omnivinci_jax.config_json import describe_publisher, from_json, read_json, untrained_modules
 from omnivinci_jax.config_json import read_part as read_part_config
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.model_dir import in_modules
 from omnivinci_jax.models.initialization import init_batch, parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.part_json import part_from_json
 
 DTYPE_NAMES = {"float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}
 _CONFIG_FIELDS = {"llm": "text", "vision_tower": "vision", "sound_tower": "audio"}
@@ -54,7 +57,7 @@ class Source(NamedTuple):
 class ExtendedTable(NamedTuple):
     """A vocabulary table with new rows, each the mean of the old ones."""
 
-    table: StoredTensor
+    table: StoredTensor | GgufTensor
     rows: int
 
     @property
@@ -79,7 +82,7 @@ class ExtendedTable(NamedTuple):
         return np.concatenate([old, np.broadcast_to(mean, (self.rows - len(old), *mean.shape))])
 
 
-AnyTensor = StoredTensor | ExtendedTable
+AnyTensor = StoredTensor | GgufTensor | ExtendedTable
 
 
 def open_source(
@@ -92,7 +95,8 @@ def open_source(
 
     Args:
         folder: a checkpoint in the released or merged layout; None if all three `parts` are given.
-        parts: folders of parts (`llm`, `vision_tower`, `sound_tower`) that are missing in `folder` or replace its own.
+        parts: folders of parts (`llm`, `vision_tower`, `sound_tower`) that are missing in `folder` or replace its own;
+            each holds the part or a larger model. `llm` may be a GGUF file.
         tokenizer: folder of the tokenizer, if it is not in the checkpoint.
         dtype: type of all parameters; None keeps their types.
 
@@ -103,12 +107,27 @@ def open_source(
     parts = dict(parts or {})
     if folder is None and (missing := [part for part in _CONFIG_FIELDS if part not in parts]):
         raise UserError(f"without a source checkpoint, --{missing[0]} is required")
+    gguf = GgufFile(parts["llm"]) if "llm" in parts and parts["llm"].suffix == ".gguf" else None
     base = read_json(folder / "config.json") if folder else None
-    config = _configuration(folder, base, parts)
+    config = _configuration(folder, base, parts, gguf)
     left_out = untrained_modules(base or {})
-    found, notes = _collect_tensors(folder, parts, left_out)
+    found, notes = _collect_tensors(folder, parts, gguf, left_out)
+    if config.text.tie_word_embeddings:
+        drop_tied_head(found)
+    elif "llm.lm_head.weight" not in found:
+        raise UserError(
+            f"{parts.get('llm', folder)}: no lm_head.weight, but tie_word_embeddings is False in config.json; a base "
+            "model is saved without its head: convert the model with it (…ForCausalLM)"
+        )
+    if base:
+        replaced = [CONFIG_PARTS[_CONFIG_FIELDS[part]][0] for part in parts]
+        base = {key: value for key, value in base.items() if key not in replaced}
 
-    found_tokenizer = read_tokenizer(tokenizer, [parts.get("llm"), folder, folder and folder / "llm"])
+    if gguf and tokenizer is None:
+        pretrained = gguf.tokenizer()
+        found_tokenizer = with_media_tokens(pretrained.backend_tokenizer, pretrained)
+    else:
+        found_tokenizer = read_tokenizer(tokenizer, [parts.get("llm"), folder, folder and folder / "llm"])
     if found_tokenizer is None:
         notes.append("no tokenizer.json in the source; add a tokenizer beside config.json before you load the model")
     else:
@@ -129,7 +148,7 @@ def open_source(
     expected = [tensor for tensor in expected if tensor.path not in initialised]
     stored = {name: path for name, path in unpublished.items() if path not in initialised}
     expected += [Tensor(f"{UNPUBLISHED}.{name}", shapes[path], path, None, SAME) for name, path in stored.items()]
-    _check_tensors(expected, found, folder)
+    _check_tensors(expected, found, folder, parts)
     untrained = _whole_modules(initialised, shapes)
     if untrained:
         notes.append(f"initialised, because the source has no such tensors: {', '.join(untrained)}")
@@ -146,13 +165,17 @@ def open_source(
     return Source(config, base, leaves, found_tokenizer, untrained, notes)
 
 
-def _configuration(folder: Path | None, base: Mapping[str, Any] | None, parts: dict[str, Path]) -> OmniVinciConfig:
+def _configuration(
+    folder: Path | None, base: Mapping[str, Any] | None, parts: dict[str, Path], gguf: GgufFile | None
+) -> OmniVinciConfig:
     one_of("part", next((part for part in parts if part not in _CONFIG_FIELDS), "llm"), tuple(_CONFIG_FIELDS))
-    sections = {
-        field: read_part_config(field, parts[part] / "config.json")
-        for part, field in _CONFIG_FIELDS.items()
-        if part in parts
-    }
+    sections = {}
+    for part, path in parts.items():
+        field = _CONFIG_FIELDS[part]
+        if gguf and part == "llm":
+            sections[field] = part_from_json(field, gguf.config(), str(path))
+        else:
+            sections[field] = read_part_config(field, path / "config.json")
     if "vision" in sections:
         sections["s2_scales"] = tuple(sections["vision"].image_size * n for n in (1, 2, 3))
     if folder is None:
@@ -163,12 +186,15 @@ def _configuration(folder: Path | None, base: Mapping[str, Any] | None, parts: d
 
 
 def _collect_tensors(
-    folder: Path | None, parts: dict[str, Path], left_out: tuple[str, ...]
-) -> tuple[dict[str, StoredTensor], list[str]]:
-    found = read_layout(folder, left_out) if folder else {}
+    folder: Path | None, parts: dict[str, Path], gguf: GgufFile | None, left_out: tuple[str, ...]
+) -> tuple[dict[str, AnyTensor], list[str]]:
+    found: dict[str, AnyTensor] = {**read_layout(folder, left_out)} if folder else {}
     notes = []
     for part, path in parts.items():
         found = {name: tensor for name, tensor in found.items() if not name.startswith(PARTS[part][0])}
+        if gguf and part == "llm":
+            found |= gguf.tensors()
+            continue
         part_tensors, unused = read_part(path, part)
         found |= part_tensors
         if unused:
@@ -199,12 +225,15 @@ def _whole_modules(chosen: set[str], paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(modules))
 
 
-def _check_tensors(expected: Iterable[Tensor], found: Mapping[str, AnyTensor], folder: Path | None) -> None:
+def _check_tensors(
+    expected: Iterable[Tensor], found: Mapping[str, AnyTensor], folder: Path | None, parts: Mapping[str, Path]
+) -> None:
     names = set()
     for tensor in expected:
         names.add(tensor.name)
         if tensor.name not in found:
-            raise UserError(f"{folder or 'the given parts'}: tensor {tensor.name} is missing")
+            source = parts.get(tensor.name.split(".")[0], folder)
+            raise UserError(f"{source}: tensor {tensor.name} is missing")
         stored = found[tensor.name]
         if tuple(stored.shape) != tensor.shape:
             raise UserError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.sequence.chat import PLACEHOLDERS
@@ -13,18 +14,25 @@ from omnivinci_jax.sequence.tokenizer import FILES
 
 
 class SourceTokenizer(NamedTuple):
-    """A tokenizer with the media tokens. size: number of ids. added: new tokens with their ids."""
+    """A tokenizer with the media tokens.
 
-    folder: Path
+    size: number of ids. added: new tokens with their ids.
+    source: the folder of its files, or the tokenizer of a GGUF file.
+    """
+
+    source: Path | PreTrainedTokenizerFast
     tokenizer: tokenizers.Tokenizer
     size: int
     added: list[tuple[str, int]]
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json and copies the other tokenizer files."""
-        for name in FILES:
-            if (self.folder / name).is_file():
-                shutil.copy(self.folder / name, folder / name)
+        """Writes tokenizer.json, and copies or writes the other tokenizer files."""
+        if isinstance(self.source, Path):
+            for name in FILES:
+                if (self.source / name).is_file():
+                    shutil.copy(self.source / name, folder / name)
+        else:
+            self.source.save_pretrained(folder)
         if self.added or not (folder / "tokenizer.json").is_file():
             self.tokenizer.save(str(folder / "tokenizer.json"))
 
@@ -41,11 +49,15 @@ def read_tokenizer(given: Path | None, folders: Iterable[Path | None]) -> Source
         if given:
             raise UserError(f"{given}: neither tokenizer.json nor vocab.json")
         return None
-    tokenizer = _load(folder)
+    return with_media_tokens(_load(folder), folder)
+
+
+def with_media_tokens(tokenizer: tokenizers.Tokenizer, source: Path | PreTrainedTokenizerFast) -> SourceTokenizer:
+    """Adds those media tokens that the tokenizer does not have."""
     new = [token for token in PLACEHOLDERS.values() if tokenizer.token_to_id(token) is None]
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in new])
     ids = tokenizer.get_vocab(with_added_tokens=True)
-    return SourceTokenizer(folder, tokenizer, max(ids.values()) + 1, [(token, ids[token]) for token in new])
+    return SourceTokenizer(source, tokenizer, max(ids.values()) + 1, [(token, ids[token]) for token in new])
 
 
 def _load(folder: Path) -> tokenizers.Tokenizer:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from conversion.command import progress, run
-from conversion.layouts import UNPUBLISHED, read_layout
+from conversion.layouts import UNPUBLISHED, drop_tied_head, read_layout
 from conversion.stored_model import StoredModel, open_model, read_tensors
 from conversion.tensor_files import StoredTensor
 from omnivinci_jax.config_json import read_config
@@ -49,6 +49,8 @@ def verify(model_dir: Path, torch_dir: Path) -> Report:
     """
     model = open_model(model_dir)
     found = read_layout(torch_dir, model.untrained)
+    if model.config.text.tie_word_embeddings:
+        drop_tied_head(found)
     report = Report()
     ours = to_mapping(model.config)
     theirs = to_mapping(read_config(torch_dir / "config.json"))

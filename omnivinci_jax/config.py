@@ -68,7 +68,10 @@ class AFWhisperConfig:
 
 @dataclass(frozen=True)
 class Qwen2Config:
-    """Decoder: Qwen2.5 with its biases on q, k and v."""
+    """Decoder: Qwen2.5, or one of the Llama family.
+
+    qkv_bias: whether q, k and v have biases, as in Qwen2.5; Llama's have none.
+    """
 
     vocab_size: int = 151_661
     hidden_size: int = 3584
@@ -80,6 +83,7 @@ class Qwen2Config:
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 32_768
     tie_word_embeddings: bool = False
+    qkv_bias: bool = True
 
     def __post_init__(self):
         _check_multiple("text_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
@@ -173,6 +177,8 @@ class OmniVinciConfig:
     frame_sampling: which frames of a video the model sees (media/frame_sampling.py): `uniform`, `fps` frames per second
         and at most `num_video_frames`, or the `num_video_frames` frames that the `released` code or the Transformers
         `port` takes, with their temporal groups.
+    num_video_frames, fps: see `frame_sampling`; an infinite `fps` always takes `num_video_frames` (published configs
+        write null or 0).
     audio_compression: how the audio tokens are halved before the projector (Table 18).
     audio_hop_length, audio_n_fft: of the log-mel spectrogram, in samples at `sampling_rate`.
     audio_padding_seconds: sounds are padded with silence to a multiple of this length before the log-mel, then with

@@ -9,23 +9,16 @@ A published config.json does not say how its code samples frames and pads sound,
 means: `_publisher` knows it from the form and from `model_type`.
 """
 
-import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
-from omnivinci_jax.config import (
-    AFWhisperConfig,
-    OmniAlignConfig,
-    OmniVinciConfig,
-    Qwen2Config,
-    SiglipConfig,
-    TimeEmbeddingConfig,
-    one_of,
-)
+from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, SiglipConfig, TimeEmbeddingConfig, one_of
 from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.part_json import part_from_json, part_to_json
 from omnivinci_jax.settings import from_mapping, to_mapping
 
 UNPUBLISHED = "omnivinci_jax"
@@ -35,29 +28,16 @@ PARTS = {
     "vision": ("vision_config", "vision_tower", "vision_tower_cfg"),
     "audio": ("audio_config", "sound_tower", "sound_tower_cfg"),
 }
-_PART_TYPES = {"text": Qwen2Config, "vision": SiglipConfig, "audio": AFWhisperConfig}
-_MODEL_TYPES = {"text": "qwen2", "vision": "siglip_vision_model", "audio": "qwen2_audio_encoder"}
-# transformers' defaults, which a part's config.json may omit.
-_DEFAULTS = {
-    "text": dict(rope_theta=10_000.0, rms_norm_eps=1e-6, max_position_embeddings=32_768, tie_word_embeddings=False),
-    "vision": dict(layer_norm_eps=1e-6),
-    "audio": dataclasses.asdict(AFWhisperConfig()),
-}
 # (key, supported values) of settings that the model does not vary; an absent key is supported.
-_FIXED = {
-    "text": (("hidden_act", ("silu",)), ("use_sliding_window", (False,))),
-    "vision": (("hidden_act", ("gelu_pytorch_tanh",)),),
-    "audio": (("activation_function", ("gelu",)), ("scale_embedding", (False,))),
-    "root": (
-        ("dynamic_s2", (True,)),
-        ("mm_vision_select_layer", (-2,)),
-        ("mm_vision_select_feature", ("cls_patch",)),
-        ("s2_resize_output_to_scale_idx", (-1,)),
-        ("multimodal_projector_bias", (True,)),
-        ("projector_bias", (True,)),
-        ("mm_use_bos_eos_tokens", (False, None)),
-    ),
-}
+_FIXED = (
+    ("dynamic_s2", (True,)),
+    ("mm_vision_select_layer", (-2,)),
+    ("mm_vision_select_feature", ("cls_patch",)),
+    ("s2_resize_output_to_scale_idx", (-1,)),
+    ("multimodal_projector_bias", (True,)),
+    ("projector_bias", (True,)),
+    ("mm_use_bos_eos_tokens", (False, None)),
+)
 _PROJECTORS = (
     ("mm_projector", ("mlp_downsample", "mlp_downsample_2x2_fix")),
     ("sound_mm_projector", ("mlp",)),
@@ -129,9 +109,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
 
 def read_part(part: str, path: epath.PathLike) -> Any:
     """Reads the config of one part (`text`, `vision` or `audio`) from its own config.json or that of a larger model."""
-    values = _load(epath.Path(path))
-    nested = values.get(PARTS[part][0])
-    return _part(part, nested if isinstance(nested, Mapping) else values, str(path))
+    return part_from_json(part, _load(epath.Path(path)), str(path))
 
 
 def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciConfig:
@@ -141,7 +119,7 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
     for part, (key, folder, legacy) in PARTS.items():
         if not isinstance(root.get(key), Mapping):
             raise ConfigError(f"{where}: no {key}, {legacy} or {folder}/config.json")
-        parts[part] = _part(part, root[key], f"{where}: {key}")
+        parts[part] = part_from_json(part, root[key], f"{where}: {key}")
     unpublished = dict(root.get(UNPUBLISHED, {}))
     unpublished.pop("untrained", None)  # of the parameters, not of the configuration: see untrained_modules
     video, sound = (_encoder(root, name, where) for name in ("video", "sound"))
@@ -153,7 +131,7 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
         max_tiles=root.get("max_tiles"),
         pool_sizes=video.get("pool_sizes", [[1, 1, 1]]),
         num_video_frames=root.get("num_video_frames"),
-        fps=root.get("fps") or None,
+        fps=(root["fps"] or math.inf) if "fps" in root else None,
         audio_compression="none",
         audio_hop_length=root.get("audio_hop_length"),
         sampling_rate=root.get("audio_sampling_rate"),
@@ -207,13 +185,7 @@ def to_json(
     """
     root = {"model_type": "audiovisualflamingo", **(base or {})}
     for part, (key, _, legacy) in PARTS.items():
-        values = {"model_type": _MODEL_TYPES[part], **root.get(key, {}), **to_mapping(getattr(config, part))}
-        if part == "text":
-            rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
-            values |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"], "rope_scaling": None}
-        elif part == "vision":
-            values["vision_use_head"] = False  # transformers would initialise a pooling head
-        root[key] = values
+        root[key] = part_to_json(part, getattr(config, part), root.get(key, {}))
         root.pop(legacy, None)
     encoders = {"image": {}, "video": {"pool_sizes": to_mapping(config.pool_sizes)}, "sound": {}}
     for kind, target in _ENCODERS.items():
@@ -235,7 +207,7 @@ def to_json(
         projector_bias=True,
         max_tiles=config.max_tiles,
         num_video_frames=config.num_video_frames,
-        fps=config.fps,
+        fps=None if math.isinf(config.fps) else config.fps,
         audio_sampling_rate=config.sampling_rate,
         audio_hop_length=config.audio_hop_length,
         audio_chunk_length=f"max_{config.max_sound_seconds:.17g}",
@@ -290,7 +262,9 @@ def _load(path: epath.Path, hint: str = "") -> dict[str, Any]:
 
 
 def _check_root(root: Mapping[str, Any], where: str) -> None:
-    _check_fixed("root", root, where)
+    for key, supported in _FIXED:
+        if key in root:
+            one_of(f"{where}: {key}", root[key], supported)
     for name, types in _PROJECTORS:
         # `mm_projector` is a type in training configurations and a folder in published ones.
         section = root.get(f"{name}_cfg", root.get(name))
@@ -299,29 +273,6 @@ def _check_root(root: Mapping[str, Any], where: str) -> None:
             one_of(f"{where}: {name}_type", kind, types)
     if not root.get("interleaved_vis_aud_in_video", True) and UNPUBLISHED not in root:
         raise ConfigError(f"{where}: interleaved_vis_aud_in_video is False; supported: True")
-
-
-def _check_fixed(part: str, values: Mapping[str, Any], where: str) -> None:
-    for key, supported in _FIXED[part]:
-        if key in values:
-            one_of(f"{where}: {key}", values[key], supported)
-
-
-def _part(part: str, values: Mapping[str, Any], where: str) -> Any:
-    nested = values.get(PARTS[part][0])
-    if part == "audio" and "d_model" not in values and isinstance(nested, Mapping):
-        values = nested
-    _check_fixed(part, values, where)
-    values = {**_DEFAULTS[part], **values}
-    if part == "text":
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        one_of(f"{where}: rope_type", rope.get("rope_type", rope.get("type", "default")), ("default",))
-        values["rope_theta"] = rope.get("rope_theta", values["rope_theta"])
-    names = [entry.name for entry in dataclasses.fields(_PART_TYPES[part])]
-    for name in names:
-        if name not in values:
-            raise ConfigError(f"{where}: no {name}")
-    return from_mapping(_PART_TYPES[part], {name: values[name] for name in names}, where)
 
 
 def _scales(root: Mapping[str, Any], vision: SiglipConfig, where: str) -> list[int]:

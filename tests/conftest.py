@@ -21,6 +21,7 @@ _PACKAGES = (
     "mesh",
     "model_dir",
     "models",
+    "part_json",
     "paths",
     "planning",
     "run",

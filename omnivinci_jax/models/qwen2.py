@@ -1,4 +1,4 @@
-"""The decoder: Qwen2.5."""
+"""The decoder: Qwen2.5, or one of the Llama family (without biases)."""
 
 from typing import Any
 
@@ -116,7 +116,7 @@ class Qwen2Layer(nn.Module):
 
 
 class Qwen2Attention(nn.Module):
-    """Grouped-query attention with rotary positions; biases on q, k and v."""
+    """Grouped-query attention with rotary positions; q, k and v have biases if `config.qkv_bias`."""
 
     config: Qwen2Config
     compute: Compute = Compute()
@@ -133,8 +133,9 @@ class Qwen2Attention(nn.Module):
         config = self.config
 
         def heads(name: str, axis: str, count: int) -> Float[Array, "B T count head_dim"]:
-            x_heads = Dense(count * config.head_dim, ("embed", axis), self.compute, kernel_init=INIT, name=name)(x)
-            return x_heads.reshape(*x.shape[:2], count, config.head_dim)
+            width, axes = count * config.head_dim, ("embed", axis)
+            dense = Dense(width, axes, self.compute, use_bias=config.qkv_bias, kernel_init=INIT, name=name)
+            return dense(x).reshape(*x.shape[:2], count, config.head_dim)
 
         q = apply_rope(heads("q_proj", "heads", config.num_attention_heads), *rope)
         k = apply_rope(heads("k_proj", "kv_heads", config.num_key_value_heads), *rope)

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig
 
 from omnivinci_jax.config import (
     AUDIO_COMPRESSIONS,
@@ -16,7 +19,11 @@ from omnivinci_jax.config import (
     TimeEmbeddingConfig,
 )
 from omnivinci_jax.config_json import describe_publisher, from_json, read_config, to_json, to_released
+from omnivinci_jax.data.processor import MediaReader
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.part_json import part_from_json
+from omnivinci_jax.sequence.chat import Conversation, Media, Message
+from tests.media.files import write_video
 
 TIMES = st.builds(
     TimeEmbeddingConfig,
@@ -33,7 +40,7 @@ CONFIGS = st.builds(
     pool_sizes=st.sampled_from((((8, 1, 1),), ((4, 1, 1), (2, 2, 2)))),
     frame_sampling=st.sampled_from(FRAME_SAMPLINGS),
     num_video_frames=st.integers(1, 500),
-    fps=st.floats(0.1, 30),
+    fps=st.floats(0.1, 30) | st.just(math.inf),
     audio_compression=st.sampled_from(AUDIO_COMPRESSIONS),
     audio_hop_length=st.integers(60, 400),
     audio_padding_seconds=st.none() | st.floats(1, 60),
@@ -69,6 +76,61 @@ def test_every_field_round_trips_through_the_released_form(tmp_path_factory, con
 
 def published(**changes):
     return {**to_json(OmniVinciConfig()), **changes}
+
+
+@pytest.mark.parametrize(
+    "part, model_type",
+    [
+        ("text", "qwen2"),
+        ("text", "llama"),
+        ("vision", "siglip_vision_model"),
+        ("audio", "qwen2_audio_encoder"),
+        ("audio", "audioflamingo3_encoder"),
+        ("audio", "whisper"),
+    ],
+)
+def test_absent_keys_have_the_defaults_of_transformers(part, model_type):
+    theirs = AutoConfig.for_model(model_type)
+    ours = dataclasses.asdict(part_from_json(part, {"model_type": model_type}, "config.json"))
+    if part == "text":
+        assert ours.pop("qkv_bias") == (model_type == "qwen2")
+        assert ours.pop("rope_theta") == theirs.rope_parameters["rope_theta"]
+    assert ours == {name: getattr(theirs, name) for name in ours}
+
+
+@pytest.mark.parametrize("fps", [None, 0, 0.0])
+def test_no_rate_means_num_video_frames(fps, tmp_path):
+    config = from_json(published(fps=fps, num_video_frames=4))
+    assert math.isinf(config.fps) and to_json(config)["fps"] is None
+    write_video(tmp_path / "a.mp4", np.zeros((10, 16, 16, 3), np.uint8), fps=5.0)
+    clip = Conversation((Message("user", (Media("video", str(tmp_path / "a.mp4")),)),))
+    frames = [len(MediaReader(c).measure(clip)[0].frame_indices) for c in (config, config.replace(fps=1.0))]
+    assert frames == [4, 2]  # of two seconds
+
+
+def test_a_decoder_without_biases_is_published_as_llama():
+    text = dataclasses.replace(OmniVinciConfig().text, qkv_bias=False)
+    config = OmniVinciConfig(text=text)
+    base = published()["text_config"] | {"use_sliding_window": False, "bos_token_id": 5}
+    root = to_json(config, {"text_config": base})
+    assert root["text_config"]["model_type"] == "llama" and "qkv_bias" not in root["text_config"]
+    assert "bos_token_id" not in root["text_config"]  # it was Qwen2.5's
+    assert from_json(root) == config
+
+
+def test_sound_towers_are_read_in_every_spelling():
+    root = published()
+    old = root["audio_config"]
+    names = dict(d_model="hidden_size", encoder_ffn_dim="intermediate_size", encoder_layers="num_hidden_layers")
+    names["encoder_attention_heads"] = "num_attention_heads"
+    new = {names.get(key, key): value for key, value in old.items()} | {"model_type": "audioflamingo3_encoder"}
+    new |= {"hidden_size": 640, "num_hidden_layers": 6, "num_attention_heads": 10, "intermediate_size": 2560}
+    config = from_json(root | {"audio_config": new})
+    assert dataclasses.astuple(config.audio) == (640, 2560, 6, 10, 128, 1500)
+    written = to_json(config, root | {"audio_config": new})["audio_config"]
+    assert written["d_model"] == 640 and "hidden_size" not in written
+    with pytest.raises(ConfigError, match="d_model is 1280 but hidden_size is 640: they must be equal"):
+        from_json(root | {"audio_config": {**old, "hidden_size": 640}})
 
 
 def test_legacy_names_and_forms(tmp_path):
