@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.media import decode
+from omnivinci_jax.media import decode, stills
 from omnivinci_jax.sequence.chat import Media
 
 
@@ -33,7 +33,7 @@ def check_file(path: Path) -> tuple[int, list[str]]:
 def _problem(item: Media) -> str:
     try:
         if item.kind == "image":
-            decode.read_image(item.path)
+            stills.read_image(item.path)
         elif item.kind == "sound":
             decode.read_waveform(item.path)
         else:

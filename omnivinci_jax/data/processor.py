@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
-from omnivinci_jax.media import audio, decode, image
+from omnivinci_jax.media import audio, decode, image, stills
 from omnivinci_jax.paths import AnyPath, atomic_file, local_copy
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, SoundSize, VideoSize, lay_out
@@ -90,7 +90,7 @@ class MediaReader:
         if item.kind == "image":
             if not tiled:
                 return ImageSize()
-            width, height = decode.probe_image(item.path)
+            width, height = stills.probe_image(item.path)
             return ImageSize(*image.dynamic_s2_grid(width, height, config.s2_scales, config.max_tiles))
         if item.kind == "sound":
             return self._sound_size(decode.probe_audio(item.path))
@@ -120,7 +120,7 @@ class MediaReader:
         side = config.vision.image_size
         tiles, windows = np.zeros((0, side, side, 3), np.uint8), self._windows(item, None)
         if isinstance(size, ImageSize):
-            pixels = decode.read_image(item.path)
+            pixels = stills.read_image(item.path)
             if size.rows:
                 tiles, _ = image.dynamic_s2_tiles(pixels, config.s2_scales, config.max_tiles)
             else:
