@@ -20,8 +20,12 @@ _RESTART_SECONDS = 0.25
 
 @dataclass
 class _Position:
-    """Where one stream is, on its own clock: its last decoding time, the end of its last packet, and its part."""
+    """Where one stream is, on its own clock: its last decoding time, the end of its last packet, and its part.
 
+    `back` is the step back in decoding time that starts a new part.
+    """
+
+    back: float
     decoded: int | None = None
     end: int = 0
     duration: int = 0
@@ -58,20 +62,22 @@ class Clock:
         return restarts
 
     def _advance(self, packet: Packet) -> tuple[_Position, bool]:
-        position = self._positions.setdefault(packet.stream_index, _Position())
+        position = self._positions.get(packet.stream_index)
+        if position is None:
+            position = self._positions[packet.stream_index] = _Position(_RESTART_SECONDS / packet.time_base)
         if packet.pts is None:
             packet.pts = position.end if packet.dts is None else packet.dts
             self.guessed = True
         # Frames that are stored out of order step back in `pts`, never in `dts`; only a keyframe can start a recording.
-        back = Fraction(_RESTART_SECONDS) / packet.time_base
         if packet.dts is not None:
-            restarts = position.decoded is not None and packet.dts < position.decoded - back
+            restarts = position.decoded is not None and packet.dts < position.decoded - position.back
             position.decoded = packet.dts
         else:
-            restarts = packet.is_keyframe and position.decoded is not None and packet.pts < position.decoded - back
+            known = position.decoded is not None and packet.is_keyframe
+            restarts = known and packet.pts < position.decoded - position.back
             position.decoded = None if restarts else position.decoded
         position.part += restarts
-        position.duration = packet.duration or position.duration
+        position.duration = ticks(packet) or position.duration
         position.end = packet.pts + position.duration
         return position, restarts
 
@@ -105,6 +111,12 @@ def _continue(parts: list[list[Fraction]]) -> list[Fraction]:
     for (_, end), (start, _) in itertools.pairwise(parts):
         offsets.append(offsets[-1] + end - start)
     return offsets
+
+
+def ticks(packet: Packet) -> int:
+    """Returns a packet's duration in units of its time base: negative if padding of the packet before is cut (Ogg)."""
+    duration = packet.duration or 0
+    return duration - 2**32 if 2**31 <= duration < 2**32 else duration
 
 
 def with_times(frames: Iterable[Frame]) -> Iterator[Frame]:

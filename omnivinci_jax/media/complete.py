@@ -68,7 +68,8 @@ def _end_seconds(path: str) -> float:
     with av.open(f"file:{path}", metadata_errors="ignore") as container:
         try:
             for packet in container.demux():
-                if packet.size and packet.pts is not None and not packet.is_corrupt:
+                whole = not packet.is_corrupt or container.format.name in PLAIN_SAMPLES
+                if packet.size and packet.pts is not None and whole:
                     seconds = float(packet.pts * packet.time_base)
                     start = seconds if start is None else min(start, seconds)
                     end = max(end, seconds + float((packet.duration or 0) * packet.time_base))

@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from jaxtyping import Float32, Int, UInt8
 
 from omnivinci_jax.errors import MediaError
-from omnivinci_jax.media.clock import Clock, Frame, with_times
+from omnivinci_jax.media.clock import Clock, Frame, ticks, with_times
 from omnivinci_jax.media.complete import PLAIN_SAMPLES, check_complete
 
 PathLike = str | os.PathLike[str]
@@ -209,13 +209,14 @@ class SoundEnd:
         if not is_presented(packet):
             return
         base = packet.time_base  # we multiply its parts: Fraction arithmetic is ten times slower
-        seconds = (packet.duration or 0) * base.numerator / base.denominator or self._frame_seconds
+        seconds = ticks(packet) * base.numerator / base.denominator or self._frame_seconds
         self._frame_seconds = max(self._frame_seconds, seconds)
         if packet.has_sidedata("skip_samples"):
             # Padding at the end of the last frame. Only some containers subtract it from the packet's duration.
             padding = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))[1]
             seconds = min(seconds, self._frame_seconds - padding / packet.stream.sample_rate)
-        self.seconds = max(self.seconds, timestamp(packet) * base.numerator / base.denominator + seconds)
+        end = timestamp(packet) * base.numerator / base.denominator + seconds
+        self.seconds = end if seconds < 0 else max(self.seconds, end)
 
     def follow(self, some_packets: Iterable[Packet]) -> Iterator[Packet]:
         """Yields the same packets after adding each."""

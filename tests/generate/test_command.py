@@ -55,6 +55,20 @@ def test_media_order_and_prompt_position(tmp_path):
     assert question.messages == (Message("system", ("Be brief.",)), Message("user", ("Hello",)))
 
 
+def test_audio_tracks_belong_to_the_file_before_them(tmp_path, capsys):
+    a, b, c = (tmp_path / name for name in "abc")
+    for file in (a, b, c):
+        file.write_text("x")
+    media = ("--video", a, "--audio_track", 2, "--audio", b, "--video", c, "--audio_track", 1)
+    for prompt in ("What?", "<sound> and <video> and <video>?"):
+        items = command.parse_question(arguments(*media, "--prompt", prompt)).media
+        assert {item.path[-1]: item.track for item in items} == {"a": 2, "b": None, "c": 1}
+    for flags in (("--audio_track", 2, "--video", a), ("--image", a, "--audio_track", 2)):
+        with pytest.raises(SystemExit):
+            arguments(*flags)
+        assert "--audio_track N belongs after the --video or --audio" in capsys.readouterr().err
+
+
 def run(capsys, *flags: object) -> tuple[int, str, str]:
     code = cli.main([str(flag) for flag in flags])
     return code, *capsys.readouterr()

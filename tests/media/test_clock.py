@@ -53,6 +53,11 @@ def test_ogg_streams_in_a_row_are_read_to_the_end(tmp_path, suffix, codec):
     assert hertz(waveform[50_000:62_000]) == pytest.approx(1_000, abs=2)
 
 
+def test_padding_that_is_longer_than_the_last_packet_is_cut(tmp_path):
+    soundfile.write(tmp_path / "a.ogg", tone(1), 16_000, format="OGG", subtype="VORBIS")
+    assert (probe_audio(tmp_path / "a.ogg"), len(read_waveform(tmp_path / "a.ogg"))) == (1.0, 16_000)
+
+
 @pytest.mark.parametrize("suffix", ["wma", "wmv"])
 def test_a_last_frame_without_a_time_follows_the_one_before(tmp_path, suffix):
     frames = numbered_frames(48) if suffix == "wmv" else None
