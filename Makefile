@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo test check-optimized lint clean
+.PHONY: demo test check-optimized fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -20,6 +20,10 @@ test: .venv/test.stamp
 # The tests compile without optimizations; this compares with the reference as users compile.
 check-optimized: .venv/test.stamp
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/pytest tests/parity tests/generate/test_golden.py tests/models
+
+# Damages 10,000 small media files; prints those that give neither a value nor one line of error.
+fuzz: .venv/test.stamp
+	$(BIN)/python -m tests.media.fuzz --files 10000
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check

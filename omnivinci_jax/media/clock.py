@@ -20,13 +20,14 @@ _RESTART_SECONDS = 0.25
 
 @dataclass
 class _Position:
-    """Where one stream is, on its own clock: its last decoding time, the end of its last packet, and its part.
+    """Where one stream is, on its own clock: its last decoding time, the span of its last packet, and its part.
 
     `back` is the step back in decoding time that starts a new part.
     """
 
     back: float
     decoded: int | None = None
+    start: int = 0
     end: int = 0
     duration: int = 0
     part: int = 0
@@ -56,29 +57,29 @@ class Clock:
                 self._offsets = _offsets(self._path)
             offsets = self._offsets.get(packet.stream_index, [])
             self.restarted = True
-            ticks = round(offsets[min(position.part, len(offsets) - 1)] / packet.time_base) if offsets else 0
-            packet.pts = packet.pts + ticks  # pyright: ignore[reportOptionalOperand] - set by _advance
-            packet.dts = None if packet.dts is None else packet.dts + ticks
+            moved = round(offsets[min(position.part, len(offsets) - 1)] / packet.time_base) if offsets else 0
+            packet.pts = position.start + moved
+            packet.dts = None if packet.dts is None else packet.dts + moved
         return restarts
 
     def _advance(self, packet: Packet) -> tuple[_Position, bool]:
         position = self._positions.get(packet.stream_index)
         if position is None:
             position = self._positions[packet.stream_index] = _Position(_RESTART_SECONDS / packet.time_base)
-        if packet.pts is None:
-            packet.pts = position.end if packet.dts is None else packet.dts
+        start = packet.pts
+        if start is None:
+            start = packet.pts = position.end if packet.dts is None else packet.dts
             self.guessed = True
         # Frames that are stored out of order step back in `pts`, never in `dts`; only a keyframe can start a recording.
         if packet.dts is not None:
             restarts = position.decoded is not None and packet.dts < position.decoded - position.back
             position.decoded = packet.dts
         else:
-            known = position.decoded is not None and packet.is_keyframe
-            restarts = known and packet.pts < position.decoded - position.back
+            restarts = packet.is_keyframe and position.decoded is not None and start < position.decoded - position.back
             position.decoded = None if restarts else position.decoded
         position.part += restarts
         position.duration = ticks(packet) or position.duration
-        position.end = packet.pts + position.duration
+        position.start, position.end = start, start + position.duration
         return position, restarts
 
 
@@ -93,7 +94,7 @@ def _offsets(path: str) -> dict[int, list[Fraction]]:
                 continue
             position, _ = clock._advance(packet)
             parts = spans.setdefault(packet.stream_index, [])
-            start, end = packet.pts * packet.time_base, position.end * packet.time_base
+            start, end = position.start * packet.time_base, position.end * packet.time_base
             if position.part == len(parts):
                 parts.append([start, end])
             else:
@@ -131,5 +132,5 @@ def with_times(frames: Iterable[Frame]) -> Iterator[Frame]:
 
 def _ticks(frame: VideoFrame | AudioFrame) -> int:
     if isinstance(frame, AudioFrame) and frame.sample_rate:
-        return round(Fraction(frame.samples, frame.sample_rate) / frame.time_base)
+        return round(Fraction(frame.samples, frame.sample_rate) / (frame.time_base or 1))
     return frame.duration or 1

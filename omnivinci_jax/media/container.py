@@ -57,6 +57,8 @@ def open_container(path: PathLike) -> Iterator[InputContainer]:
         raise MediaError(f"{path}: is cut off, damaged, or not a media file that FFmpeg can read") from error
     except av.error.FFmpegError as error:
         raise MediaError(f"{path}: FFmpeg cannot read it ({error.strerror})") from error
+    except OverflowError as error:
+        raise MediaError(f"{path}: is damaged: it has times beyond all clocks") from error
 
 
 def time_base(stream: Stream) -> Fraction:

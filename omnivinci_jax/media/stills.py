@@ -92,7 +92,8 @@ def open_by_pillow(path: PathLike) -> Iterator[Image.Image | None]:
     except Image.UnidentifiedImageError:
         pass
     except Exception as error:  # on damaged data Pillow raises nearly every kind of exception
-        raise MediaError(f"{path}: the image cannot be decoded ({' '.join(str(error).split())[:200]})") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise MediaError(f"{path}: the image cannot be decoded ({reason})") from error
     yield None
 
 

@@ -29,13 +29,13 @@ for path in sys.argv[1:]:
 
 
 def _write_long_flac(path):
-    """Repeats one silent packet, which a Matroska file may hold."""
+    """Repeats one silent packet, for three hours."""
     with av.open(str(path), "w", format="matroska") as container:
         stream = container.add_stream("flac", rate=_RATE, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, _FRAME), np.int16), "s16", "mono")
         frame.sample_rate, frame.pts, frame.time_base = _RATE, 0, Fraction(1, _RATE)
         data = bytes((stream.encode(frame) + stream.encode())[0])
-        for index in range(_HOURS * 3600 * _RATE // _FRAME):
+        for index in range(3 * 3600 * _RATE // _FRAME):
             packet = av.Packet(data)
             packet.stream, packet.time_base = stream, Fraction(1, _RATE)
             packet.pts = packet.dts = index * _FRAME
