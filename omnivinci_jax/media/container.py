@@ -28,6 +28,8 @@ PathLike = str | os.PathLike[str]
 SOUND_GAP_SECONDS = 0.05
 # Pillow's limit for one image, too: damaged headers may ask for gigabytes of memory.
 MAX_PIXELS = 2 * 89_478_485
+# FFmpeg draws texts, and opens the files that playlists name.
+_NOT_MEDIA = {"tty", "hls", "dash", "concat"}
 # Outside these, a header is damaged.
 SAMPLING_RATES = range(1_000, 1_000_001)
 _SILENCE = 2**16
@@ -51,6 +53,8 @@ def open_container(path: PathLike) -> Iterator[InputContainer]:
     try:
         # "file:" keeps FFmpeg from reading "talk: part 1.mp4" as a protocol; tags may be in any encoding.
         with av.open(f"file:{os.fspath(path)}", metadata_errors="ignore") as container:
+            if container.format.name in _NOT_MEDIA:
+                raise MediaError(f"{path}: is a text or a playlist, not a media file")
             check_complete(container, os.fspath(path))
             yield container
     except (av.error.InvalidDataError, av.error.EOFError) as error:

@@ -7,7 +7,7 @@ a one-line `MediaError` that starts with its path.
 
 import math
 import os
-from bisect import bisect_left, bisect_right
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import soundfile
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Float, Float32, Float64, Int, Int64, UInt8
 
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import complete, pcm, stills
@@ -72,7 +72,8 @@ def probe_video(path: PathLike, track: int | None = None) -> VideoInfo:
         sound = ffmpeg.sound_stream(container, path, track) if has_sound else None
         width, height = video.width, video.height  # before decoding: the decoder changes them with the stream
         usual_duration = 1 / (video.average_rate * ffmpeg.time_base(video)) if video.average_rate else 0
-        first, frames, sound_end = None, [], ffmpeg.SoundEnd()
+        first, sound_end = None, ffmpeg.SoundEnd()
+        stamps, last = array("q"), (-math.inf, 0)  # ten hours have a million frames
         for packet in ffmpeg.packets(container, [video, sound] if sound else [video], path):
             if packet.stream_index != video.index:
                 sound_end.add(packet)
@@ -80,17 +81,18 @@ def probe_video(path: PathLike, track: int | None = None) -> VideoInfo:
             if first is None:
                 first = next(ffmpeg.decode_packets([packet], path, VideoFrame), None)
             if ffmpeg.is_presented(packet):
-                frames.append((ffmpeg.timestamp(packet), packet.duration or usual_duration))
-        if first is None or not frames:
+                stamps.append(ffmpeg.timestamp(packet))
+                last = max(last, (stamps[-1], packet.duration or usual_duration))
+        if first is None or not stamps:
             raise MediaError(f"{path}: no frame of the video stream can be decoded")
         zero = ffmpeg.clip_start(video, sound)
         if ffmpeg.is_quarter_turn(ffmpeg.display_matrix(first)):
             width, height = height, width
         return VideoInfo(
-            frame_times=np.unique([stamp for stamp, _ in frames]) * float(ffmpeg.time_base(video)) - zero,
+            frame_times=np.unique(np.array(stamps, np.int64)) * float(ffmpeg.time_base(video)) - zero,
             width=width,
             height=height,
-            duration=float(sum(max(frames)) * ffmpeg.time_base(video)) - zero,
+            duration=float(sum(last) * ffmpeg.time_base(video)) - zero,
             audio_seconds=max(0.0, sound_end.seconds - zero),
         )
 
@@ -165,20 +167,20 @@ def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[U
             frames = _restore_times(frames, stamps)
         last = -1
         for index in indices.tolist():
-            before = bisect_right(keyframes, stamps[index])
-            keyframe = keyframes[before - 1] if before else stamps[0]
-            if seekable and bisect_left(stamps, keyframe) - last > _SEEK_FRAMES:
+            stamp, before = int(stamps[index]), int(np.searchsorted(keyframes, stamps[index], side="right"))
+            keyframe = int(keyframes[before - 1] if before else stamps[0])
+            if seekable and np.searchsorted(stamps, keyframe) - last > _SEEK_FRAMES:
                 container.seek(keyframe, stream=video)
                 frames = ffmpeg.decode_packets(ffmpeg.packets(container, [video], path), path, VideoFrame)
             # Damage spreads to all frames up to the next keyframe, but FFmpeg may mark only the first as corrupt.
             wanted_or_damaged = (
                 frame
                 for frame in frames
-                if frame.pts == stamps[index] or (frame.is_corrupt and ffmpeg.timestamp(frame) >= keyframe)
+                if frame.pts == stamp or (frame.is_corrupt and ffmpeg.timestamp(frame) >= keyframe)
             )
             frame = next(wanted_or_damaged, None)
             if frame is None or frame.is_corrupt:
-                second = stamps[index] * float(ffmpeg.time_base(video))
+                second = stamp * float(ffmpeg.time_base(video))
                 raise MediaError(f"{path}: is damaged: frame {index}, at {second:.2f} s, cannot be decoded")
             picture = reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
             yield ffmpeg.upright(picture, ffmpeg.display_matrix(frame))
@@ -249,21 +251,29 @@ def _open_sound(path: PathLike, track: int | None) -> Iterator[_Sound]:
             complete.check_samples(container, seconds, path)
             return seconds
 
-        yield _Sound(rate, ffmpeg.align_sound(frames, zero, rate, path), seconds_of_packets)
+        try:
+            yield _Sound(rate, ffmpeg.align_sound(frames, zero, rate, path), seconds_of_packets)
+        except MediaError:
+            _probe_by_ffmpeg(path, track)  # knows whether, and where, the file is cut off
+            raise
 
 
-def _presentation_order(path: PathLike) -> tuple[list[int], list[int], Clock]:
+def _presentation_order(
+    path: PathLike,
+) -> tuple[Int64[np.ndarray, " frames"], Int64[np.ndarray, " keyframes"], Clock]:
     """Returns sorted timestamps of all frames and of the keyframes, in the video stream's time base, and its clock."""
-    clock = Clock(os.fspath(path))
+    clock, stamps, keyframes = Clock(os.fspath(path)), array("q"), array("q")
     with ffmpeg.open_container(path) as container:
         video = ffmpeg.video_stream(container, path)
-        frames = filter(ffmpeg.is_presented, ffmpeg.packets(container, [video], path, clock))
-        is_keyframe = {ffmpeg.timestamp(packet): packet.is_keyframe for packet in frames}
-    stamps = sorted(is_keyframe)
-    return stamps, [stamp for stamp in stamps if is_keyframe[stamp]], clock
+        for packet in filter(ffmpeg.is_presented, ffmpeg.packets(container, [video], path, clock)):
+            stamps.append(ffmpeg.timestamp(packet))
+            if packet.is_keyframe:
+                keyframes.append(stamps[-1])
+    return np.unique(np.array(stamps, np.int64)), np.unique(np.array(keyframes, np.int64)), clock
 
 
-def _restore_times(frames: Iterable[VideoFrame], stamps: list[int]) -> Iterator[VideoFrame]:
+def _restore_times(frames: Iterable[VideoFrame], stamps: Int64[np.ndarray, " n"]) -> Iterator[VideoFrame]:
     """Assigns times to frames in order: AVI and raw streams store none, and guesses are right only as a set."""
-    for frame, frame.pts in zip(frames, stamps, strict=False):
+    for frame, stamp in zip(frames, stamps, strict=False):
+        frame.pts = int(stamp)
         yield frame

@@ -41,7 +41,18 @@ def open_whole(path: PathLike, track: int | None = None) -> Iterator[soundfile.S
         if track not in (None, 1):
             raise ffmpeg.no_such_track(path, track, [sound_file.subtype])
         known = 0 < sound_file.frames < _MAX_SAMPLES and sound_file.samplerate in ffmpeg.SAMPLING_RATES
-        yield sound_file if known else None
+        yield sound_file if known and _has_last_sample(sound_file) else None
+
+
+def _has_last_sample(sound_file: soundfile.SoundFile) -> bool:
+    """Returns whether the last sample can be read: FLAC's header says how many samples follow, not how many bytes."""
+    try:
+        sound_file.seek(sound_file.frames - 1)
+        found = len(sound_file.read(1)) == 1
+        sound_file.seek(0)
+        return found
+    except soundfile.LibsndfileError:
+        return False
 
 
 def mono_blocks(sound_file: soundfile.SoundFile) -> Iterator[Float32[np.ndarray, " t"]]:

@@ -126,9 +126,9 @@ def _write_exr(path: Path) -> None:
 
 
 def damage(seed: Seed, others: list[Seed], random: np.random.Generator) -> bytes:
-    """Returns the bytes of a file after one to three changes, of which half are in its first bytes."""
+    """Returns the bytes of a file after one to three changes, half of them in its first bytes."""
     data = bytearray(seed.data)
-    for _ in range(random.integers(1, 4)):
+    for _ in range(random.choice([1, 1, 2, 3])):
         if len(data) < 16:
             break
         limit = len(data) if random.random() < 0.5 else min(len(data), 512)

@@ -1,4 +1,5 @@
 import re
+import shutil
 import struct
 import zlib
 
@@ -11,6 +12,7 @@ from PIL import Image
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import container, decode
 from omnivinci_jax.media.decode import probe_audio, probe_video, read_waveform
+from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.media.stills import probe_image, read_image
 from tests.media.files import numbered_frames, onset, read_frames, tone, write_video
 
@@ -110,6 +112,16 @@ def test_unknown_codecs_raise_errors(tmp_path, clips):
     path.write_bytes(path.read_bytes().replace(b"sowt", b"zzzz"))
     assert "codec of its audio stream" in _error(read_waveform, path)
     assert "codec of its audio stream" in _error(probe_video, path)
+
+
+def test_texts_and_playlists_are_not_media(tmp_path, clips):
+    (tmp_path / "a.txt").write_text("a line\n" * 99)
+    (tmp_path / "a.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:6,\n{clips}/h264.ts\n#EXT-X-ENDLIST\n")
+    shutil.copy(clips / "h264.ts", tmp_path)
+    (tmp_path / "a.ffconcat").write_text("ffconcat version 1.0\nfile h264.ts\n")
+    for name in ("a.txt", "a.m3u8", "a.ffconcat"):
+        for reader in (*READERS[:4], media_kind):
+            assert "not a media file" in _error(reader, tmp_path / name)
 
 
 def test_a_damaged_flac_raises_an_error(tmp_path):
