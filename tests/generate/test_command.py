@@ -101,7 +101,7 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
         (["--prompt", "x", "--speak", "a.wav", "--json"], "--speak reads one answer aloud as it comes"),
         (["--prompt", "x", "--speak", "CLIP"], "already exists; nothing was overwritten"),
         (["--prompt", "x", "--speak", "no/such/a.wav"], "no/such/a.wav: its folder does not exist"),
-        (["--image", "CLIP", "--prompt", "x"], "is not an image that Pillow can read"),
+        (["--image", "CLIP", "--prompt", "x"], "is not an image; give a video or a sound as such"),
         (["--data", "a.jsonl", "--image", "CLIP"], "--data answers each of its conversations once: omit --prompt,"),
         (["--prompt", "word " * 3000], "but the model reads 4096: at most 3840 are left for the prompt"),
     ],
