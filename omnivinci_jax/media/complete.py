@@ -83,6 +83,8 @@ def declared_bytes(path: str | os.PathLike[str]) -> int | None:
     with open(path, "rb") as file:
         size = os.path.getsize(path)
         magic = file.read(16)
+        if len(magic) < 16:
+            return None
         if magic[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and magic[8:12] == b"WAVE":
             return _wav(file, ">" if magic[:4] == b"RIFX" else "<")
         if magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":

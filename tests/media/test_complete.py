@@ -99,6 +99,14 @@ def test_half_a_video_raises_an_error(tmp_path, whole, name, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("magic", ["RIFF....WAVE", ".snd", "fLaC", "caff", "FORM", "OggS", "ID3", "....ftyp"])
+def test_a_few_bytes_declare_nothing(tmp_path, magic):
+    (tmp_path / "a.wav").write_bytes(magic.encode())
+    assert declared_bytes(tmp_path / "a.wav") is None
+    with pytest.raises(MediaError):
+        read_waveform(tmp_path / "a.wav")
+
+
 def test_only_the_index_is_missing(tmp_path, whole):
     path = _cut(whole / "a.mkv", tmp_path, share=1 - 20 / (whole / "a.mkv").stat().st_size)
     assert declared_bytes(path) == (whole / "a.mkv").stat().st_size
