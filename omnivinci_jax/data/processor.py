@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
-from omnivinci_jax.media import audio, decode, image
+from omnivinci_jax.media import audio, decode, image, stills
 from omnivinci_jax.media.frame_sampling import group_ends, sample_frames
 from omnivinci_jax.paths import AnyPath, atomic_file, local_copy
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
@@ -83,7 +83,7 @@ class MediaReader:
         if item.kind != "video":
             return item if item.kind == "sound" else None
         with on_disk(item) as file:
-            has_sound = _probe_video(*file_state(file.path)).audio_seconds > 0
+            has_sound = _probe_video(*file_state(file.path), file.track).audio_seconds > 0
         return dataclasses.replace(item, kind="sound") if has_sound else None
 
     def _measure(self, item: Media, tiled: bool, max_frames: int | None) -> MediaSize:
@@ -91,11 +91,11 @@ class MediaReader:
         if item.kind == "image":
             if not tiled:
                 return ImageSize()
-            width, height = decode.probe_image(item.path)
+            width, height = stills.probe_image(item.path)
             return ImageSize(*image.dynamic_s2_grid(width, height, config.s2_scales, config.max_tiles))
         if item.kind == "sound":
-            return self._sound_size(decode.probe_audio(item.path))
-        info = _probe_video(*file_state(item.path))
+            return self._sound_size(decode.probe_audio(item.path, item.track))
+        info = _probe_video(*file_state(item.path), item.track)
         frames = min(config.num_video_frames, max_frames or config.num_video_frames)
         sampled = sample_frames(config.frame_sampling, info.frame_times, info.duration, config.fps, frames)
         has_sound = info.audio_seconds > 0 and self.drop != "sound"
@@ -122,7 +122,7 @@ class MediaReader:
         side = config.vision.image_size
         tiles, windows = np.zeros((0, side, side, 3), np.uint8), self._windows(item, None)
         if isinstance(size, ImageSize):
-            pixels = decode.read_image(item.path)
+            pixels = stills.read_image(item.path)
             if size.rows:
                 tiles, _ = image.dynamic_s2_tiles(pixels, config.s2_scales, config.max_tiles)
             else:
@@ -140,7 +140,7 @@ class MediaReader:
         config = self.config
         if size is None:
             return np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins), np.float32)
-        waveform = decode.read_waveform(item.path, config.sampling_rate, config.max_sound_seconds)
+        waveform = decode.read_waveform(item.path, config.sampling_rate, config.max_sound_seconds, item.track)
         # Decoders may return a few samples more or fewer than the header says; packs are planned by the header.
         samples = round(size.seconds * config.sampling_rate)
         waveform = waveform[:samples]
@@ -162,7 +162,7 @@ class MediaReader:
             with on_disk(item) as file:
                 return self._load(file, tiled, max_frames)
         path, *state = file_state(str(local_copy(item.stored.shard)) if item.stored else item.path)
-        identity = (os.path.abspath(path), item.stored, *state, item.kind, tiled, max_frames, self.drop)
+        identity = (os.path.abspath(path), item.stored, *state, item.kind, item.track, tiled, max_frames, self.drop)
         key = hashlib.sha256(repr((identity, self._media_settings())).encode()).hexdigest()[:32]
         path = self.cache / key[:2] / f"{key}.npz"
         if path.exists():
@@ -217,8 +217,8 @@ def file_state(path: str) -> tuple[str, int, int]:
 
 
 @lru_cache(maxsize=64)  # consecutive conversations are often about the same file
-def _probe_video(path: str, _size: int, _changed: int) -> decode.VideoInfo:
-    return decode.probe_video(path)
+def _probe_video(path: str, _size: int, _changed: int, track: int | None) -> decode.VideoInfo:
+    return decode.probe_video(path, track)
 
 
 def is_tiled(conversation: Conversation) -> bool:

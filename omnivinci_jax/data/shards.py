@@ -35,8 +35,10 @@ def shard_name(kind: str, number: int, count: int) -> str:
 
 
 def media_key(item: Media) -> str:
-    """Returns the key of a media file in its shard: sounds are stored decoded, other files unchanged."""
-    return f"{'sound' if item.kind == 'sound' else 'file'}:{item.path}"
+    """Returns the key of a media file in its shard: sounds are stored by track, other files once."""
+    if item.kind != "sound":
+        return f"file:{item.path}"
+    return f"sound:{item.path}" if item.track is None else f"sound:{item.path}#{item.track}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Shards:
         def in_shard(item: str | Media) -> str | Media:
             if isinstance(item, str):
                 return item
-            return Media(item.kind, str(self.path / item.path), ShardRef(shard, stored["media"][media_key(item)]))
+            reference = ShardRef(shard, stored["media"][media_key(item)])
+            return replace(item, path=str(self.path / item.path), stored=reference)
 
         messages = (Message(message.role, tuple(map(in_shard, message.content))) for message in conversation.messages)
         return replace(conversation, messages=tuple(messages))
@@ -107,16 +110,17 @@ def on_disk(item: Media) -> Iterator[Media]:
     if item.stored is None:
         yield item
         return
-    file = _temporary_copy(item.stored)
+    file, decoded = _temporary_copy(item.stored)
     try:
-        yield replace(item, path=file.name, stored=None)
+        yield replace(item, path=file.name, stored=None, track=None if decoded else item.track)
     except MediaError as error:
         raise MediaError(str(error).replace(file.name, item.path)) from None
 
 
 # Keeps the last few files, since consecutive conversations are often about the same file.
 @lru_cache(maxsize=4)
-def _temporary_copy(stored: ShardRef) -> tempfile._TemporaryFileWrapper:
+def _temporary_copy(stored: ShardRef) -> tuple[tempfile._TemporaryFileWrapper, bool]:
+    """Returns a copy of a stored file, and whether it is a decoded track, the only one of the copy."""
     header, _, content = _reader(stored.shard).read([stored.record])[0].partition(b"\n")
     header = json.loads(header)
     if "problem" in header:
@@ -124,7 +128,7 @@ def _temporary_copy(stored: ShardRef) -> tempfile._TemporaryFileWrapper:
     file = tempfile.NamedTemporaryFile(suffix=header["suffix"])  # noqa: SIM115 - deleted with the object
     file.write(content)
     file.flush()
-    return file
+    return file, header.get("decoded", False)
 
 
 # Few enough to stay well below the limit on open files.

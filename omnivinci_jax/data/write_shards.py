@@ -32,13 +32,15 @@ from omnivinci_jax.sequence.chat import Media
 
 Decoder = Literal["default", "tfio"]
 SAMPLING_RATE = 16_000
+# Longer sounds are stored as they are: an hour is 230 MB decoded, and the most that the published model reads.
+_LONGEST_DECODED_SECONDS = 3600.0
 
 
 def write_shards(data: Path, out: AnyPath, per_shard: int, workers: int, decoder: Decoder = "default") -> dict:
     """Writes the missing shards of a JSONL file, and returns the contents of shards.json.
 
-    Sounds are stored decoded, as 16 kHz mono; videos and images unchanged. If a file cannot be read, its record holds
-    the error, which the index reports.
+    Sounds of up to an hour are stored decoded, as 16 kHz mono; longer ones, videos and images unchanged. If a file
+    cannot be read, its record holds the error, which the index reports.
 
     Args:
         data: JSONL file; media paths are relative to it.
@@ -134,13 +136,13 @@ def _writer(path: AnyPath, compression: str) -> Iterator[Callable[[bytes], objec
         yield writer.write
 
 
-def _media_record(item: Media, folder: Path, read_waveform: Callable[[Path], Float32[np.ndarray, " t"]]) -> bytes:
+def _media_record(item: Media, folder: Path, read_waveform: Callable[..., Float32[np.ndarray, " t"]]) -> bytes:
     path = folder / item.path
     try:
-        if item.kind == "sound":
+        if item.kind == "sound" and decode.probe_audio(path, item.track) <= _LONGEST_DECODED_SECONDS:
             file = io.BytesIO()
-            wavfile.write(file, SAMPLING_RATE, read_waveform(path))
-            return _encode_record({"suffix": ".wav"}, file.getvalue())
+            wavfile.write(file, SAMPLING_RATE, read_waveform(path, track=item.track))
+            return _encode_record({"suffix": ".wav", "decoded": True}, file.getvalue())
         return _encode_record({"suffix": path.suffix}, path.read_bytes())
     except MediaError as error:
         return _encode_record({"problem": str(error)})
@@ -148,11 +150,11 @@ def _media_record(item: Media, folder: Path, read_waveform: Callable[[Path], Flo
         return _encode_record({"problem": f"{path}: {error.strerror}; check the path"})
 
 
-def _encode_record(header: dict[str, str], content: bytes = b"") -> bytes:
+def _encode_record(header: dict[str, str | bool], content: bytes = b"") -> bytes:
     return json.dumps(header).encode() + b"\n" + content
 
 
-def _decoder(name: Decoder) -> Callable[[Path], Float32[np.ndarray, " t"]]:
+def _decoder(name: Decoder) -> Callable[..., Float32[np.ndarray, " t"]]:
     if name == "tfio":
         from omnivinci_jax.media.tfio import read_waveform
 

@@ -93,12 +93,13 @@ def parse_question(arguments: Namespace) -> Conversation:
     """
     for _, path in (*arguments.media, *(("sound", path) for path in arguments.speech_prompt)):
         check_file(path)
-    media = tuple(Media(kind, path) for kind, path in arguments.media)
+    tracks = arguments.audio_tracks
+    media = tuple(Media(kind, path, track=tracks.get(n)) for n, (kind, path) in enumerate(arguments.media))
     speech = tuple(Media("sound", path) for path in arguments.speech_prompt)
     if not (arguments.prompt or media or speech):
         raise UserError("give something to answer: --prompt TEXT, --speech_prompt FILE, or media")
     if _PLACEHOLDER.search(arguments.prompt):
-        content = (*_fill_placeholders(arguments.prompt, media), *speech)
+        content = (*_with_tracks(_fill_placeholders(arguments.prompt, media), media), *speech)
     else:
         text = (checked_text(arguments.prompt, "--prompt"),) if arguments.prompt else ()
         before = {"prefix": 0, "mid": len(media) // 2, "suffix": len(media)}[arguments.prompt_position]
@@ -117,6 +118,12 @@ def _fill_placeholders(prompt: str, media: tuple[Media, ...]) -> tuple[str | Med
     paths = {kind: [item.path for item in media if item.kind == kind] for kind in ("image", "video", "sound")}
     record = {"conversations": [{"from": "human", "value": prompt}], **paths}
     return parse_conversation(record, "--prompt", Path()).messages[0].content
+
+
+def _with_tracks(content: tuple[str | Media, ...], media: tuple[Media, ...]) -> tuple[str | Media, ...]:
+    """Returns the content with the given media, whose sound tracks are known, in its places."""
+    items = {kind: iter([item for item in media if item.kind == kind]) for kind in ("image", "video", "sound")}
+    return tuple(next(items[item.kind]) if isinstance(item, Media) else item for item in content)
 
 
 def stream_answer(

@@ -66,7 +66,7 @@ class MediaCache:
 
     def encode(self, params: dict, item: Media, tiled: bool) -> EncodedMedia:
         """Returns an item's embeddings (`tiled` as in Processor.load_item); raises MediaError."""
-        key = (_digest(*file_state(item.path)), item.kind, tiled)
+        key = (_digest(*file_state(item.path)), item.kind, item.track, tiled)
         if key not in self._encoded:
             size, tiles, windows = self._processor.load_item(item, tiled)
             row = lay_out_media(item, size, self._model.config)

@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import TypeVar
 
 import av
 import av.error
@@ -20,12 +19,21 @@ from av.video.frame import VideoFrame
 from jaxtyping import Float32, Int, UInt8
 
 from omnivinci_jax.errors import MediaError
+from omnivinci_jax.media.clock import Clock, Frame, ticks, with_times
+from omnivinci_jax.media.complete import PLAIN_SAMPLES, check_complete
 
 PathLike = str | os.PathLike[str]
-Frame = TypeVar("Frame", VideoFrame, AudioFrame)
 
 # Containers round timestamps (Matroska: to 1 ms); only a larger jump between audio timestamps is a real gap.
 SOUND_GAP_SECONDS = 0.05
+# Pillow's limit for one image, too: damaged headers may ask for gigabytes of memory.
+MAX_PIXELS = 2 * 89_478_485
+# FFmpeg draws texts, and opens the files that playlists name.
+_NOT_MEDIA = {"tty", "hls", "dash", "concat"}
+# Outside these, a header is damaged.
+SAMPLING_RATES = range(1_000, 1_000_001)
+_SILENCE = 2**16
+_JOINT_PACKETS = 8
 
 
 def check_file(path: PathLike) -> None:
@@ -45,22 +53,16 @@ def open_container(path: PathLike) -> Iterator[InputContainer]:
     try:
         # "file:" keeps FFmpeg from reading "talk: part 1.mp4" as a protocol; tags may be in any encoding.
         with av.open(f"file:{os.fspath(path)}", metadata_errors="ignore") as container:
-            _check_complete(container, path)
+            if container.format.name in _NOT_MEDIA:
+                raise MediaError(f"{path}: is a text or a playlist, not a media file")
+            check_complete(container, os.fspath(path))
             yield container
-    except av.error.InvalidDataError as error:
+    except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise MediaError(f"{path}: is cut off, damaged, or not a media file that FFmpeg can read") from error
     except av.error.FFmpegError as error:
         raise MediaError(f"{path}: FFmpeg cannot read it ({error.strerror})") from error
-
-
-def _check_complete(container: InputContainer, path: PathLike) -> None:
-    # An mp4 with its index at the front opens even when its end is missing: the index points past the end of the file.
-    size = os.path.getsize(path)
-    for stream in container.streams:
-        entries = stream.index_entries
-        if len(entries) and entries[-1].pos + entries[-1].size > size:
-            missing = min(entry.timestamp for entry in entries if entry.pos + entry.size > size)
-            raise MediaError(f"{path}: is cut off at {missing * float(time_base(stream)):.1f} s")
+    except OverflowError as error:
+        raise MediaError(f"{path}: is damaged: it has times beyond all clocks") from error
 
 
 def time_base(stream: Stream) -> Fraction:
@@ -69,28 +71,58 @@ def time_base(stream: Stream) -> Fraction:
     return stream.time_base
 
 
-def first_video(container: InputContainer) -> VideoStream | None:
-    """Returns the first video stream that is not album art."""
-    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+def default_video(container: InputContainer) -> VideoStream | None:
+    """Returns the default video stream that is not album art, or else the first; None if there is none."""
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    return next((s for s in videos if s.disposition & Disposition.default), videos[0] if videos else None)
 
 
 def video_stream(container: InputContainer, path: PathLike) -> VideoStream:
-    """Returns the first video stream; raises MediaError if there is none, or no decoder for it."""
-    video = first_video(container)
+    """Returns the default video stream; raises MediaError if there is none, or it cannot be decoded."""
+    video = default_video(container)
     if video is None:
         raise MediaError(f"{path}: has no video stream")
     _check_codec(video, path)
+    if video.width * video.height > MAX_PIXELS:
+        raise MediaError(f"{path}: its frames of {video.width} x {video.height} pixels are too large; scale it down")
     # The loader already reads files in parallel; more threads per file were slower, on small frames and on 720p.
     video.codec_context.thread_count = 1
+    video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change in the stream
     return video
 
 
-def sound_stream(container: InputContainer, path: PathLike) -> AudioStream:
-    """Returns the first sound stream; raises MediaError if there is none, or no decoder for it."""
-    if not container.streams.audio:
+def sound_stream(container: InputContainer, path: PathLike, track: int | None = None) -> AudioStream:
+    """Returns a sound stream: a track, counted from 1, or else the default one, or else the first.
+
+    Raises:
+        MediaError: there is no such stream, or it cannot be decoded.
+    """
+    streams = container.streams.audio
+    if not streams:
         raise MediaError(f"{path}: has no sound stream")
-    _check_codec(container.streams.audio[0], path)
-    return container.streams.audio[0]
+    if track is None:
+        sound = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+    elif 1 <= track <= len(streams):
+        sound = streams[track - 1]
+    else:
+        raise no_such_track(path, track, [_describe(s) for s in streams])
+    _check_codec(sound, path)
+    if sound.sample_rate not in SAMPLING_RATES:
+        raise MediaError(f"{path}: is damaged: its sampling rate would be {sound.sample_rate} Hz")
+    return sound
+
+
+def no_such_track(path: PathLike, track: int, described: list[str]) -> MediaError:
+    """Returns the error about a sound track that is not in the file, with those that are."""
+    listed = ", ".join(f"{index} ({text})" for index, text in enumerate(described, start=1))
+    return MediaError(f"{path}: has no sound track {track}; it has {listed or 'no sound'}")
+
+
+def _describe(sound: AudioStream) -> str:
+    name = " ".join(filter(None, (sound.metadata.get("language"), sound.metadata.get("title"))))
+    codec = sound.codec_context.name if sound.codec_context else "unknown codec"
+    default = "default" if sound.disposition & Disposition.default else ""
+    return ", ".join(filter(None, (" ".join(name.split())[:40], codec, default)))
 
 
 def _check_codec(stream: Stream, path: PathLike) -> None:
@@ -103,18 +135,37 @@ def clip_start(*streams: Stream | None) -> float:
     return min((s.start_time * float(time_base(s)) for s in streams if s and s.start_time is not None), default=0.0)
 
 
-def packets(container: InputContainer, streams: list[Stream], path: PathLike) -> Iterator[Packet]:
-    """Yields packets of the given streams in decoding order, then an empty one per stream to flush its decoder."""
+def packets(
+    container: InputContainer, streams: list[Stream], path: PathLike, clock: Clock | None = None
+) -> Iterator[Packet]:
+    """Yields packets of the given streams in decoding order, then an empty one per stream to flush its decoder.
+
+    `clock` sets their times; give one to know afterwards what it found.
+    """
+    clock = clock or Clock(os.fspath(path))
     for stream in container.streams:
         stream.discard = Discard.default if stream in streams else Discard.all
+    # FFmpeg marks a packet just before the joint of two .ts files as corrupt, though nothing is missing there.
+    doubtful: dict[int, list[Packet]] = {}
+    plain_samples = container.format.name in PLAIN_SAMPLES
     for packet in container.demux(streams):
-        if packet.is_corrupt:
-            raise MediaError(f"{path}: is damaged or cut off at {_second(packet)}")
-        if packet.size and packet.pts is None:
-            raise MediaError(
-                f"{path}: has frames without timestamps; `ffmpeg -fflags +genpts -i IN -c copy OUT.mp4` adds them"
-            )
-        yield packet
+        if not packet.size:  # the end of the file
+            for held in doubtful.values():
+                raise _corrupt(held[0], path)
+            yield packet
+            continue
+        restarts = clock.set_time(packet)
+        held = doubtful.pop(packet.stream_index, [])
+        if restarts or plain_samples or not (held or packet.is_corrupt):
+            yield from (*held, packet)
+        elif len(held) == _JOINT_PACKETS:
+            raise _corrupt(held[0], path)
+        else:
+            doubtful[packet.stream_index] = [*held, packet]
+
+
+def _corrupt(packet: Packet, path: PathLike) -> MediaError:
+    return MediaError(f"{path}: is damaged or cut off at {_second(packet)}")
 
 
 def is_presented(packet: Packet) -> bool:
@@ -124,7 +175,7 @@ def is_presented(packet: Packet) -> bool:
 
 def timestamp(packet: Packet | VideoFrame) -> int:
     """Returns the presentation time of a packet or frame, in units of its stream's time base."""
-    assert packet.pts is not None  # `packets` rejects files without timestamps
+    assert packet.pts is not None  # `packets` and `decode_packets` set it
     return packet.pts
 
 
@@ -134,6 +185,10 @@ def decode_packets(some_packets: Iterable[Packet], path: PathLike, kind: type[Fr
     Raises:
         MediaError: a packet cannot be decoded; the message says at which second.
     """
+    return with_times(_decode(some_packets, path, kind))
+
+
+def _decode(some_packets: Iterable[Packet], path: PathLike, kind: type[Frame]) -> Iterator[Frame]:
     for packet in some_packets:
         try:
             frames = packet.decode()
@@ -160,13 +215,14 @@ class SoundEnd:
         if not is_presented(packet):
             return
         base = packet.time_base  # we multiply its parts: Fraction arithmetic is ten times slower
-        seconds = (packet.duration or 0) * base.numerator / base.denominator or self._frame_seconds
+        seconds = ticks(packet) * base.numerator / base.denominator or self._frame_seconds
         self._frame_seconds = max(self._frame_seconds, seconds)
         if packet.has_sidedata("skip_samples"):
             # Padding at the end of the last frame. Only some containers subtract it from the packet's duration.
             padding = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))[1]
             seconds = min(seconds, self._frame_seconds - padding / packet.stream.sample_rate)
-        self.seconds = max(self.seconds, timestamp(packet) * base.numerator / base.denominator + seconds)
+        end = timestamp(packet) * base.numerator / base.denominator + seconds
+        self.seconds = end if seconds < 0 else max(self.seconds, end)
 
     def follow(self, some_packets: Iterable[Packet]) -> Iterator[Packet]:
         """Yields the same packets after adding each."""
@@ -184,10 +240,13 @@ def align_sound(
         if frame.sample_rate != sampling_rate:
             raise MediaError(f"{path}: its sampling rate changes at {frame.time:.1f} s; re-encode it at one rate")
         block = _mono(frame)
-        assert frame.time is not None  # the decoder derives it from the packet
+        assert frame.time is not None  # `decode_packets` sets it
         gap = round((frame.time - zero) * sampling_rate) - written
         if not written or abs(gap) > SOUND_GAP_SECONDS * sampling_rate:
-            block = np.concatenate([np.zeros(max(gap, 0), np.float32), block[max(-gap, 0) :]])
+            for start in range(0, gap, _SILENCE):  # in pieces: a damaged time may be days away
+                yield np.zeros(min(_SILENCE, gap - start), np.float32)
+            block = block[max(-gap, 0) :]
+            written += max(gap, 0)
         written += block.size
         yield block
 
@@ -195,12 +254,13 @@ def align_sound(
 def _mono(frame: AudioFrame) -> Float32[np.ndarray, " t"]:
     samples = frame.to_ndarray()  # [channels, t], or interleaved in one row
     channels = samples.reshape(frame.layout.nb_channels, -1, order="C" if frame.format.is_planar else "F")
-    mean = channels.mean(axis=0, dtype=np.float64)
-    if channels.dtype == np.uint8:
-        mean = (mean - 128) / 128
-    elif np.issubdtype(channels.dtype, np.integer):
-        mean /= -float(np.iinfo(channels.dtype.str).min)
-    return mean.astype(np.float32)
+    with np.errstate(all="ignore"):  # `pcm.finite` reports what is not
+        mean = channels.mean(axis=0, dtype=np.float64)
+        if channels.dtype == np.uint8:
+            mean = (mean - 128) / 128
+        elif np.issubdtype(channels.dtype, np.integer):
+            mean /= -float(np.iinfo(channels.dtype.str).min)
+        return mean.astype(np.float32)
 
 
 def display_matrix(frame: VideoFrame) -> Int[np.ndarray, "3 3"] | None:

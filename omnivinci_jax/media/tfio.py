@@ -9,16 +9,18 @@ import tensorflow_io as tfio  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float32
 
 from omnivinci_jax.errors import MediaError
-from omnivinci_jax.media import container, decode
+from omnivinci_jax.media import container, decode, pcm
 
 # Formats that tensorflow-io reads; everything else (mostly videos) goes through the default decoder.
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 
 
-def read_waveform(path: container.PathLike, sampling_rate: int = 16_000) -> Float32[np.ndarray, " samples"]:
+def read_waveform(
+    path: container.PathLike, sampling_rate: int = 16_000, track: int | None = None
+) -> Float32[np.ndarray, " samples"]:
     """Does `decode.read_waveform` with tensorflow-io instead of soundfile and PyAV for wav, flac, ogg and mp3."""
-    if Path(path).suffix.lower() not in SUFFIXES:
-        return decode.read_waveform(path, sampling_rate)
+    if Path(path).suffix.lower() not in SUFFIXES or track not in (None, 1):
+        return decode.read_waveform(path, sampling_rate, track=track)
     container.check_file(path)
     try:
         sound = tfio.audio.AudioIOTensor(str(path))
@@ -27,7 +29,7 @@ def read_waveform(path: container.PathLike, sampling_rate: int = 16_000) -> Floa
         reason = " ".join(str(error).split())[:200]
         raise MediaError(f"{path}: tensorflow-io cannot decode it ({reason}); try --decoder default") from None
     mono = _as_floats(samples, path).mean(axis=1)
-    waveform = np.concatenate(list(decode.resample([mono], rate, sampling_rate)))
+    waveform = np.concatenate(list(pcm.resample(pcm.finite([mono], rate, path), rate, sampling_rate)))
     length = round(len(mono) / rate * sampling_rate)
     return np.pad(waveform[:length], (0, max(0, length - len(waveform))))
 

@@ -36,11 +36,13 @@ class Media:
     """A media file in a conversation; `kind` says how it enters the model.
 
     path: the file; for media in a shard, the original relative path below the folder of shards.
+    track: its sound track, counted from 1; None: the file's default one.
     """
 
     kind: Kind
     path: str
     stored: ShardRef | None = None
+    track: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,17 @@ def _item(item: object, where: str, folder: AnyPath) -> str | Media:
     if kind in _ITEM_KINDS:
         path = fields.get(kind, fields.get("path"))
         if isinstance(path, str) and path:
-            return Media(_ITEM_KINDS[kind], str(folder / path))
+            return Media(_ITEM_KINDS[kind], str(folder / path), track=_track(fields, where))
         raise DataError(f'{where}: an item of type "{kind}" needs its file as "{kind}": "PATH"')
     raise DataError(f"{where}: the type of an item must be text, image, video or audio: {str(item)[:80]}")
+
+
+def _track(item: dict[str, Any], where: str) -> int | None:
+    """Returns the sound track that an item names; raises DataError if it is not one."""
+    track = item.get("track")
+    if track is not None and (type(track) is not int or track < 1 or item.get("type") == "image"):
+        raise DataError(f'{where}: "track" is a sound track of a video or audio item, from 1: {str(track)[:80]}')
+    return track
 
 
 def _from_llava(record: dict, where: str, folder: AnyPath) -> tuple[Message, ...]:

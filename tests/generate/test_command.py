@@ -55,6 +55,20 @@ def test_media_order_and_prompt_position(tmp_path):
     assert question.messages == (Message("system", ("Be brief.",)), Message("user", ("Hello",)))
 
 
+def test_audio_tracks_belong_to_the_file_before_them(tmp_path, capsys):
+    a, b, c = (tmp_path / name for name in "abc")
+    for file in (a, b, c):
+        file.write_text("x")
+    media = ("--video", a, "--audio_track", 2, "--audio", b, "--video", c, "--audio_track", 1)
+    for prompt in ("What?", "<sound> and <video> and <video>?"):
+        items = command.parse_question(arguments(*media, "--prompt", prompt)).media
+        assert {item.path[-1]: item.track for item in items} == {"a": 2, "b": None, "c": 1}
+    for flags in (("--audio_track", 2, "--video", a), ("--image", a, "--audio_track", 2)):
+        with pytest.raises(SystemExit):
+            arguments(*flags)
+        assert "--audio_track N belongs after the --video or --audio" in capsys.readouterr().err
+
+
 def run(capsys, *flags: object) -> tuple[int, str, str]:
     code = cli.main([str(flag) for flag in flags])
     return code, *capsys.readouterr()
@@ -87,7 +101,7 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
         (["--prompt", "x", "--speak", "a.wav", "--json"], "--speak reads one answer aloud as it comes"),
         (["--prompt", "x", "--speak", "CLIP"], "already exists; nothing was overwritten"),
         (["--prompt", "x", "--speak", "no/such/a.wav"], "no/such/a.wav: its folder does not exist"),
-        (["--image", "CLIP", "--prompt", "x"], "is not an image that Pillow can read"),
+        (["--image", "CLIP", "--prompt", "x"], "is not an image; give a video or a sound as such"),
         (["--data", "a.jsonl", "--image", "CLIP"], "--data answers each of its conversations once: omit --prompt,"),
         (["--prompt", "word " * 3000], "but the model reads 4096: at most 3840 are left for the prompt"),
     ],

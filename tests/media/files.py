@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 from jaxtyping import Float32, UInt8
 
 from omnivinci_jax.media.decode import iterate_frames
@@ -59,6 +60,7 @@ def write_video(
     sampling_rate: int = 16_000,
     audio_codec: str = "aac",
     audio_start: float = 0.0,
+    audio_bit_rate: int = 0,
     container_options: dict[str, str] | None = None,
 ) -> Path:
     """Writes frames (None: no video stream) and a waveform (None: no sound stream); the suffix chooses the container.
@@ -77,6 +79,7 @@ def write_video(
         sampling_rate: of the waveform, in Hz.
         audio_codec: of the waveform.
         audio_start: second at which the first sample is heard.
+        audio_bit_rate: 0: the encoder's default.
         container_options: of the muxer.
     """
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -93,6 +96,8 @@ def write_video(
             channels = np.atleast_2d(waveform)
             layout = {1: "mono", 2: "stereo"}[len(channels)]
             audio = container.add_stream(audio_codec, rate=sampling_rate, layout=layout)
+            if audio_bit_rate:
+                audio.bit_rate = audio_bit_rate
         if frames is not None:
             times = [i / fps for i in range(len(frames))] if times is None else times
             for picture, time in zip(frames, times, strict=True):
@@ -107,6 +112,34 @@ def write_video(
             container.mux(audio.encode(sound))
             container.mux(audio.encode())
     return path
+
+
+def join(out: Path, *parts: Path) -> Path:
+    """Writes the bytes of several files one after the other."""
+    out.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return out
+
+
+def write_sound_tracks(
+    path: Path, tracks: dict[str, Float32[np.ndarray, " t"]], default: str, codec: str = "pcm_s16le"
+) -> Path:
+    """Writes one 16 kHz sound track for each language."""
+    with av.open(str(path), "w") as container:
+        for language in tracks:
+            stream = container.add_stream(codec, rate=16_000, layout="mono")
+            stream.metadata["language"] = language
+            stream.disposition = Disposition.default if language == default else Disposition(0)
+        for stream, waveform in zip(container.streams.audio, tracks.values(), strict=True):
+            sound = av.AudioFrame.from_ndarray(waveform[None], "fltp", "mono")
+            sound.sample_rate, sound.pts, sound.time_base = 16_000, 0, Fraction(1, 16_000)
+            container.mux(stream.encode(sound) + stream.encode())
+    return path
+
+
+def hertz(waveform: Float32[np.ndarray, " t"], sampling_rate: int = 16_000) -> float:
+    """Returns the loudest frequency."""
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(waveform.size)))
+    return int(spectrum.argmax()) * sampling_rate / waveform.size
 
 
 def read_frames(path: Path, indices: Iterable[int]) -> UInt8[np.ndarray, "n h w 3"]:

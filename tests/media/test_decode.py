@@ -18,13 +18,12 @@ from omnivinci_jax.media import container as ffmpeg
 from omnivinci_jax.media import decode
 from omnivinci_jax.media.decode import (
     probe_audio,
-    probe_image,
     probe_video,
-    read_image,
     read_waveform,
 )
 from omnivinci_jax.media.frame_sampling import uniform_indices
 from omnivinci_jax.media.kinds import media_kind
+from omnivinci_jax.media.stills import probe_image, read_image
 from tests.media.files import frame_numbers, numbered_frames, onset, read_frames, tone, write_video
 
 ALL_CLIPS = ["h264.mp4", "h264.mkv", "h264.ts", "hevc.mp4", "vp9.webm", "h264.avi"]
