@@ -128,10 +128,19 @@ def test_a_file_of_questions(assistant, folder, clips, tmp_path, capsys):
         asked = [{"type": "video", "video": str(path)}, {"type": "text", "text": "What?"}]
         lines.append({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "known"}]})
     data = tmp_path / "questions.jsonl"
-    data.write_text("\n".join(map(json.dumps, lines)))
-    code, out, err = run(capsys, "generate", "--model", folder, "--data", data, "--max_new_tokens", 5, "--rows", 2)
+    lines.append({"messages": lines[0]["messages"][1:]})
+    data.write_text("\n".join([*map(json.dumps, lines), '{"messages": [}']))
+    flags = ("generate", "--model", folder, "--data", data, "--max_new_tokens", 5, "--rows", 2)
+    code, out, err = run(capsys, *flags)
     answers = [json.loads(line) for line in out.splitlines()]
-    assert code == 1 and "1 of 3 could not be answered" in err
+    assert code == 1 and "3 of 5 could not be answered" in err
+    assert answers[3]["error"] == f"{data}:4: there is no prompt: the only message is the assistant's"
+    assert answers[4]["error"].startswith(f"{data}:5: not JSON: ")
+    code, stopped, err = run(capsys, *flags, "--max_skipped", 0.5)
+    assert (code, stopped) == (2, "".join(line + "\n" for line in out.splitlines()[:5]))
+    assert err.startswith(
+        f"omnivinci generate: {data}: 3 of 5 samples cannot be used, more than max_skipped = 0.5 allow"
+    )
     assert answers[1]["error"].startswith(f"{data}:2: {broken}")
     for path, answer in ((clips[0], answers[0]), (clips[1], answers[2])):
         assert answer["text"] == assistant.generate([path, "What?"], max_new_tokens=5).text
