@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo test check-optimized lint clean
+.PHONY: demo test check-optimized fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -20,6 +20,10 @@ test: .venv/test.stamp
 # The tests compile without optimizations; this compares with the reference as users compile.
 check-optimized: .venv/test.stamp
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/pytest tests/parity tests/generate/test_golden.py tests/models
+
+# Tries ten times as many mutated lines of JSONL as the tests do.
+fuzz: .venv/test.stamp
+	OMNIVINCI_FUZZ=10 $(BIN)/pytest -n0 tests/data/test_fuzz.py
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check

@@ -90,8 +90,8 @@ def evaluate(
                     bar.update()
     bar.close()
     skipped = [*index.problems, *unreadable, *unanswered]
-    # As in training, the share is of at least 100 samples.
-    check_skipped(unreadable, max(len(index), 100), settings.max_skipped, index.path)
+    if len(unreadable) > settings.max_skipped * max(len(index), 100):  # as in training
+        check_skipped(unreadable, len(index), settings.max_skipped, index.path)
     if not correct:
         raise DataError(f"{index.path}: no sample could be evaluated:\n  " + "\n  ".join(skipped[:20]))
     by_kind = defaultdict(list)

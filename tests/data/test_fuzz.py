@@ -1,6 +1,6 @@
 """Lines of JSONL that are nearly right: each gives a conversation that trains, or one DataError line.
 
-`make fuzz` tries a hundred times as many.
+`make fuzz` tries ten times as many.
 """
 
 import copy
