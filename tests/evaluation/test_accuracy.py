@@ -27,13 +27,14 @@ class Broken(Processor):
         return super().lay_out(conversation, sizes, generate=generate)
 
 
-def right_but_on_c(params: dict, batch) -> Scores:
-    """Calls every answer right, except in the third conversation."""
-    (c,) = tiny_tokenizer().encode("c")
-    weights, tokens = np.asarray(batch.loss_weights), np.asarray(batch.tokens)
-    correct = np.broadcast_to(~(tokens == c).any(-1, keepdims=True), tokens.shape) | (weights == 0)
+def wrong_on_zhe(params: dict, batch) -> Scores:
+    """Calls every answer right, except in conversations with the letter "ж"."""
+    zhe, segments = tiny_tokenizer().encode("ж")[0], np.asarray(batch.segment_ids)
+    marked = np.unique(segments[np.asarray(batch.tokens) == zhe])
+    assert segments.shape[:2] == (1, 1)  # one row a batch, so that segments are conversations
+    correct, weights = ~np.isin(segments, marked), np.asarray(batch.loss_weights)
     source = np.zeros_like(np.asarray(batch.clip_source))
-    return Scores(weights * 2.0, weights, correct, np.asarray(batch.segment_ids), None, source)
+    return Scores(weights * 2.0, weights, correct | (weights == 0), segments, None, source)
 
 
 def run(data: Path, max_skipped: float) -> Evaluation:
@@ -43,14 +44,14 @@ def run(data: Path, max_skipped: float) -> Evaluation:
     settings = DataConfig(groups=1, capacity=capacity, workers=0, max_skipped=max_skipped)
     mesh = make_mesh(MeshConfig())
     with on_mesh(mesh):
-        return evaluate(right_but_on_c, {}, index, Broken(processor.config, processor.tokenizer), settings, mesh)
+        return evaluate(wrong_on_zhe, {}, index, Broken(processor.config, processor.tokenizer), settings, mesh)
 
 
 def test_a_sample_that_raises_is_skipped_and_named(tmp_path):
     data = tmp_path / "data.jsonl"
     lines = [
         {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}], "kind": kind}
-        for text, kind in (("a", "x"), ("b", "x"), ("c", "y"))
+        for text, kind in (("a", "x"), ("b", "x"), ("ж", "y"))
     ]
     data.write_text("\n".join([*map(json.dumps, lines), '{"messages": [}']))
     found = run(data, max_skipped=0.5)
