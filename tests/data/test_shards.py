@@ -103,16 +103,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_shards_are_the_same_after_a_kill_and_a_second_run(data, shards, tmp_path):
     out = tmp_path / "shards"
-    command = [
-        sys.executable,
-        "-m",
-        "omnivinci_jax.cli",
-        "shard",
-        str(data),
-        f"--out={out}",
-        "--per_shard=12",
-        "--max_skipped=1",
-    ]
+    flags = (f"--out={out}", "--per_shard=12", "--max_skipped=1")
+    command = [sys.executable, "-m", "omnivinci_jax.cli", "shard", str(data), *flags]
     process = subprocess.Popen([*command, "--workers=1"], cwd=REPOSITORY, start_new_session=True)
     while not list(out.glob("conversations-*")):
         assert process.poll() is None
@@ -133,7 +125,8 @@ def test_shards_are_the_same_after_a_kill_and_a_second_run(data, shards, tmp_pat
 def test_writing_shards_imports_no_jax(data, tmp_path):
     program = (
         "import sys; from omnivinci_jax.cli import main; from omnivinci_jax.data import write_shards;"
-        f"code = main(['shard', {str(data)!r}, '--out', {str(tmp_path / 'shards')!r}, '--workers', '1', '--max_skipped', '1']);"
+        f"flags = ['--out', {str(tmp_path / 'shards')!r}, '--workers', '1', '--max_skipped', '1'];"
+        f"code = main(['shard', {str(data)!r}, *flags]);"
         "sys.exit(code or any(name.split('.')[0] in ('jax', 'flax', 'grain', 'tensorflow') for name in sys.modules))"
     )
     (tmp_path / "main.py").write_text(f"if __name__ == '__main__':\n    {program}\n")
