@@ -1,7 +1,7 @@
 """`omnivinci <command>`. Imports neither jax nor numpy, because each loader worker imports this module on start."""
 
 import argparse
-import json
+import io
 import logging
 import os
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 from etils import epath
 
+from omnivinci_jax import strict_json
 from omnivinci_jax.errors import Preempted, UserError
 
 _MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image"}
@@ -35,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     # Orbax and Grain log errors there, with tracebacks, before they raise them.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Paths and texts may hold bytes that are no characters of the terminal's encoding.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags; this program has none
     if argv[:1] == ["av_world"] and argv[1:2] and argv[1].startswith("--") and argv[1] != "--help":
@@ -87,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "check", _check, "list every problem of a JSONL file and its media")
     command.add_argument("data", type=Path)
+    command.add_argument(
+        "--model",
+        type=_path,
+        help="model directory: read media, encode and measure conversations for this model; default: only read media, "
+        "for the published 9B configuration",
+    )
 
     command = _command(commands, "shard", _shard, "write a JSONL file and its media as ArrayRecord shards")
     command.add_argument("data", type=Path, help="JSONL file")
@@ -96,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--per_shard", type=_positive, default=1000, help="conversations per shard")
     command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
     command.add_argument("--decoder", choices=("default", "tfio"), default="default", help="sound decoder")
+    _max_skipped_flag(command, 0.01)
 
     command = _command(commands, "evaluate", _evaluate, "measure exact-match accuracy of a model on a data file")
     command.add_argument("--model", type=_path, required=True, help="model directory")
@@ -103,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=_path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="stream to drop")
     command.add_argument("--rows", type=int, default=8, help="conversations per batch shard")
+    _max_skipped_flag(command, 0.01)
     _mesh_flag(command, "all devices, parameters sharded (fsdp=-1)")
 
     command = _command(commands, "export", _export, "merge a run's adapters into a new model directory")
@@ -133,12 +146,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--speech_model", default="tts-1", help="speech model of that server")
     command.add_argument("--data", type=Path, help="answer every conversation of this JSONL file, as JSON lines")
     command.add_argument("--rows", type=_positive, default=8, help="with --data: batch size")
+    _max_skipped_flag(command, 1.0)
 
     command = _command(commands, "chat", _chat, "chat with a model about files dropped into the terminal")
     _generation_flags(command)
 
     command = _command(commands, "inspect", _inspect, "draw what the model sees of a file")
-    command.add_argument("file", type=Path)
+    command.add_argument("file")
     command.add_argument("--model", type=_path, help="model directory; default: the published 9B configuration")
     command.add_argument("--out", type=Path, help="PNG to write; default: FILE.inspect.png in this folder")
     command.add_argument(
@@ -234,6 +248,16 @@ def _generation_flags(command: argparse.ArgumentParser) -> None:
     _mesh_flag(command, "one device")
 
 
+def _max_skipped_flag(command: argparse.ArgumentParser, default: float) -> None:
+    command.add_argument(
+        "--max_skipped",
+        type=float,
+        default=default,
+        metavar="SHARE",
+        help=f"stop if more than this share of the data file cannot be read; default: {default:g}",
+    )
+
+
 def _mesh_flag(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument(
         "--mesh", metavar="AXIS=N,...", help=f"device mesh, for example data=1,tensor=4; default: {default}"
@@ -305,9 +329,17 @@ def _shardings(arguments) -> int:
 
 
 def _check(arguments) -> int:
+    from omnivinci_jax.config import OmniVinciConfig
+    from omnivinci_jax.config_json import read_config
     from omnivinci_jax.data.check import check_file
+    from omnivinci_jax.data.processor import MediaReader, Processor
+    from omnivinci_jax.sequence.tokenizer import Tokenizer
 
-    count, problems = check_file(arguments.data)
+    if arguments.model:
+        reader = Processor(read_config(arguments.model / "config.json"), Tokenizer(arguments.model))
+    else:
+        reader = MediaReader(OmniVinciConfig())
+    count, problems = check_file(arguments.data, reader)
     for problem in problems:
         print(problem)
     print(f"{arguments.data}: {count} conversations, {len(problems)} problem(s)")
@@ -317,7 +349,9 @@ def _check(arguments) -> int:
 def _shard(arguments) -> int:
     from omnivinci_jax.data.write_shards import write_shards
 
-    manifest = write_shards(arguments.data, arguments.out, arguments.per_shard, arguments.workers, arguments.decoder)
+    manifest = write_shards(
+        arguments.data, arguments.out, arguments.per_shard, arguments.workers, arguments.decoder, arguments.max_skipped
+    )
     size = sum(map(sum, manifest["bytes"])) / 2**20
     print(f"{arguments.out}: {manifest['conversations']} conversations in {manifest['shards']} shards, {size:,.1f} MiB")
     return 0
@@ -330,7 +364,9 @@ def _evaluate(arguments) -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     started = time.monotonic()
     mesh = _make_mesh(arguments.mesh or "fsdp=-1")
-    evaluation = evaluate_file(arguments.model, arguments.data, arguments.drop, arguments.rows, mesh)
+    evaluation = evaluate_file(
+        arguments.model, arguments.data, arguments.drop, arguments.rows, mesh, arguments.max_skipped
+    )
     write_results(arguments.out, evaluation, time.monotonic() - started)
     print(accuracy_table(evaluation))
     return 0
@@ -360,10 +396,14 @@ def _inspect(arguments) -> int:
     from omnivinci_jax.config import OmniVinciConfig
     from omnivinci_jax.config_json import read_config
     from omnivinci_jax.data.inspect import draw_file
+    from omnivinci_jax.data.shards import on_disk
+    from omnivinci_jax.sequence.references import media_file
 
     config = read_config(arguments.model / "config.json") if arguments.model else OmniVinciConfig()
-    out = arguments.out or Path(f"{arguments.file.name}.inspect.png")
-    print(json.dumps(draw_file(arguments.file, config, out, arguments.audio_track), indent=2))
+    item = media_file("video", arguments.file, "FILE", Path())  # the content decides its kind
+    out = arguments.out or Path(f"{Path(item.path).name}.inspect.png")
+    with on_disk(item) as file:
+        print(strict_json.dumps(draw_file(Path(file.path), config, out, arguments.audio_track), indent=2))
     print(f"picture: {out}")
     return 0
 

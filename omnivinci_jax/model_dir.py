@@ -1,10 +1,11 @@
 """Model directories: config.json, the tokenizer's files and params/ (Orbax)."""
 
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
@@ -14,7 +15,7 @@ from jax.typing import DTypeLike
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import read_config, write_config
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.errors import UserError
+from omnivinci_jax.errors import UserError, describe
 from omnivinci_jax.mesh.processes import atomic_directory, is_main
 from omnivinci_jax.mesh.rules import parameter_shardings
 from omnivinci_jax.models.compute import Compute
@@ -81,7 +82,11 @@ def shardings_of(model: OmniVinci, mesh: Mesh | None) -> dict:
 
 
 def load_params(folder: epath.PathLike, shardings: dict) -> dict:
-    """Loads the parameters of a model directory that are in `shardings`, in their stored types."""
+    """Loads the parameters of a model directory that are in `shardings`, in their stored types.
+
+    Raises:
+        UserError: they are damaged, or hold values that are not finite.
+    """
     stored = cast("dict[tuple[str, ...], jax.ShapeDtypeStruct]", traverse_util.flatten_dict(stored_params(folder)))
     shapes = {
         path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype, sharding=sharding)
@@ -91,18 +96,61 @@ def load_params(folder: epath.PathLike, shardings: dict) -> dict:
     restore = ocp.args.PyTreeRestore(
         shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(absolute(folder) / "params", restore)
+    path = absolute(folder) / "params"
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            params = checkpointer.restore(path, restore)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+        raise _damaged(path, error) from None
+    check_finite(params, path)
+    return params
 
 
 def stored_params(folder: epath.PathLike) -> dict:
-    """Returns shapes and types of a model directory's parameters; raises UserError if there are no parameters."""
+    """Returns shapes and types of a model directory's parameters; raises UserError if there are none to read."""
     path = absolute(folder) / "params"
     if not (path / "_METADATA").is_file():
         raise UserError(f"{path}: no parameters (no Orbax checkpoint)")
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path).item_metadata.tree
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(path).item_metadata.tree
+    except Exception as error:  # as in `load_params`
+        raise _damaged(path, error) from None
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
+
+
+def check_finite(params: Any, where: epath.PathLike) -> None:
+    """Raises UserError, naming the first such array, if a tree of arrays holds values that are not finite."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    leaves = [(path, leaf) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    if not leaves:
+        return
+    on_cpu = jax.default_backend() == "cpu"
+    check = are_finite_on_host if on_cpu else are_finite
+    for (path, _), is_finite in zip(leaves, check([leaf for _, leaf in leaves]), strict=True):
+        if not is_finite:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"{where}: {name} holds values that are not finite: the files are damaged")
+
+
+@jax.jit
+def are_finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    """Returns whether all values of each array are finite."""
+    return [jnp.isfinite(leaf).all() for leaf in leaves]
+
+
+def are_finite_on_host(leaves: list[jax.Array]) -> list[bool]:
+    """Like `are_finite`, for arrays that NumPy sees without a copy; compiling takes seconds. Checks local shards."""
+
+    def is_finite(leaf: jax.Array) -> bool:
+        shards = (np.asarray(shard.data) for shard in leaf.addressable_shards if not shard.replica_id)
+        return all(np.isfinite(part).all() for shard in shards for part in np.atleast_1d(shard))
+
+    return [is_finite(leaf) for leaf in leaves]
+
+
+def _damaged(path: epath.Path, error: Exception) -> UserError:
+    return UserError(f"{path}: damaged or cut short: the parameters cannot be read ({describe(error)})")
 
 
 def check_shapes(stored: dict, expected: dict, where: epath.PathLike, expected_by: str = "config.json") -> None:

@@ -138,7 +138,8 @@ class TrainConfig:
     tower_remat, decoder_remat: what the backward pass recomputes: none, dots (all except matrix products) or full.
     attention: the implementation; auto selects the hardware's flash kernel (models/attention_kernels.py).
     microbatches: parts into which a step splits its groups to save memory; the update is that of the whole batch.
-    max_nonfinite: updates skipped for a loss or gradient that is not finite, before the run stops.
+    max_nonfinite: updates skipped for a loss or gradient that is not finite, before the run stops; so many in a row
+        stop it too.
     steps, stop_after_conversations, stop_after_tokens: the length of the run; exactly one is above 0. Conversations
         count when they are read; tokens are slots that are not padding. The learning-rate schedule covers the expected
         number of steps (train/length.py).

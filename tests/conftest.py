@@ -1,6 +1,7 @@
 """Shared by all tests: run-time type checks, the compilation cache, absl flags, data, and test order."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(REPOSITORY).as_posix()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escapes lone surrogates in reports, which pytest-xdist cannot send."""
+    report = yield
+    report.sections = [(name, _escaped(text)) for name, text in report.sections]
+    if isinstance(report.longrepr, tuple):  # a skip: file, line and reason
+        return report
+    text = str(report.longrepr or "")
+    if text != _escaped(text):
+        report.longrepr = _escaped(text)
+    return report
+
+
+def _escaped(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """The command line: parser, exit codes and imports on start."""
 
+import io
+import json
+import os
 import subprocess
 import sys
 
@@ -41,3 +44,29 @@ def test_errors_name_the_command_and_exit_with_2(tmp_path, capsys):
             main(arguments)
         assert end.value.code == 2
     assert "omnivinci convert verify: error: the following arguments are required: TORCH_DIR" in capsys.readouterr().err
+
+
+def test_paths_and_texts_that_are_no_characters_can_be_printed(tmp_path, monkeypatch):
+    """A path of Latin-1 bytes, on a terminal that knows ASCII alone."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    turns = [{"role": "user", "content": "a\ud83d é"}, {"role": "assistant", "content": "b"}]
+    lines = [{"messages": turns, "images": [name]} for name in ("é.png", "a\ud83d.png", os.fsdecode(b"\xe9.png"))]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, [{"messages": turns}, *lines])))
+    output, terminal = io.BytesIO(), sys.stdout
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii", write_through=True))
+    code = main(["check", str(folder / "data.jsonl")])
+    monkeypatch.setattr(sys, "stdout", terminal)
+    where = f"{tmp_path}/caf\\udce9/data.jsonl"
+    assert output.getvalue().decode().splitlines() == [
+        rf"{where}:2: {tmp_path}/caf\udce9/\xe9.png: no such file",
+        rf"{where}:3: 'a\ud83d.png': not a path: it has half of a surrogate pair",
+        rf"{where}:4: {tmp_path}/caf\udce9/\udce9.png: no such file",
+        f"{where}: 4 conversations, 3 problem(s)",
+    ]
+    assert code == 1
+
+
+def test_a_url_is_not_a_file(capsys):
+    assert main(["inspect", "https://a.org/b.mp4"]) == 2
+    assert "'https://a.org/b.mp4': URLs are not read: download the file and give its path" in capsys.readouterr().err

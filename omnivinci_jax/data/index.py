@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Entry, Records
-from omnivinci_jax.errors import MediaError
+from omnivinci_jax.errors import DataError, MediaError, UserError, describe_at
 from omnivinci_jax.paths import AnyPath, atomic_file
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation
@@ -115,10 +115,11 @@ def build_index(
 ) -> Index:
     """Reads every conversation and the headers of its media.
 
-    Samples whose media cannot be read, or that do not fit into a group, are listed in `problems`.
+    Samples that cannot be read, or that do not fit into a group, are listed in `problems`.
 
     Raises:
-        DataError: the first line that is not a valid conversation.
+        DataError: the file has no conversations.
+        UserError: something that every sample needs is missing, for example the voice of spoken prompts.
     """
     entries = records.entries()
     work = partial(_measure, records=records, processor=processor, capacity=capacity, too_long=too_long)
@@ -179,9 +180,9 @@ def open_index(
 
 
 def _measure(entry: Entry, records: Records, processor: Processor, capacity: Capacity, too_long: TooLong) -> Measured:
-    conversation = records.conversation(entry)
+    where = f"{records.path}:{entry.line}"
     try:
-        conversation = processor.select(conversation)
+        conversation = processor.select(records.conversation(entry))
         max_frames = 0
         while True:
             sizes = processor.measure(conversation, max_frames or None)
@@ -190,10 +191,12 @@ def _measure(entry: Entry, records: Records, processor: Processor, capacity: Cap
                 return size, max_frames, ""
             frames = max((len(size.frame_times) for size in sizes if isinstance(size, VideoSize)), default=0)
             if too_long == "skip" or frames <= 1:
-                return None, 0, f"{conversation.where}: {_excess(size, capacity)}"
+                return None, 0, f"{where}: {_excess(size, capacity)}"
             max_frames = frames // 2
-    except MediaError as error:
-        return None, 0, f"{conversation.where}: {error}"
+    except Exception as error:  # whatever one sample raises leaves out only that sample
+        if isinstance(error, UserError) and not isinstance(error, DataError | MediaError):
+            raise
+        return None, 0, describe_at(where, error)
 
 
 def _excess(size: RowSize, capacity: Capacity) -> str:

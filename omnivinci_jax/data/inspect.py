@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.processor import MediaReader
-from omnivinci_jax.errors import UserError
+from omnivinci_jax.errors import UserError, printable
 from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
@@ -53,7 +53,9 @@ def _draw(
 ) -> None:
     heights = [height for height, present in ((3.0, len(tiles)), (2.2, len(windows)), (0.9, True)) if present]
     figure = plt.figure(figsize=(12, sum(heights) + 1), layout="constrained")
-    figure.suptitle(f"{path.name}: {len(row)} slots, {len(tiles)} tiles, {len(windows)} sound windows")
+    figure.suptitle(
+        f"{printable(path.name)}: {len(row)} slots, {len(tiles)} tiles, {len(windows)} sound windows", parse_math=False
+    )
     panels = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if len(tiles):
         _draw_tiles(next(panels), size, tiles)

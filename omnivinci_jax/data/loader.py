@@ -20,7 +20,7 @@ from grain.multiprocessing import SharedMemoryArray
 from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.mixture import PACKED_TOGETHER, Blocks, Mixture
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.errors import MediaError, Preempted, UserError
+from omnivinci_jax.errors import MediaError, Preempted, describe_at
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.packing import pack, row_size
@@ -114,8 +114,8 @@ class Groups(grain.sources.RandomAccessDataSource):
             for segment, sample in enumerate(samples, start=1):
                 try:
                     packed.append(self._load(sample, row, segment))
-                except UserError as error:
-                    skipped[sample] = f"{self._index.where(sample)}: {error}"
+                except Exception as error:  # whatever one sample raises leaves out only that sample
+                    skipped[sample] = describe_at(self._index.where(sample), error)
         return Loaded(assemble(packed, self._processor.config, self._settings.capacity), skipped)
 
     def _load(self, sample: int, row_index: int, segment: int) -> PackedRow:

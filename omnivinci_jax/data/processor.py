@@ -17,7 +17,7 @@ from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import audio, decode, image, stills
 from omnivinci_jax.media.frame_sampling import group_ends, sample_frames
 from omnivinci_jax.paths import AnyPath, atomic_file, local_copy
-from omnivinci_jax.sequence.chat import Conversation, Media, Message
+from omnivinci_jax.sequence.chat import Conversation, Inline, Media, Message
 from omnivinci_jax.sequence.row import ImageSize, MediaSize, Row, SoundSize, VideoSize, lay_out
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
@@ -161,8 +161,12 @@ class MediaReader:
         if self.cache is None:
             with on_disk(item) as file:
                 return self._load(file, tiled, max_frames)
-        path, *state = file_state(str(local_copy(item.stored.shard)) if item.stored else item.path)
-        identity = (os.path.abspath(path), item.stored, *state, item.kind, item.track, tiled, max_frames, self.drop)
+        if isinstance(item.stored, Inline):
+            file = (item.path,)  # unique to the content
+        else:
+            path, *state = file_state(str(local_copy(item.stored.shard)) if item.stored else item.path)
+            file = (os.path.abspath(path), item.stored, *state)
+        identity = (*file, item.kind, item.track, tiled, max_frames, self.drop)
         key = hashlib.sha256(repr((identity, self._media_settings())).encode()).hexdigest()[:32]
         path = self.cache / key[:2] / f"{key}.npz"
         if path.exists():
@@ -211,7 +215,7 @@ def file_state(path: str) -> tuple[str, int, int]:
     """Returns path, size and modification time; raises MediaError if there is no such file."""
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         raise MediaError(f"{path}: no such file; check the path") from None
     return path, stat.st_size, stat.st_mtime_ns
 

@@ -1,13 +1,20 @@
 """Stored conversations: lines of a JSONL file, or records of a folder of shards, behind one interface."""
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.paths import AnyPath
-from omnivinci_jax.sequence.chat import Conversation, parse_conversation
+from omnivinci_jax.sequence.chat import Conversation
+from omnivinci_jax.sequence.forms import parse_conversation
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_CHUNK = 2**16
 
 
 class Entry(NamedTuple):
@@ -50,7 +57,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Jsonl:
-    """A JSONL file, one conversation per line; an entry's location is its byte offset."""
+    """A JSONL file, one conversation per line, or a JSON array of them; an entry's location is its byte offset."""
 
     path: Path
 
@@ -67,11 +74,16 @@ class Jsonl:
         """See `Records`; skips blank lines."""
         self.identity()
         entries, offset = [], 0
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    entries.append(Entry(offset, number, line))
-                offset += len(line)
+        if self._is_array:
+            entries = self._array_entries()
+        else:
+            with open(self.path, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        entries.append(Entry(offset, number, line))
+                    offset += len(line)
+        if len(entries) > 1 and entries[0].data.strip() == b"{":
+            raise DataError(f"{self.path}: a conversation takes several lines: write one conversation a line")
         if not entries:
             raise DataError(f"{self.path}: the file has no conversations")
         return entries
@@ -80,16 +92,81 @@ class Jsonl:
         """See `Records`."""
         with open(self.path, "rb") as file:
             file.seek(location)
-            return file.readline()
+            if not self._is_array:
+                return file.readline()
+            data = b""
+            while part := file.read(max(len(data), _CHUNK)):
+                data += part
+                text = data.decode(errors="ignore")  # the last character may be incomplete
+                try:
+                    return text[: json.JSONDecoder().raw_decode(text)[1]].encode()
+                except (ValueError, RecursionError):  # it is longer
+                    continue
+            return data
 
     def record(self, entry: Entry) -> dict:
         """See `Records`."""
         try:
-            return json.loads(entry.data)
-        except ValueError as error:
+            record = json.loads(entry.data)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{self.path}:{entry.line}: not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(
+                f"{self.path}:{entry.line}: a conversation must be a JSON object, not {type(record).__name__}"
+            )
+        return record
 
     def conversation(self, entry: Entry, folder: Path | None = None) -> Conversation:
         """See `Records`; media paths are relative to `folder`, by default the file's folder."""
         folder = self.path.parent if folder is None else folder
         return parse_conversation(self.record(entry), f"{self.path}:{entry.line}", folder)
+
+    @cached_property
+    def _is_array(self) -> bool:
+        with open(self.path, "rb") as file:
+            return file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+    def _array_entries(self) -> list[Entry]:
+        """Returns the elements of a JSON array; raises DataError where it is not JSON."""
+        decoder, entries = json.JSONDecoder(), []
+        content = self.path.read_bytes()
+        try:
+            text = content.decode()
+            position, offset, line = text.index("[") + 1, 0, 1
+            start = 0  # of the text that `offset` and `line` already cover
+            while True:
+                position = _skip_space(text, position)
+                if text[position : position + 1] == "]":
+                    return entries
+                _, end = decoder.raw_decode(text, position)
+                offset += len(text[start:position].encode())
+                line += text.count("\n", start, position)
+                entries.append(Entry(offset, line, text[position:end].encode()))
+                start, position = position, _skip_space(text, end)
+                if text[position : position + 1] == ",":
+                    position += 1
+                elif text[position : position + 1] != "]":
+                    raise json.JSONDecodeError("expected ',' or ']'", text, position)
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise DataError(f"{self.path}:{line}: not UTF-8: {error}") from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self.path}:{error.lineno}: not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:  # a number too long, or too many brackets
+            raise DataError(f"{self.path}: not JSON: {error}") from None
+
+
+def check_skipped(problems: Sequence[str], samples: int, max_skipped: float, path: AnyPath) -> None:
+    """Raises DataError, with the first problems, if they are more than the share `max_skipped` of the samples."""
+    if len(problems) > max_skipped * samples:
+        shown = "".join(f"\n  {problem}" for problem in problems[:20])
+        raise DataError(
+            f"{path}: {len(problems)} of {samples} samples cannot be used, more than max_skipped = {max_skipped:g} "
+            f"allows:{shown}"
+        )
+
+
+def _skip_space(text: str, position: int) -> int:
+    found = _SPACE.match(text, position)
+    assert found
+    return found.end()

@@ -3,9 +3,9 @@
 from omnivinci_jax.data.index import Index, IndexPool, open_index
 from omnivinci_jax.data.mixture import Mixture
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.data.records import Records
+from omnivinci_jax.data.records import Records, check_skipped
 from omnivinci_jax.data.sources import open_records, source_records, training_sources
-from omnivinci_jax.errors import ConfigError, DataError
+from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 from omnivinci_jax.settings import DataConfig, TrainConfig
@@ -42,12 +42,7 @@ def open_data(path: str, processor: Processor, settings: DataConfig) -> Index:
 def open_usable(records: Records, processor: Processor, settings: DataConfig, pool: IndexPool) -> Index:
     """Opens the index of records; raises DataError if more than `max_skipped` of them cannot be used."""
     index = open_settings_index(records, processor, settings, pool)
-    if index.problem_share > settings.max_skipped:
-        shown = "".join(f"\n  {problem}" for problem in index.problems[:20])
-        raise DataError(
-            f"{records.path}: {len(index.problems)} of {len(index) + len(index.problems)} samples cannot be used, more "
-            f"than data.max_skipped = {settings.max_skipped:g} allows:{shown}"
-        )
+    check_skipped(index.problems, len(index) + len(index.problems), settings.max_skipped, records.path)
     return index
 
 

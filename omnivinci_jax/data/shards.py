@@ -16,10 +16,12 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from omnivinci_jax import strict_json
 from omnivinci_jax.data.records import Entry
 from omnivinci_jax.errors import DataError, MediaError
 from omnivinci_jax.paths import AnyPath, local_copy
-from omnivinci_jax.sequence.chat import Conversation, Media, Message, ShardRef, parse_conversation
+from omnivinci_jax.sequence.chat import Conversation, Inline, Media, Message, ShardRef
+from omnivinci_jax.sequence.forms import parse_conversation
 
 MANIFEST = "shards.json"
 
@@ -52,7 +54,7 @@ class Shards:
         """Contents of shards.json; raises DataError if shards are missing."""
         if not (self.path / MANIFEST).exists():
             raise DataError(f"{self.path}: there is no {MANIFEST}; write data for a bucket with `omnivinci shard`")
-        manifest = json.loads((self.path / MANIFEST).read_text())
+        manifest = strict_json.read(self.path / MANIFEST)
         if len(manifest["bytes"]) < manifest["shards"]:
             raise DataError(
                 f"{self.path}: {manifest['shards'] - len(manifest['bytes'])} of {manifest['shards']} shards are "
@@ -76,19 +78,21 @@ class Shards:
 
     def record(self, entry: Entry) -> dict:
         """See `Records`."""
-        return json.loads(entry.data)["record"]
+        stored = json.loads(entry.data)
+        if "problem" in stored:
+            raise DataError(f"{self.path}:{entry.line}: {stored['problem']}")
+        return stored["record"]
 
     def conversation(self, entry: Entry) -> Conversation:
         """See `Records`; its media refer to records of the shards."""
-        stored = json.loads(entry.data)
-        conversation = parse_conversation(stored["record"], f"{self.path}:{entry.line}", epath.Path())
+        conversation = parse_conversation(self.record(entry), f"{self.path}:{entry.line}", epath.Path())
+        media = json.loads(entry.data)["media"]
         shard = str(self.path / shard_name("media", self._shard_of(entry.location), self.manifest["shards"]))
 
         def in_shard(item: str | Media) -> str | Media:
-            if isinstance(item, str):
+            if isinstance(item, str) or item.stored:
                 return item
-            reference = ShardRef(shard, stored["media"][media_key(item)])
-            return replace(item, path=str(self.path / item.path), stored=reference)
+            return replace(item, path=str(self.path / item.path), stored=ShardRef(shard, media[media_key(item)]))
 
         messages = (Message(message.role, tuple(map(in_shard, message.content))) for message in conversation.messages)
         return replace(conversation, messages=tuple(messages))
@@ -106,7 +110,10 @@ class Shards:
 
 @contextmanager
 def on_disk(item: Media) -> Iterator[Media]:
-    """Yields the item as a local file: itself, or a temporary copy from its shard. MediaErrors name the item's path."""
+    """Yields the item as a local file: itself, or a temporary copy of what its shard or its data: URI holds.
+
+    MediaErrors name the item's path.
+    """
     if item.stored is None:
         yield item
         return
@@ -119,12 +126,15 @@ def on_disk(item: Media) -> Iterator[Media]:
 
 # Keeps the last few files, since consecutive conversations are often about the same file.
 @lru_cache(maxsize=4)
-def _temporary_copy(stored: ShardRef) -> tuple[tempfile._TemporaryFileWrapper, bool]:
+def _temporary_copy(stored: ShardRef | Inline) -> tuple[tempfile._TemporaryFileWrapper, bool]:
     """Returns a copy of a stored file, and whether it is a decoded track, the only one of the copy."""
-    header, _, content = _reader(stored.shard).read([stored.record])[0].partition(b"\n")
-    header = json.loads(header)
-    if "problem" in header:
-        raise MediaError(header["problem"])
+    if isinstance(stored, Inline):
+        header, content = {"suffix": stored.suffix}, stored.content
+    else:
+        header, _, content = _reader(stored.shard).read([stored.record])[0].partition(b"\n")
+        header = json.loads(header)
+        if "problem" in header:
+            raise MediaError(header["problem"])
     file = tempfile.NamedTemporaryFile(suffix=header["suffix"])  # noqa: SIM115 - deleted with the object
     file.write(content)
     file.flush()

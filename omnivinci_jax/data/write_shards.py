@@ -23,9 +23,10 @@ from jaxtyping import Float32
 from scipy.io import wavfile
 from tqdm import tqdm
 
-from omnivinci_jax.data.records import Entry, Jsonl
+from omnivinci_jax import strict_json
+from omnivinci_jax.data.records import Entry, Jsonl, check_skipped
 from omnivinci_jax.data.shards import MANIFEST, media_key, shard_bounds, shard_name
-from omnivinci_jax.errors import DataError, MediaError
+from omnivinci_jax.errors import DataError, describe_at
 from omnivinci_jax.media import decode
 from omnivinci_jax.paths import AnyPath, atomic_file, remove_unfinished
 from omnivinci_jax.sequence.chat import Media
@@ -36,11 +37,13 @@ SAMPLING_RATE = 16_000
 _LONGEST_DECODED_SECONDS = 3600.0
 
 
-def write_shards(data: Path, out: AnyPath, per_shard: int, workers: int, decoder: Decoder = "default") -> dict:
+def write_shards(
+    data: Path, out: AnyPath, per_shard: int, workers: int, decoder: Decoder = "default", max_skipped: float = 1.0
+) -> dict:
     """Writes the missing shards of a JSONL file, and returns the contents of shards.json.
 
-    Sounds of up to an hour are stored decoded, as 16 kHz mono; longer ones, videos and images unchanged. If a file
-    cannot be read, its record holds the error, which the index reports.
+    Sounds of up to an hour are stored decoded, as 16 kHz mono; longer ones, videos and images unchanged. If a line or a
+    file cannot be read, its record holds the error, which the index reports.
 
     Args:
         data: JSONL file; media paths are relative to it.
@@ -48,9 +51,10 @@ def write_shards(data: Path, out: AnyPath, per_shard: int, workers: int, decoder
         per_shard: conversations per shard.
         workers: number of processes.
         decoder: for sound files: soundfile and PyAV, or tensorflow-io.
+        max_skipped: largest share of the samples that may be unreadable.
 
     Raises:
-        DataError: a line is not a valid conversation, or the folder holds other shards.
+        DataError: too many samples cannot be read, or the folder holds other shards.
     """
     records = Jsonl(data)
     entries = records.entries()
@@ -73,8 +77,10 @@ def write_shards(data: Path, out: AnyPath, per_shard: int, workers: int, decoder
     ):
         running = [pool.submit(write, names[shard], entries[bounds[shard] : bounds[shard + 1]]) for shard in missing]
         try:
+            problems = []
             for shard in as_completed(running):
-                shard.result()
+                problems += shard.result()
+                check_skipped(problems, len(entries), max_skipped, data)
                 bar.update()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -88,7 +94,7 @@ def _claim_folder(out: AnyPath, plan: dict) -> None:
     """Writes the plan into the folder's manifest; raises DataError if the folder holds something else."""
     path = out / MANIFEST
     if path.exists():
-        known = json.loads(path.read_text())
+        known = strict_json.read(path)
         for name, value in plan.items():
             if known[name] != value:
                 raise DataError(
@@ -108,25 +114,38 @@ def _write_manifest(out: AnyPath, manifest: dict) -> None:
         part.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: AnyPath, decoder: Decoder) -> None:
+def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: AnyPath, decoder: Decoder) -> list[str]:
+    """Writes a shard; returns a line for each sample that cannot be read."""
     media, conversations = (out / name for name in names)
-    record_indices, lines = {}, []
+    record_indices, media_problems, lines, problems = {}, {}, [], []
     read_waveform = _decoder(decoder)
     with _writer(media, "uncompressed") as write:  # media files are already compressed
         for entry in entries:
-            # Paths relative to the JSONL file; the folder of shards keeps them.
-            items = {media_key(item): item for item in records.conversation(entry, Path()).media}
+            where = f"{records.path}:{entry.line}"
+            try:
+                # Paths relative to the JSONL file; the folder of shards keeps them. Inline media stay in the record.
+                files = (item for item in records.conversation(entry, Path()).media if not item.stored)
+                items = {media_key(item): item for item in files}
+            except Exception as error:  # whatever one sample raises leaves out only that sample
+                problems.append(describe_at(where, error))
+                problem = problems[-1].removeprefix(f"{where}: ")
+                lines.append(strict_json.dumps({"line": entry.line, "problem": problem}).encode())
+                continue
             for key, item in items.items():
                 if key not in record_indices:
                     record_indices[key] = len(record_indices)
-                    write(_media_record(item, records.path.parent, read_waveform))
+                    header, content = _media_record(item, records.path.parent, read_waveform)
+                    media_problems[key] = header.get("problem")
+                    write(json.dumps(header).encode() + b"\n" + content)
+            problems += [f"{where}: {media_problems[key]}" for key in items if media_problems[key]][:1]
             media_records = {key: record_indices[key] for key in items}
             line = {"line": entry.line, "record": records.record(entry), "media": media_records}
-            lines.append(json.dumps(line, ensure_ascii=False).encode())
+            lines.append(strict_json.dumps(line).encode())
     # Written last: this file marks the shard as complete.
     with _writer(conversations, "zstd") as write:
         for line in lines:
             write(line)
+    return problems
 
 
 @contextmanager
@@ -136,22 +155,21 @@ def _writer(path: AnyPath, compression: str) -> Iterator[Callable[[bytes], objec
         yield writer.write
 
 
-def _media_record(item: Media, folder: Path, read_waveform: Callable[..., Float32[np.ndarray, " t"]]) -> bytes:
+def _media_record(
+    item: Media, folder: Path, read_waveform: Callable[..., Float32[np.ndarray, " t"]]
+) -> tuple[dict[str, str | bool], bytes]:
+    """Returns the header and the content of an item's record."""
     path = folder / item.path
     try:
         if item.kind == "sound" and decode.probe_audio(path, item.track) <= _LONGEST_DECODED_SECONDS:
             file = io.BytesIO()
             wavfile.write(file, SAMPLING_RATE, read_waveform(path, track=item.track))
-            return _encode_record({"suffix": ".wav", "decoded": True}, file.getvalue())
-        return _encode_record({"suffix": path.suffix}, path.read_bytes())
-    except MediaError as error:
-        return _encode_record({"problem": str(error)})
+            return {"suffix": ".wav", "decoded": True}, file.getvalue()
+        return {"suffix": path.suffix}, path.read_bytes()
     except OSError as error:
-        return _encode_record({"problem": f"{path}: {error.strerror}; check the path"})
-
-
-def _encode_record(header: dict[str, str | bool], content: bytes = b"") -> bytes:
-    return json.dumps(header).encode() + b"\n" + content
+        return {"problem": f"{path}: {error.strerror}; check the path"}, b""
+    except Exception as error:  # whatever one file raises leaves out only its samples
+        return {"problem": describe_at(str(path), error)}, b""
 
 
 def _decoder(name: Decoder) -> Callable[..., Float32[np.ndarray, " t"]]:

@@ -17,6 +17,7 @@ from omnivinci_jax import model_dir
 from omnivinci_jax.data.index import Index, build_index
 from omnivinci_jax.data.loader import plan_all, read_batches
 from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.records import check_skipped
 from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.evaluation.scoring import make_eval_step
@@ -25,6 +26,7 @@ from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import BATCH_AXES, local_groups, put_batch
 from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.sequence.chat import valid_text
 from omnivinci_jax.settings import DataConfig
 from omnivinci_jax.train.losses import contrastive_loss
 
@@ -56,10 +58,14 @@ class Evaluation:
 def evaluate(
     eval_step: Callable, params: dict, index: Index, processor: Processor, settings: DataConfig, mesh: Mesh
 ) -> Evaluation:
-    """Evaluates every sample once; all processes get the same result. Raises DataError if all are skipped."""
+    """Evaluates every sample once; all processes get the same result.
+
+    Raises:
+        DataError: all samples were skipped, or more than `settings.max_skipped` cannot be read.
+    """
     plan, local = plan_all(index, settings), local_groups(settings.groups, mesh)
     batches = read_batches(index, plan, processor, settings, local, start=0, stop=len(plan) // settings.groups)
-    kinds, correct, skipped, losses, weights, clips = [], [], [], 0.0, 0.0, {}
+    kinds, correct, unreadable, unanswered, losses, weights, clips = [], [], [], [], 0.0, 0.0, {}
     name = f"evaluate {index.path.name}"
     bar = tqdm(total=len(index), desc=name, unit=" samples", leave=False, mininterval=0.5, disable=not is_main())
     for step, (batch, reasons) in enumerate(batches):
@@ -75,14 +81,17 @@ def evaluate(
                 for segment, sample in enumerate(samples, start=1):
                     slots = scores.segment_ids[group, row] == segment
                     if not slots.any():
-                        skipped.append(reasons.get(sample, f"{index.where(sample)}: unreadable on its host"))
+                        unreadable.append(reasons.get(sample, f"{index.where(sample)}: unreadable on its host"))
                     elif not scores.weights[group, row][slots].any():
-                        skipped.append(f"{index.where(sample)}: the sample has no answer to compare with")
+                        unanswered.append(f"{index.where(sample)}: the sample has no answer to compare with")
                     else:
                         correct.append(bool(scores.correct[group, row][slots].all()))
                         kinds.append(kind_of(index.record(sample)))
                     bar.update()
     bar.close()
+    skipped = [*index.problems, *unreadable, *unanswered]
+    if len(unreadable) > settings.max_skipped * max(len(index), 100):  # as in training
+        check_skipped(unreadable, len(index), settings.max_skipped, index.path)
     if not correct:
         raise DataError(f"{index.path}: no sample could be evaluated:\n  " + "\n  ".join(skipped[:20]))
     by_kind = defaultdict(list)
@@ -93,14 +102,14 @@ def evaluate(
         by_kind={kind: float(np.mean(answers)) for kind, answers in sorted(by_kind.items())},
         counts={kind: len(answers) for kind, answers in sorted(by_kind.items())},
         loss=losses / max(weights, 1.0),
-        skipped=(*index.problems, *skipped),
+        skipped=tuple(skipped),
         retrieval=_retrieval(clips),
     )
 
 
 def kind_of(record: dict) -> str:
     """Returns the `kind` of a record's question, or "all" if it has none."""
-    return str(record.get("kind") or "all")
+    return valid_text(str(record.get("kind") or "all"))
 
 
 def _retrieval(clips: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
@@ -112,7 +121,9 @@ def _retrieval(clips: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, flo
     return {name: float(value) for name, value in metrics.items()}
 
 
-def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int, mesh: Mesh) -> Evaluation:
+def evaluate_file(
+    folder: epath.Path, data: epath.Path, drop: str, rows: int, mesh: Mesh, max_skipped: float = 0.01
+) -> Evaluation:
     """Evaluates a model directory on a JSONL file.
 
     Args:
@@ -121,12 +132,17 @@ def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int, me
         drop: the stream to drop (`Processor`).
         rows: conversations per group; rows are as long as the longest conversation.
         mesh: shards the parameters; each batch shard evaluates one group at a time.
+        max_skipped: largest share of the samples that may be unreadable.
+
+    Raises:
+        DataError: more of them are, or none can be evaluated.
     """
     model, params, processor = model_dir.load(folder, mesh=mesh)
     processor = dataclasses.replace(processor, drop=drop)
     index = build_index(open_records(data), processor, _NO_LIMIT, "skip")
     if not len(index):
         raise DataError(f"{data}: no usable sample:\n  " + "\n  ".join(index.problems[:20]))
+    check_skipped(index.problems, len(index) + len(index.problems), max_skipped, data)
     slots, tiles, windows, clips = (int(largest) for largest in index.sizes.max(axis=0))
     divisor = mesh.shape["context"] * mesh.shape["tensor"]  # of the slots, tiles and windows of a group
     slots, tiles, windows = (-(-max(n, 1) // divisor) * divisor for n in (slots, rows * tiles, rows * windows))
@@ -134,7 +150,7 @@ def evaluate_file(folder: epath.Path, data: epath.Path, drop: str, rows: int, me
     attention = choose_implementation("auto", mesh.devices.flat[0].platform)
     model = model.clone(compute=dataclasses.replace(model.compute, attention=attention))
     groups = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    settings = DataConfig(capacity=capacity, groups=groups, workers=0)
+    settings = DataConfig(capacity=capacity, groups=groups, workers=0, max_skipped=max_skipped)
     with on_mesh(mesh):
         return evaluate(make_eval_step(model, mesh), params, index, processor, settings, mesh)
 

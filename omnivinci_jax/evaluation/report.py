@@ -1,6 +1,5 @@
 """The report of a run: results.json, loss curve, accuracy by kind, report.md."""
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +7,7 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
+from omnivinci_jax import strict_json
 from omnivinci_jax.evaluation.accuracy import Evaluation, accuracy_table, retrieval_table
 from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.train.metrics import read_metrics
@@ -34,7 +34,7 @@ def write_report(workdir: Path, evaluation: Evaluation | None, seconds: float, p
         if evaluation.skipped:
             lines += ["", f"{len(evaluation.skipped)} samples were skipped:", ""]
             lines += [f"- {line}" for line in evaluation.skipped[:20]]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n")
+    (workdir / "report.md").write_text("\n".join(lines) + "\n", errors="backslashreplace")
 
 
 def write_results(path: AnyPath, evaluation: Evaluation, seconds: float) -> None:
@@ -48,7 +48,7 @@ def write_results(path: AnyPath, evaluation: Evaluation, seconds: float) -> None
         "skipped": len(evaluation.skipped),
         "seconds": round(seconds, 1),
     }
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    path.write_text(strict_json.dumps(results, indent=2) + "\n")
 
 
 def plot_losses(metrics: list[dict], path: Path) -> None:
@@ -73,7 +73,7 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
 def plot_accuracy(evaluation: Evaluation, path: Path) -> None:
     """Plots accuracy by kind."""
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    kinds = [*evaluation.by_kind, "overall"]
+    kinds = [kind.replace("$", r"\$") for kind in (*evaluation.by_kind, "overall")]  # no mathematics
     values = [*evaluation.by_kind.values(), evaluation.overall]
     bars = axes.bar(kinds, values, color=["tab:blue"] * len(evaluation.by_kind) + ["tab:gray"])
     axes.bar_label(bars, labels=[f"{value:.1%}" for value in values])

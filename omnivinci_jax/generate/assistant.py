@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from omnivinci_jax import model_dir
-from omnivinci_jax.errors import UserError
 from omnivinci_jax.generate.answers import Answer, Stream
 from omnivinci_jax.generate.engine import Engine
 from omnivinci_jax.generate.request import Prompt, Sampling
 from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.paths import AnyPath
-from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text, parse_conversation
+from omnivinci_jax.sequence.chat import Conversation, Media, Message, valid_text
+from omnivinci_jax.sequence.forms import parse_conversation
 
 Question = str | Path | Media | Sequence[str | Path | Media] | Sequence[dict[str, Any]] | Conversation
 
@@ -58,15 +58,15 @@ class Assistant(model_dir.LoadedModel):
         """Returns several answers to one question, prefilled once; they differ if the temperature is above 0."""
         return _finished(self._stream([question], count, sampling))
 
-    def generate_batch(self, questions: Sequence[Question], **sampling: Any) -> list[Answer | UserError]:
+    def generate_batch(self, questions: Sequence[Question], **sampling: Any) -> list[Answer | Exception]:
         """Answers several questions, decoded together; returns the error of a question that cannot be answered."""
-        results: list[Answer | UserError | None] = []
+        results: list[Answer | Exception | None] = []
         prompts, settings, began = [], Sampling(**sampling), time.monotonic()
         for question in questions:
             try:
                 prompts.append(self._prompt(question, settings))
                 results.append(None)
-            except UserError as error:
+            except Exception as error:  # whatever one question raises leaves the others alone
                 results.append(error)
         answers = iter(_finished(Stream(self.engine, prompts, settings, 1, began)) if prompts else ())
         return [result if result else next(answers) for result in results]
@@ -79,7 +79,7 @@ class Assistant(model_dir.LoadedModel):
         """Returns each answer's log-probability, end token included; the largest is the model's choice."""
         tokenizer = self.processor.tokenizer
         prompt = self.engine.prompt(conversation_of(question))
-        tokens = [[*tokenizer.encode(checked_text(answer, "answer")), tokenizer.eos_id] for answer in answers]
+        tokens = [[*tokenizer.encode(valid_text(answer)), tokenizer.eos_id] for answer in answers]
         return [float(scores.sum()) for scores in self.engine.score(prompt, tokens)]
 
     def _stream(self, questions: list[Question], count: int, sampling: dict[str, Any]) -> Stream:
@@ -110,7 +110,7 @@ def conversation_of(question: Question) -> Conversation:
 def _item(item: str | Path | Media) -> str | Media:
     if isinstance(item, Path):
         return Media(media_kind(item), str(item))
-    return item if isinstance(item, Media) else checked_text(item, "prompt")
+    return item if isinstance(item, Media) else valid_text(item)
 
 
 def _finished(stream: Stream) -> list[Answer]:

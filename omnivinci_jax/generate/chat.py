@@ -19,7 +19,7 @@ from omnivinci_jax.generate.command import (
     system_message,
 )
 from omnivinci_jax.media.kinds import media_kind
-from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text
+from omnivinci_jax.sequence.chat import Conversation, Media, Message, valid_text
 
 _WORD = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|\S)+""")
 HELP = "Type a question; drop files into it to show them. /new starts over, Ctrl-C stops an answer, Ctrl-D the chat."
@@ -78,7 +78,7 @@ def read_line(line: str) -> tuple[str | Media, ...]:
         return ""
 
     text = " ".join(_WORD.sub(extract, line).split())
-    return (*media, *((checked_text(text, "your line"),) if text else ()))
+    return (*media, *((valid_text(text),) if text else ()))
 
 
 def _path(word: str) -> str:

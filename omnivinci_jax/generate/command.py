@@ -1,29 +1,31 @@
 """`omnivinci generate`: one question from the command line, or many from a file."""
 
-import json
 import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from omnivinci_jax.data.records import Jsonl
-from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax import strict_json
+from omnivinci_jax.data.records import Entry, Jsonl, check_skipped
+from omnivinci_jax.errors import ConfigError, UserError, describe_at
 from omnivinci_jax.generate.answers import Answer
 from omnivinci_jax.generate.assistant import Assistant, load
 from omnivinci_jax.generate.request import Sampling
 from omnivinci_jax.media.container import check_file
-from omnivinci_jax.sequence.chat import Conversation, Media, Message, checked_text, parse_conversation
+from omnivinci_jax.sequence.chat import Conversation, Media, Message, valid_text
+from omnivinci_jax.sequence.forms import parse_conversation
+from omnivinci_jax.sequence.references import media_file
 from omnivinci_jax.settings import VoiceConfig
 from omnivinci_jax.speech import Voice, make_voice, read_aloud
 
-_PLACEHOLDER = re.compile(r"<(?:image|video|sound)>")
+_PLACEHOLDER = re.compile(r"<(?:image|video|audio|sound)>")
 
 
 def run(arguments: Namespace, mesh: Mesh | None) -> int:
@@ -40,7 +42,9 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     model = load_for_command(arguments, mesh)
     if arguments.samples > 1 or arguments.json:
         answers = model.sample(question, arguments.samples, **sampling)
-        lines = (json.dumps(answer_record(answer)) if arguments.json else f"{answer.text}\n" for answer in answers)
+        lines = (
+            strict_json.dumps(answer_record(answer)) if arguments.json else f"{answer.text}\n" for answer in answers
+        )
         print("\n".join(lines))
     else:
         answers = [stream_answer(model, question, sampling, voice, arguments.speak)]
@@ -91,17 +95,22 @@ def parse_question(arguments: Namespace) -> Conversation:
     Raises:
         UserError: nothing to answer, missing files, placeholders and media that do not match.
     """
-    for _, path in (*arguments.media, *(("sound", path) for path in arguments.speech_prompt)):
-        check_file(path)
-    tracks = arguments.audio_tracks
-    media = tuple(Media(kind, path, track=tracks.get(n)) for n, (kind, path) in enumerate(arguments.media))
-    speech = tuple(Media("sound", path) for path in arguments.speech_prompt)
+    media = tuple(
+        replace(
+            media_file(kind, path, f"--{kind.replace('sound', 'audio')}", Path()), track=arguments.audio_tracks.get(n)
+        )
+        for n, (kind, path) in enumerate(arguments.media)
+    )
+    speech = tuple(media_file("sound", path, "--speech_prompt", Path()) for path in arguments.speech_prompt)
+    for item in (*media, *speech):
+        if not item.stored:
+            check_file(item.path)
     if not (arguments.prompt or media or speech):
         raise UserError("give something to answer: --prompt TEXT, --speech_prompt FILE, or media")
-    if _PLACEHOLDER.search(arguments.prompt):
-        content = (*_with_tracks(_fill_placeholders(arguments.prompt, media), media), *speech)
+    if media and _PLACEHOLDER.search(arguments.prompt):
+        content = (*_with_tracks(_fill_placeholders(arguments), media), *speech)
     else:
-        text = (checked_text(arguments.prompt, "--prompt"),) if arguments.prompt else ()
+        text = (valid_text(arguments.prompt),) if arguments.prompt else ()
         before = {"prefix": 0, "mid": len(media) // 2, "suffix": len(media)}[arguments.prompt_position]
         if arguments.prompt_position == "mid" and len(media) < 2:
             raise ConfigError(f"--prompt_position mid goes between media: give two or more, not {len(media)}")
@@ -111,12 +120,14 @@ def parse_question(arguments: Namespace) -> Conversation:
 
 def system_message(arguments: Namespace) -> tuple[Message, ...]:
     """Returns the system message of --system, if given."""
-    return (Message("system", (checked_text(arguments.system, "--system"),)),) if arguments.system else ()
+    return (Message("system", (valid_text(arguments.system),)),) if arguments.system else ()
 
 
-def _fill_placeholders(prompt: str, media: tuple[Media, ...]) -> tuple[str | Media, ...]:
-    paths = {kind: [item.path for item in media if item.kind == kind] for kind in ("image", "video", "sound")}
-    record = {"conversations": [{"from": "human", "value": prompt}], **paths}
+def _fill_placeholders(arguments: Namespace) -> tuple[str | Media, ...]:
+    paths = {
+        wanted: [path for kind, path in arguments.media if kind == wanted] for wanted in ("image", "video", "sound")
+    }
+    record = {"conversations": [{"from": "human", "value": arguments.prompt}], **paths}
     return parse_conversation(record, "--prompt", Path()).messages[0].content
 
 
@@ -164,22 +175,33 @@ def answer_record(answer: Answer) -> dict:
 
 
 def _answer_file(arguments: Namespace, sampling: dict, mesh: Mesh | None) -> int:
-    """Prints a JSON line for each conversation of a file; returns 1 if some could not be answered."""
-    questions, failed = list(_questions(arguments.data)), 0
-    model = load_for_command(arguments, mesh)
-    for first in range(0, len(questions), arguments.rows):
-        answers = model.generate_batch(questions[first : first + arguments.rows], **sampling)
-        for answer in answers:
-            failed += isinstance(answer, UserError)
-            record = {"error": str(answer)} if isinstance(answer, UserError) else answer_record(answer)
-            print(json.dumps(record), flush=True)
-    if failed:
-        print(f"omnivinci generate: {failed} of {len(questions)} could not be answered", file=sys.stderr)
-    return int(failed > 0)
+    """Prints a JSON line for each conversation of a file; returns 1 if some could not be answered.
+
+    Raises:
+        DataError: more than --max_skipped of them could not; the answers so far are printed.
+    """
+    records = Jsonl(arguments.data)
+    entries = records.entries()
+    model, problems = load_for_command(arguments, mesh), []
+    for first in range(0, len(entries), arguments.rows):
+        part = entries[first : first + arguments.rows]
+        asked = [_question(records, entry) for entry in part]
+        answers = iter(model.generate_batch([q for q in asked if isinstance(q, Conversation)], **sampling))
+        for entry, question in zip(part, asked, strict=True):
+            answer = next(answers) if isinstance(question, Conversation) else question
+            if isinstance(answer, Exception):
+                problems.append(describe_at(f"{records.path}:{entry.line}", answer))
+            record = {"error": problems[-1]} if isinstance(answer, Exception) else answer_record(answer)
+            print(strict_json.dumps(record), flush=True)
+        check_skipped(problems, len(entries), arguments.max_skipped, records.path)
+    if problems:
+        print(f"omnivinci generate: {len(problems)} of {len(entries)} could not be answered", file=sys.stderr)
+    return int(bool(problems))
 
 
-def _questions(path: Path) -> Iterator[Conversation]:
-    """Yields the conversations of a JSONL file, without their last answer."""
-    records = Jsonl(path)
-    for entry in records.entries():
-        yield records.conversation(entry).unanswered
+def _question(records: Jsonl, entry: Entry) -> Conversation | Exception:
+    """Returns the conversation of a line without its last answer, or what reading it raised."""
+    try:
+        return records.conversation(entry).unanswered
+    except Exception as error:  # whatever one line raises leaves the others alone
+        return error

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from omnivinci_jax.data.processor import Processor, file_state
+from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.generate.programs import encode_sound, encode_vision
 from omnivinci_jax.models.omnivinci import OmniVinci
@@ -66,7 +67,8 @@ class MediaCache:
 
     def encode(self, params: dict, item: Media, tiled: bool) -> EncodedMedia:
         """Returns an item's embeddings (`tiled` as in Processor.load_item); raises MediaError."""
-        key = (_digest(*file_state(item.path)), item.kind, item.track, tiled)
+        with on_disk(item) as file:
+            key = (_digest(*file_state(file.path)), item.kind, item.track, tiled)
         if key not in self._encoded:
             size, tiles, windows = self._processor.load_item(item, tiled)
             row = lay_out_media(item, size, self._model.config)

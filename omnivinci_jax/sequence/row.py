@@ -261,7 +261,7 @@ class _MediaBuilder:
         if not size.sound:
             return self._add_frames(size, clip=0)
         # A hash that is the same in every process; never 0, which means "no clip".
-        self.clip_source.append(zlib.crc32(item.path.encode()) % (2**31 - 1) + 1)
+        self.clip_source.append(zlib.crc32(item.path.encode(errors="surrogateescape")) % (2**31 - 1) + 1)
         clip = len(self.clip_source)
         vision, audio = self._add_frames(size, clip), _media(AUDIO, self._add_sound(size.sound))
         padded = self.config.padded_samples(size.sound.seconds)

@@ -9,7 +9,7 @@ from etils import epath
 from jaxtyping import Bool, Int32
 
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.sequence.chat import PLACEHOLDERS, Conversation, render
+from omnivinci_jax.sequence.chat import PLACEHOLDERS, TURN_END, TURN_START, Conversation, render
 
 # Files of a model directory that belong to the tokenizer, the chat template or generation.
 FILES = (
@@ -26,7 +26,10 @@ FILES = (
 
 
 class Tokenizer:
-    """Converts text to ids and back. Reads only `tokenizer.json`, so loader workers need no transformers."""
+    """Converts text to ids and back. Reads only `tokenizer.json`, so loader workers need no transformers.
+
+    Text never becomes a special token: only `encode_conversation` adds turns and placeholders, as ids.
+    """
 
     def __init__(self, folder: epath.PathLike):
         """Raises UserError if `folder` has no valid tokenizer.json, or one without the required tokens."""
@@ -37,8 +40,12 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(self.path.read_text())
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{self.path}: not a tokenizer file: {error}") from None
-        self.eos_id = self._special("<|im_end|>")
-        self.media_ids = {kind: self._special(token) for kind, token in PLACEHOLDERS.items()}
+        specials = (TURN_START, TURN_END, *PLACEHOLDERS.values())
+        self._special_ids = {token: self._special(token) for token in specials}
+        self._tokenizer.add_special_tokens(list(specials))  # marks them as special, whatever the file says
+        self._tokenizer.encode_special_tokens = True  # as text; the name means the characters, not the token
+        self.eos_id = self._special_ids[TURN_END]
+        self.media_ids = {kind: self._special_ids[token] for kind, token in PLACEHOLDERS.items()}
         (self.newline_id,) = self.encode("\n")
 
     def __reduce__(self):
@@ -55,7 +62,7 @@ class Tokenizer:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Encodes a text; special tokens in the text become their ids."""
+        """Encodes a text; special tokens in it are ordinary characters."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
@@ -66,13 +73,21 @@ class Tokenizer:
         self, conversation: Conversation, *, generate: bool = False
     ) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
         """Encodes a conversation, with one placeholder id per media item; also returns which ids are trained."""
-        text, spans = render(conversation, generate=generate)
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        starts, ends = np.array(encoding.offsets).T
+        text, special, spans = render(conversation, generate=generate)
+        ids, offsets, position = [], [], 0
+        for start, end in [*special, (len(text), len(text))]:
+            part = self._tokenizer.encode(text[position:start], add_special_tokens=False)
+            ids += part.ids
+            offsets += [(first + position, last + position) for first, last in part.offsets]
+            if end > start:
+                ids.append(self._special_ids[text[start:end]])
+                offsets.append((start, end))
+            position = end
+        starts, ends = np.array(offsets).T
         trained = np.zeros(len(starts), bool)
         for start, end in spans:
             trained |= (starts >= start) & (ends <= end)
-        return np.array(encoding.ids, np.int32), trained
+        return np.array(ids, np.int32), trained
 
     def _special(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)

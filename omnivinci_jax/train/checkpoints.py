@@ -9,7 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from omnivinci_jax.errors import UserError
+from omnivinci_jax.errors import UserError, describe
+from omnivinci_jax.model_dir import check_finite
 from omnivinci_jax.paths import absolute, is_remote
 from omnivinci_jax.train.state import TrainState
 
@@ -39,7 +40,11 @@ class Checkpoints:
         self._guard(lambda: self._manager.save(step, args=items))
 
     def restore(self, shapes: TrainState, shardings: TrainState, frozen: dict) -> tuple[TrainState, dict[str, Any]]:
-        """Returns (state, run) of the newest checkpoint, sharded as `shardings`; `frozen` is from `create_frozen`."""
+        """Returns (state, run) of the newest checkpoint, sharded as `shardings`; `frozen` is from `create_frozen`.
+
+        Raises:
+            UserError: the checkpoint is damaged, or holds values that are not finite; names the one to go back to.
+        """
         abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             _without_frozen(shapes),
@@ -47,13 +52,17 @@ class Checkpoints:
         )
         step = self.latest_step
         assert step is not None  # `restore_or_create` checks this
-        # Checkpoints written before November 2026 contain an unused random key.
-        if key := self._manager.item_metadata(step)["state"].tree.get("key"):
-            abstract["key"] = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=shardings.step)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        state, run = restored["state"], restored["run"]
-        state.pop("key", None)
+        try:
+            # Checkpoints written before November 2026 contain an unused random key.
+            if key := self._manager.item_metadata(step)["state"].tree.get("key"):
+                abstract["key"] = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=shardings.step)
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
+            restored = self._manager.restore(step, args=items)
+            state, run = restored["state"], restored["run"]
+            state.pop("key", None)
+            check_finite(state, self._folder / str(step))
+        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+            raise self._damaged(step, error) from None
         return TrainState(**state, frozen=frozen), run
 
     def restore_or_create(
@@ -77,6 +86,14 @@ class Checkpoints:
             work()
         except (OSError, ValueError) as error:
             raise self._write_error(str(error).strip().splitlines()[-1][:200]) from None
+
+    def _damaged(self, step: int, error: Exception) -> UserError:
+        earlier = max((known for known in self._manager.all_steps() if known < step), default=None)
+        back = "from the beginning" if earlier is None else f"from step {earlier}"
+        return UserError(
+            f"{self._folder / str(step)}: the checkpoint of step {step} cannot be restored: delete this folder, and "
+            f"the same command goes on {back} ({describe(error)})"
+        )
 
     def _write_error(self, reason: str) -> UserError:
         last = self.latest_step

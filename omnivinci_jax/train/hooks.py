@@ -150,25 +150,44 @@ class Save(Hook):
 
 
 class NonfiniteGuard(Hook):
-    """Counts updates skipped because the loss or a gradient is not finite; stops the run after too many.
+    """Counts updates skipped because the loss or a gradient is not finite, and stops a run that learns nothing.
+
+    It must precede the hooks that save, so that a run without a single update since its start writes no model.
 
     Args:
-        limit: largest number of skipped updates.
+        limit: largest number of skipped updates; so many in a row already stop the run.
         where: describes the samples of a step, for messages.
     """
 
     def __init__(self, progress: Progress, limit: int, where: Callable[[int], str]):
         self._progress, self._limit, self._where = progress, limit, where
+        self._first_step = progress.step + 1
 
     def on_metrics(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        """Raises UserError if more than `limit` updates were skipped."""
+        """Raises UserError if more than `limit` updates were skipped, or `limit` in a row."""
+        progress = self._progress
         if metrics["finite"]:
+            progress.nonfinite_since = 0
             return
-        self._progress.nonfinite += 1
-        where = self._where(step)
-        log.warning("update skipped, because the loss or a gradient is not finite: %s", where)
-        if self._progress.nonfinite > self._limit:
-            raise UserError(
-                f"the loss or a gradient is not finite for the {self._progress.nonfinite}th time, more than "
-                f"config.max_nonfinite allows; lower config.optimizer.learning_rate or check {where}"
-            )
+        progress.nonfinite += 1
+        progress.nonfinite_since = progress.nonfinite_since or step
+        log.warning("update skipped, because the loss or a gradient is not finite: %s", self._where(step))
+        in_a_row = step - progress.nonfinite_since + 1
+        if in_a_row >= max(self._limit, 1):
+            raise self._error(f"{in_a_row} updates in a row, as many as config.max_nonfinite allows")
+        if progress.nonfinite > self._limit:
+            raise self._error(f"for the {progress.nonfinite}th time, more than config.max_nonfinite allows")
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Raises UserError after the last step if no step of this process updated anything."""
+        if trainer.is_last:
+            trainer.consume_metrics()
+            if 0 < self._progress.nonfinite_since <= self._first_step:
+                raise self._error("all steps, so nothing was learned and no model is written")
+
+    def _error(self, how_long: str) -> UserError:
+        since = self._progress.nonfinite_since
+        return UserError(
+            f"the loss or a gradient is not finite since step {since} ({how_long}); lower "
+            f"config.optimizer.learning_rate, or check {self._where(since)}"
+        )

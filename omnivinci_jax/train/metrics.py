@@ -12,6 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from omnivinci_jax import strict_json
 from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.train.trainer import Hook, Trainer
 
@@ -104,7 +105,7 @@ class MetricsLog:
     def __init__(self, folder: Path, start: int):
         path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= start]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        path.write_text("".join(strict_json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed in close()
         self._board = EventFileWriter(str(folder / "tensorboard"))
         # TensorBoard drops what an earlier run logged from this step on.
@@ -112,8 +113,8 @@ class MetricsLog:
         self._board.add_event(Event(wall_time=time.time(), step=start + 1, session_log=restart))
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train") -> None:
-        """Writes one line; `prefix` is the split (train or val)."""
-        self._file.write(json.dumps({"step": step, "split": prefix, **values}) + "\n")
+        """Writes one line, with null for what is not finite; `prefix` is the split (train or val)."""
+        self._file.write(strict_json.dumps({"step": step, "split": prefix, **values}) + "\n")
         self._file.flush()
         scalars = [Summary.Value(tag=f"{prefix}/{name}", simple_value=value) for name, value in values.items()]
         self._board.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))

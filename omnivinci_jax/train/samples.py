@@ -76,7 +76,7 @@ class Samples(Hook):
         """Logs and lists the samples that this process could not read."""
         for line in reasons.values():
             log.warning("skipped: %s", line)
-            with open(self._skipped_file, "a") as file:
+            with open(self._skipped_file, "a", errors="backslashreplace") as file:
                 file.write(line + "\n")
 
     def after_step(self, trainer: Trainer) -> None:

@@ -21,13 +21,15 @@ from omnivinci_jax.train.step import Metrics
 class Progress:
     """The progress of a run, saved with the TrainState in every checkpoint. Runs may add fields in a subclass.
 
-    step: finished steps; nonfinite: how many of them skipped their update.
+    step: finished steps; nonfinite: how many of them skipped their update; nonfinite_since: the first of the skipped
+        steps that are the last ones so far, 0 if the last update was made.
     best: best validation score so far, -1 before the first validation.
     seconds: wall-clock time of the run up to the checkpoint, across restarts.
     """
 
     step: int = 0
     nonfinite: int = 0
+    nonfinite_since: int = 0
     best: float = -1.0
     seconds: float = 0.0
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import orbax.checkpoint as ocp
 from etils import epath
 
+from omnivinci_jax import strict_json
 from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.mesh.processes import barrier, is_main
 from omnivinci_jax.paths import atomic_file
@@ -36,7 +37,7 @@ def read_workdir(workdir: epath.Path) -> TrainConfig:
     """
     if not (workdir / "checkpoints").is_dir() or not (workdir / CONFIG).is_file():
         raise UserError(f"{workdir}: not a run's work directory, which has {CONFIG} and checkpoints")
-    return from_mapping(TrainConfig, json.loads((workdir / CONFIG).read_text()))
+    return from_mapping(TrainConfig, strict_json.read(workdir / CONFIG))
 
 
 def check_workdir(workdir: epath.Path, config: TrainConfig) -> None:
@@ -46,7 +47,7 @@ def check_workdir(workdir: epath.Path, config: TrainConfig) -> None:
         if not ocp.utils.checkpoint_steps(workdir / "checkpoints"):
             return  # no checkpoint yet, so nothing is lost
         # Convert to a configuration, so that keys added since the run began get their defaults.
-        saved = from_mapping(TrainConfig, json.loads(path.read_text()))
+        saved = from_mapping(TrainConfig, strict_json.read(path))
         old, new = (without_machine_keys(to_mapping(values)) for values in (saved, config))
         key = _first_difference(old, new, "config")
         if key:

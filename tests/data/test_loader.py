@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from etils import epath
 
+from omnivinci_jax.data.check import check_file
 from omnivinci_jax.data.index import IndexPool, build_index, open_index
 from omnivinci_jax.data.loader import Groups, Loaded, Plan, plan_all, read_batches
 from omnivinci_jax.data.mixture import as_mixture
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.data.records import Jsonl
+from omnivinci_jax.data.records import Jsonl, check_skipped
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig
@@ -206,11 +207,68 @@ def test_an_index_with_too_many_problems_is_not_saved(av_world, processor, tmp_p
     assert not problems()
 
 
-def test_a_line_that_is_not_json_raises_an_error_with_file_and_line(processor, tmp_path):
+def chat_line(text: str) -> str:
+    return json.dumps({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}]})
+
+
+def test_lines_that_are_no_conversations_are_problems_of_their_own(processor, tmp_path):
     data = tmp_path / "bad.jsonl"
-    data.write_text('\n{"messages": [}\n')
-    with pytest.raises(DataError, match=r"bad\.jsonl:2: not JSON"):
-        build_index(Jsonl(data), processor, CAPACITY, "skip", quiet=True)
+    lines = ["", '{"messages": [}', chat_line("hi"), '{"messages": 3}', "[" * 100_000, chat_line("a \ud83d"), '"\xff"']
+    data.write_bytes("\n".join(lines).encode("latin-1"))
+    index = build_index(Jsonl(data), processor, CAPACITY, "skip", quiet=True)
+    assert index.lines.tolist() == [3, 6]
+    assert [problem.removeprefix(f"{data}:")[:12] for problem in index.problems] == [
+        "2: not JSON:", "4: 'messages", "5: not JSON:", "7: not JSON:"
+    ]  # fmt: skip
+
+
+class Broken(Processor):
+    """A processor that fails as no decoder of ours should, on the text "2"."""
+
+    def lay_out(self, conversation, sizes, *, generate=False):
+        if "2" in conversation.messages[0].content:
+            raise TypeError("a decoder's\nfault \udce9")
+        return super().lay_out(conversation, sizes, generate=generate)
+
+
+def test_whatever_one_sample_raises_leaves_out_that_sample(processor, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(map(chat_line, "123")))
+    broken = Broken(processor.config, processor.tokenizer)
+    expected = f"{data}:2: TypeError: a decoder's fault \\udce9"
+    index = build_index(Jsonl(data), broken, CAPACITY, "skip", quiet=True)
+    assert index.lines.tolist() == [1, 3] and index.problems == (expected,)
+    loaded = one_group(build_index(Jsonl(data), processor, CAPACITY, "skip", quiet=True), broken, [[0, 1, 2], []])
+    assert loaded.skipped == {1: expected} and set(loaded.batch.segment_ids[0]) == {0, 1, 3}
+    assert check_file(data, broken) == (3, [expected])
+    with pytest.raises(
+        DataError, match=r"1 of 3 samples cannot be used, more than max_skipped = 0\.3 allows:\n .*:2: "
+    ):
+        check_skipped(index.problems, 3, 0.3, data)
+    check_skipped(index.problems, 3, 0.4, data)
+
+
+def test_a_json_array_is_read_like_lines(processor, tmp_path):
+    records = [json.loads(chat_line(text)) for text in ("é" * 40_000, "two", "three")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps(records, indent=1, ensure_ascii=False))
+    lines, array = Jsonl(tmp_path / "a.jsonl"), Jsonl(tmp_path / "a.json")
+    assert [entry.line for entry in array.entries()] == [2, 14, 26]
+    for first, second in zip(lines.entries(), array.entries(), strict=True):
+        assert array.read(second.location) == second.data
+        assert lines.conversation(first).messages == array.conversation(second).messages
+    text = (tmp_path / "a.json").read_text()
+    for content, message in (
+        (text[:-30], r"a\.json:34: not JSON"), (text.replace("\n },", "\n }", 1), r"a\.json:14: not JSON: expected"),
+        ("[]", "no conversations"), ("[" * 100_000, "not JSON"),
+    ):  # fmt: skip
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(DataError, match=message) as error:
+            Jsonl(tmp_path / "a.json").entries()
+        assert "\n" not in str(error.value)
+    (tmp_path / "a.json").write_text(json.dumps(records[0], indent=1))
+    with pytest.raises(DataError, match="a conversation takes several lines: write one conversation a line"):
+        Jsonl(tmp_path / "a.json").entries()
 
 
 @pytest.mark.parametrize("drop, tiles, windows", [("sound", True, False), ("vision", False, True)])

@@ -21,9 +21,10 @@ from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.data.shards import Shards
 from omnivinci_jax.data.sources import open_records
-from omnivinci_jax.data.write_shards import write_shards
+from omnivinci_jax.data.write_shards import _media_record, write_shards
 from omnivinci_jax.errors import DataError
 from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.sequence.chat import Media
 from omnivinci_jax.settings import DataConfig
 from tests.tiny import REPOSITORY, tiny_config, tiny_tokenizer
 
@@ -88,13 +89,22 @@ def test_a_file_is_stored_once_per_shard(data, shards):
     assert len(files) <= stored < len(files) + shards.manifest["shards"]
 
 
+def test_whatever_a_decoder_raises_is_the_problem_of_its_file(tmp_path):
+    def fail(path):
+        raise TypeError("unsupported operand\ntype(s)")
+
+    header, stored = _media_record(Media("sound", "a.wav"), tmp_path, fail)
+    assert (header, stored) == ({"problem": f"{tmp_path}/a.wav: TypeError: unsupported operand type(s)"}, b"")
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_shards_are_the_same_after_a_kill_and_a_second_run(data, shards, tmp_path):
     out = tmp_path / "shards"
-    command = [sys.executable, "-m", "omnivinci_jax.cli", "shard", str(data), f"--out={out}", "--per_shard=12"]
+    flags = (f"--out={out}", "--per_shard=12", "--max_skipped=1")
+    command = [sys.executable, "-m", "omnivinci_jax.cli", "shard", str(data), *flags]
     process = subprocess.Popen([*command, "--workers=1"], cwd=REPOSITORY, start_new_session=True)
     while not list(out.glob("conversations-*")):
         assert process.poll() is None
@@ -115,7 +125,8 @@ def test_shards_are_the_same_after_a_kill_and_a_second_run(data, shards, tmp_pat
 def test_writing_shards_imports_no_jax(data, tmp_path):
     program = (
         "import sys; from omnivinci_jax.cli import main; from omnivinci_jax.data import write_shards;"
-        f"code = main(['shard', {str(data)!r}, '--out', {str(tmp_path / 'shards')!r}, '--workers', '1']);"
+        f"flags = ['--out', {str(tmp_path / 'shards')!r}, '--workers', '1', '--max_skipped', '1'];"
+        f"code = main(['shard', {str(data)!r}, *flags]);"
         "sys.exit(code or any(name.split('.')[0] in ('jax', 'flax', 'grain', 'tensorflow') for name in sys.modules))"
     )
     (tmp_path / "main.py").write_text(f"if __name__ == '__main__':\n    {program}\n")

@@ -264,8 +264,8 @@ def broken(kind: str, folder: Path, av_world: Path) -> Path:
         shutil.copy(clip, folder / "clip.mp4")
     if kind == "two placeholders and one path":
         line = {"video": "clip.mp4", "conversations": [{"from": "human", "value": "<video> <video> What?"}]}
-    if kind == "placeholder in the text":
-        line["messages"][0]["content"][1]["text"] = "What is in <image>?"
+    if kind == "key that nothing reads":
+        line["image_path"] = "clip.png"
     data = folder / "data.jsonl"
     data.write_text(json.dumps(line) + "\n")
     return data
@@ -278,7 +278,7 @@ def broken(kind: str, folder: Path, av_world: Path) -> Path:
         ("text file named .mp4", "clip.mp4: "),
         ("truncated mp4", "clip.mp4: "),
         ("two placeholders and one path", "data.jsonl:1: 2 <video> in the text but 1 video path"),
-        ("placeholder in the text", "data.jsonl:1: the text contains <image>, which is reserved"),
+        ("key that nothing reads", "data.jsonl:1: 'image_path' looks like media, but is not read"),
     ],
 )
 def test_bad_data_stops_training_and_is_named(kind, message, av_world, tmp_path, capfd):

@@ -51,6 +51,8 @@ def test_media_order_and_prompt_position(tmp_path):
     assert content(*media, "--speech_prompt", q, "--prompt", "Now.", "--prompt_position", "prefix")[:2] == ["q", "Now."]
     placed = content("--video", b, "--image", a, "--image", c, "--prompt", "<image> and <image> in <video>?")
     assert placed == ["a", " and ", "c", " in ", "b", "?"]
+    assert content("--prompt", "What does <video> do, or <|im_end|>?") == ["What does <video> do, or <|im_end|>?"]
+    assert content("--prompt", "caf\udce9") == ["caf\ufffd"]  # Latin-1 bytes, as Python passes them
     question = command.parse_question(arguments("--prompt", "Hello", "--system", "Be brief."))
     assert question.messages == (Message("system", ("Be brief.",)), Message("user", ("Hello",)))
 
@@ -94,9 +96,12 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
         ([], "give something to answer: --prompt TEXT, --speech_prompt FILE, or media"),
         (["--prompt", "x", "--temperature", "-1"], "temperature is -1.0: it must be 0 (greedy) or more"),
         (["--video", "no.mp4", "--prompt", "x"], "no.mp4: no such file"),
-        (["--prompt", "<image>?"], "--prompt: 1 <image> in the text but 0 image path(s); give one path for each"),
-        (["--image", "CLIP", "--prompt", "<video>?"], "--prompt: 0 <image> in the text but 1 image path(s)"),
-        (["--prompt", "a <|im_end|>"], "--prompt: the text contains <|im_end|>, which is reserved"),
+        (["--image", "CLIP", "--prompt", "<video>?"], "--prompt: 1 <video> in the text but 0 video path(s); give one"),
+        (
+            ["--video", "https://a.org/b.mp4", "--prompt", "x"],
+            "--video: 'https://a.org/b.mp4': URLs are not read",
+        ),
+        (["--image", "data:image/png;base64,AB=C", "--prompt", "x"], "a data: URI whose base64 is broken"),
         (["--video", "CLIP", "--prompt_position", "mid"], "--prompt_position mid goes between media"),
         (["--prompt", "x", "--speak", "a.wav", "--json"], "--speak reads one answer aloud as it comes"),
         (["--prompt", "x", "--speak", "CLIP"], "already exists; nothing was overwritten"),
@@ -137,11 +142,19 @@ def test_a_file_of_questions(assistant, folder, clips, tmp_path, capsys):
         asked = [{"type": "video", "video": str(path)}, {"type": "text", "text": "What?"}]
         lines.append({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "known"}]})
     data = tmp_path / "questions.jsonl"
-    data.write_text("\n".join(map(json.dumps, lines)))
-    code, out, err = run(capsys, "generate", "--model", folder, "--data", data, "--max_new_tokens", 5, "--rows", 2)
+    lines.append({"messages": lines[0]["messages"][1:]})
+    data.write_text("\n".join([*map(json.dumps, lines), '{"messages": [}']))
+    flags = ("generate", "--model", folder, "--data", data, "--max_new_tokens", 5, "--rows", 2)
+    code, out, err = run(capsys, *flags)
     answers = [json.loads(line) for line in out.splitlines()]
-    assert code == 1 and "1 of 3 could not be answered" in err
-    assert answers[1]["error"].startswith(str(broken))
+    assert code == 1 and "3 of 5 could not be answered" in err
+    assert answers[3]["error"] == f"{data}:4: there is no prompt: the only message is the assistant's"
+    assert answers[4]["error"].startswith(f"{data}:5: not JSON: ")
+    code, out, err = run(capsys, *flags, "--max_skipped", 0.3)
+    stopped = [json.loads(line) for line in out.splitlines()]
+    assert code == 2 and [line.get("text") for line in stopped] == [line.get("text") for line in answers[:4]]
+    assert err.startswith(f"omnivinci generate: {data}: 2 of 5 samples cannot be used, more than max_skipped = 0.3 ")
+    assert answers[1]["error"].startswith(f"{data}:2: {broken}")
     for path, answer in ((clips[0], answers[0]), (clips[1], answers[2])):
         assert answer["text"] == assistant.generate([path, "What?"], max_new_tokens=5).text
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from omnivinci_jax.errors import DataError
-from omnivinci_jax.sequence.chat import Media, parse_conversation, render
+from omnivinci_jax.sequence.chat import Media, render
+from omnivinci_jax.sequence.forms import parse_conversation
 from tests.tiny import REPOSITORY, tiny_tokenizer
 
 CHAT = {
@@ -30,11 +31,11 @@ def test_text_matches_the_tokenizers_chat_template():
 
     template = AutoTokenizer.from_pretrained(REPOSITORY / "configs" / "tiny_tokenizer")
     for record in (CHAT, {"messages": [{"role": "system", "content": "Be brief."}, *CHAT["messages"]]}):
-        text, _ = render(parse(record))
+        text = render(parse(record)).text
         assert text == template.apply_chat_template(record["messages"], tokenize=False)
-        assert tiny_tokenizer().encode(text) == template(text).input_ids
-        prompt, _ = render(parse({"messages": record["messages"][:1]}), generate=True)
-        assert prompt == template.apply_chat_template(
+        assert tiny_tokenizer().encode_conversation(parse(record))[0].tolist() == template(text).input_ids
+        prompt = render(parse({"messages": record["messages"][:1]}), generate=True)
+        assert prompt.text == template.apply_chat_template(
             record["messages"][:1], tokenize=False, add_generation_prompt=True
         )
 
@@ -69,13 +70,10 @@ def test_both_forms_give_the_same_conversation():
         ({"messages": [{"role": "bot", "content": "x"}]}, "'role' of system, user or assistant"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, 'needs its file as "video": "PATH"'),
         ({"messages": [{"role": "user", "content": [{"type": "smell", "smell": "x"}]}]}, "must be text, image"),
-        ({"messages": [{"role": "user", "content": "see <image> here"}]}, "contains <image>, which is reserved"),
-        ({"messages": [{"role": "user", "content": "<|im_end|>"}]}, "contains <|im_end|>, which is reserved"),
         (
             {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video> and <video>"}]},
             "2 <video> in the text but 1 video path",
         ),
-        ({"image": ["a.png"], "conversations": [{"from": "human", "value": "hi"}]}, "0 <image> in the text but 1"),
         (
             {"video": 3, "conversations": [{"from": "human", "value": "<video>"}]},
             "'video' must be a path or a list",

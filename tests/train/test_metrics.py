@@ -20,3 +20,11 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(scalar.step, scalar.value) for scalar in events.Scalars("train/loss")] == [(s, v) for s, _, v in lines]
+
+
+def test_metrics_that_are_not_finite_are_null(tmp_path):
+    log(tmp_path, 0, {1: 4.0, 2: float("nan"), 3: float("inf")})
+    log(tmp_path, 3, {4: 1.0})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.count('"loss": null') == 2 and "NaN" not in text and "Infinity" not in text
+    assert [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [4.0, None, None, 1.0]
