@@ -89,6 +89,8 @@ class GgufFile:
         self._fields = reader.fields
         self._stored = {tensor.name: tensor for tensor in reader.tensors}
         self._architecture = self._field("general.architecture")
+        if (count := self._field("split.count", 1)) > 1:
+            raise UserError(f"{path}: split.count is {count}: join the files with llama-gguf-split --merge")
 
     def config(self) -> dict[str, Any]:
         """Returns the decoder's config.json in transformers' keys.

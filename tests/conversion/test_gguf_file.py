@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import gguf
+import jax
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tests.parity.golden import assert_close
 from tests.tiny import REPOSITORY, tiny_tokenizer
 
 TEXT = "The <|im_start|>fox\n saw 12 lights"
-Q4_1, F16 = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.F16
+Q4_1, BF16 = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.BF16
 WIDTH, FEATURES, HEADS, KV_HEADS, LAYERS = 128, 96, 4, 2, 2
 
 
@@ -47,7 +48,10 @@ def write(path, arch="llama", tied=True, kind=Q4_1, **fields) -> None:
     writer.add_rope_freq_base(50_000.0)
     writer.add_rope_dimension_count(WIDTH // HEADS)
     for name, value in fields.items():
-        writer.add_string(f"{arch}.{name.replace('__', '.')}", value)
+        if name == "split__count":
+            writer.add_uint16("split.count", value)
+        else:
+            writer.add_string(f"{arch}.{name.replace('__', '.')}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in special else 1 for token in tokens])
@@ -99,7 +103,7 @@ def whole(tmp_path_factory):
     return make_trained(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("arch, tied, kind", [("llama", True, Q4_1), ("llama", False, F16), ("qwen2", True, Q4_1)])
+@pytest.mark.parametrize("arch, tied, kind", [("llama", True, Q4_1), ("llama", False, BF16), ("qwen2", True, Q4_1)])
 def test_output_equals_transformers(arch, tied, kind, whole, tmp_path):
     write(tmp_path / "decoder.gguf", arch, tied, kind)
     opened = open_source(whole, {"llm": tmp_path / "decoder.gguf"})
@@ -107,7 +111,8 @@ def test_output_equals_transformers(arch, tied, kind, whole, tmp_path):
     assert (text.qkv_bias, text.tie_word_embeddings) == (arch == "qwen2", tied)
     assert (text.rope_theta, round(text.rms_norm_eps, 9), text.max_position_embeddings) == (50_000.0, 1e-5, 512)
     params = parameters(opened, "llm")
-    assert params["embed_tokens"]["embedding"].dtype == (np.float32 if kind == Q4_1 else np.float16)
+    assert str(params["embed_tokens"]["embedding"].dtype) == ("float32" if kind == Q4_1 else "bfloat16")
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="decoder.gguf", dtype=torch.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(TOKENS)).logits.numpy()
@@ -154,6 +159,8 @@ def test_refused_files(llama, whole, tmp_path, monkeypatch):
     refused("qwen3.gguf", "model_type is 'qwen3'; supported: 'qwen2', 'llama'")
     write(tmp_path / "yarn.gguf", rope__scaling__type="yarn")
     refused("yarn.gguf", r"\(model_type 'llama'\): rope_parameters.rope_type is 'yarn'; supported: 'default'")
+    write(tmp_path / "split.gguf", split__count=3)
+    refused("split.gguf", r"split\.count is 3: join the files with llama-gguf-split --merge")
     (tmp_path / "biased.gguf").write_bytes(data.replace(b"blk.1.attn_norm.weight", b"blk.1.attn_norX.weight"))
     refused("biased.gguf", r"this model has no tensor blk.1.attn_norX.weight \(general.architecture 'llama'\)")
     monkeypatch.setitem(sys.modules, "gguf", None)
