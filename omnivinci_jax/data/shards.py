@@ -129,7 +129,7 @@ def on_disk(item: Media) -> Iterator[Media]:
 def _temporary_copy(stored: ShardRef | Inline) -> tuple[tempfile._TemporaryFileWrapper, bool]:
     """Returns a copy of a stored file, and whether it is a decoded track, the only one of the copy."""
     if isinstance(stored, Inline):
-        header, content = {"suffix": stored.suffix}, stored.content
+        header, content = dict[str, Any](suffix=stored.suffix), stored.content
     else:
         header, _, content = _reader(stored.shard).read([stored.record])[0].partition(b"\n")
         header = json.loads(header)

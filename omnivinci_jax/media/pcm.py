@@ -1,5 +1,6 @@
 """WAV and FLAC files by libsndfile, which reads them in large blocks; and checks and resampling of any samples."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def open_whole(path: PathLike, track: int | None = None) -> Iterator[soundfile.S
         yield None
         return
     try:
-        sound_file = soundfile.SoundFile(path)
+        sound_file = soundfile.SoundFile(os.fsencode(path))  # a name may not be UTF-8
     except soundfile.LibsndfileError:
         yield None
         return
