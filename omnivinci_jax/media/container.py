@@ -12,6 +12,7 @@ import numpy as np
 from av.audio import AudioStream
 from av.audio.frame import AudioFrame
 from av.container import InputContainer
+from av.format import Flags
 from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
 from av.video import VideoStream
@@ -143,6 +144,7 @@ def packets(
     `clock` sets their times; give one to know afterwards what it found.
     """
     clock = clock or Clock(os.fspath(path))
+    clock.jumps = bool(container.format.flags & Flags.ts_discont.value)
     for stream in container.streams:
         stream.discard = Discard.default if stream in streams else Discard.all
     # FFmpeg marks a packet just before the joint of two .ts files as corrupt, though nothing is missing there.

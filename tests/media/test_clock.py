@@ -36,6 +36,30 @@ def test_joined_recordings_go_on(tmp_path, suffix, options):
     assert hertz(second[17_000:20_000]) == pytest.approx(1_000, abs=10)
 
 
+@pytest.mark.parametrize("order", ["early late", "late early"])
+def test_a_joined_broadcast_goes_on_at_any_time(tmp_path, order):
+    frames, times = numbered_frames(48), np.arange(24) / 12
+    sound = {"waveform": tone(2, 0.5, 48_000), "sampling_rate": 48_000}
+    early = write_video(tmp_path / "early.ts", frames[:24], times=list(times), **sound)
+    late = write_video(tmp_path / "late.ts", frames[24:], times=list(times + 100), audio_start=100.0, **sound)
+    parts = (early, late) if order == "early late" else (late, early)
+    path = join(tmp_path / "joined.ts", *parts)
+    info = probe_video(path)
+    assert (info.duration, info.audio_seconds) == (pytest.approx(4.0, abs=0.2), pytest.approx(4.0, abs=0.2))
+    assert sorted(frame_numbers(read_frames(path, range(48)))) == list(range(48))
+    waveform = read_waveform(path)
+    assert onset(waveform) == pytest.approx(0.5, abs=0.1)
+    assert onset(waveform[33_600:]) + 2.1 == pytest.approx(2.5, abs=0.15)
+
+
+def test_a_picture_that_is_shown_for_long_is_not_a_joint(tmp_path):
+    sound = {"waveform": tone(30, 25, 48_000), "sampling_rate": 48_000}
+    path = write_video(tmp_path / "a.ts", numbered_frames(3), times=[0.0, 12.0, 29.0], **sound)
+    info = probe_video(path)
+    np.testing.assert_allclose(np.diff(info.frame_times), [12.0, 17.0], atol=0.01)
+    assert onset(read_waveform(path)) == pytest.approx(25.0, abs=0.1)
+
+
 @pytest.mark.parametrize(("suffix", "codec"), [("opus", "libopus"), ("oga", "flac"), ("ogg", "vorbis")])
 def test_ogg_streams_in_a_row_are_read_to_the_end(tmp_path, suffix, codec):
     for part, start, pitch in (("a", 0.5, 500), ("b", 1.0, 1_000)):
