@@ -34,7 +34,7 @@ def open_whole(path: PathLike, track: int | None = None) -> Iterator[soundfile.S
         yield None
         return
     try:
-        sound_file = soundfile.SoundFile(os.fsencode(path))  # a name may not be UTF-8
+        sound_file = soundfile.SoundFile(os.fsencode(str(path)))  # a name may not be UTF-8
     except soundfile.LibsndfileError:
         yield None
         return
