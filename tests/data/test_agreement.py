@@ -1,14 +1,9 @@
 """`check`, `index`, `train`, `evaluate`, `generate --data`, `shard` and `inspect` say the same about each file."""
 
-import json
 from pathlib import Path
 
-import numpy as np
-import pillow_heif
 import pytest
-import soundfile
 from etils import epath
-from PIL import Image
 
 from omnivinci_jax import cli
 from omnivinci_jax.data.index import build_index
@@ -22,30 +17,11 @@ from omnivinci_jax.errors import DataError, MediaError
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import parse_conversation
 from omnivinci_jax.settings import DataConfig
-from tests.media.files import join, numbered_frames, tone, write_sound_tracks, write_video
+from tests.media.mixed import FILES, question_about, write_mixed_files
 from tests.tiny import tiny_config, tiny_tokenizer
 
 CAPACITY = Capacity(rows=2, slots=448, tiles=64, windows=8, clips=8)
 SETTINGS = DataConfig(groups=1, capacity=CAPACITY, workers=0)
-# (type of the item, file, track, what is said about it, if anything)
-FILES = (
-    ("audio", "nan.wav", None, "holds samples that are not finite, the first at 0.5 s; export it again"),
-    ("video", "nan.mov", None, "holds samples that are not finite, the first at 0.5 s; export it again"),
-    ("audio", "half.wav", None, "is cut off at 1.2 s of 2.0 s"),
-    ("audio", "half.flac", None, "is cut off at 1.3 s of 2.0 s"),
-    ("video", "half.mkv", None, "is cut off at "),
-    ("audio", "half.mp3", None, "is cut off at "),
-    ("audio", "tracks.mka", 3, "has no sound track 3; it has 1 (eng, pcm_s16le), 2 (fra, pcm_s16le, default)"),
-    ("audio", "text.mp3", None, "is cut off, damaged, or not a media file that FFmpeg can read"),
-    ("image", "moving.webp", None, "is an animation of 2 frames; give it as a video, or save one frame"),
-    ("image", "half.heic", None, ""),
-    ("video", "moving.webp", None, None),
-    ("image", "photo.heic", None, None),
-    ("audio", "chained.ogg", None, None),
-    ("audio", "tracks.mka", None, None),
-    ("audio", "tracks.mka", 1, None),
-    ("audio", "last.wma", None, None),
-)
 
 
 @pytest.fixture(scope="module")
@@ -56,33 +32,8 @@ def processor() -> Processor:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("files")
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32_000).astype(np.float32)
-    nan = noise.copy()
-    nan[8_000] = np.nan
-    soundfile.write(folder / "nan.wav", nan, 16_000, subtype="FLOAT")
-    write_video(folder / "nan.mov", numbered_frames(24), fps=12, waveform=nan, audio_codec="pcm_f32le")
-    soundfile.write(folder / "half.wav", noise, 16_000)
-    soundfile.write(folder / "half.flac", noise, 16_000)
-    write_video(folder / "half.mkv", numbered_frames(24), fps=12, waveform=noise)
-    write_video(folder / "half.mp3", None, waveform=noise, audio_codec="libmp3lame")
-    pillow_heif.from_pillow(Image.fromarray(numbered_frames(1)[0])).save(folder / "photo.heic")
-    (folder / "half.heic").write_bytes((folder / "photo.heic").read_bytes())
-    for half in folder.glob("half.*"):
-        half.write_bytes(half.read_bytes()[: round(half.stat().st_size * 0.6)])
-    tracks = {"eng": tone(2, hertz=500), "fra": tone(2, hertz=1_000)}
-    write_sound_tracks(folder / "tracks.mka", tracks, default="fra")
-    (folder / "text.mp3").write_text("not a sound\n" * 99)
-    pages = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
-    pages[0].save(folder / "moving.webp", save_all=True, append_images=pages[1:], duration=500)
-    soundfile.write(folder / "a.ogg", tone(1), 16_000, format="OGG", subtype="VORBIS")
-    join(folder / "chained.ogg", folder / "a.ogg", folder / "a.ogg")
-    wma = {"sampling_rate": 44_100, "audio_codec": "wmav2", "audio_bit_rate": 64_000}
-    write_video(folder / "last.wma", None, waveform=tone(2, sampling_rate=44_100), **wma)
-    with open(folder / "data.jsonl", "w") as file:
-        for kind, name, track, _ in FILES:
-            item = {"type": kind, kind: name} | ({"track": track} if track else {})
-            turns = [{"role": "user", "content": [item]}, {"role": "assistant", "content": "yes"}]
-            file.write(json.dumps({"messages": turns}) + "\n")
+    write_mixed_files(folder)
+    (folder / "data.jsonl").write_text("".join(question_about(*file[:3]) for file in FILES))
     return folder / "data.jsonl"
 
 

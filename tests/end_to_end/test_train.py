@@ -92,9 +92,6 @@ def test_a_run_writes_all_its_outputs(trained):
     assert all(line.get("finite", 1) for line in read_metrics(trained / "metrics.jsonl"))
 
 
-SOURCE_METRICS = ("loss", "tokens", "skipped")
-
-
 def source_metrics(workdir: Path) -> list[dict[str, float]]:
     """Metrics of the sources in the training log."""
     lines = read_metrics(workdir / "metrics.jsonl")
@@ -105,10 +102,11 @@ def test_metrics_are_logged_by_source(trained):
     metrics = source_metrics(trained)
     assert len(metrics) == STEPS
     for values in metrics:
-        assert set(values) == {f"{name}/{metric}" for name in ("omni/clips", "text/rest") for metric in SOURCE_METRICS}
         assert values["omni/clips/tokens"] + values["text/rest/tokens"] == pytest.approx(1)
-        assert values["omni/clips/tokens"] > 0.7 and values["omni/clips/skipped"] == 0
-        assert 0 < values["omni/clips/loss"] < 10 and 0 < values["text/rest/loss"] < 10
+        assert values["omni/clips/tokens"] > 0.7 and values["omni/clips/skipped"] == values["text/rest/skipped"] == 0
+        for name in ("omni/clips", "text/rest"):  # a source without tokens has no loss
+            assert 0 < values[f"{name}/loss"] < 10 if values[f"{name}/tokens"] else f"{name}/loss" not in values
+        assert len(values) == 4 + sum(values[f"{name}/tokens"] > 0 for name in ("omni/clips", "text/rest"))
 
 
 def test_a_run_killed_at_any_step_resumes_with_the_same_losses(trained, mixture, av_world, environment, tmp_path):
