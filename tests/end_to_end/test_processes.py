@@ -43,12 +43,13 @@ def trainers(workdir: Path) -> list[int]:
 
 
 LOCAL = ["launch/local.sh", "2"]
+SHORT = "--config.data.held_out="
 
 
 @pytest.fixture(scope="module")
 def two_processes(av_world, environment, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("two") / "run"
-    code, errors = finished(launch(LOCAL, train_command(av_world, workdir), environment))
+    code, errors = finished(launch(LOCAL, train_command(av_world, workdir, SHORT), environment))
     assert code == 0, errors[-3000:]
     return workdir
 
@@ -58,7 +59,7 @@ def test_an_interrupted_run_of_two_processes_restarts_itself_and_resumes_on_one(
 ):
     """One of two is preempted, then one is killed, then all are terminated; one process finishes the run."""
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir)
+    arguments = train_command(av_world, workdir, SHORT)
     process = launch(LOCAL, arguments, environment)
     wait_for_step(process, workdir, 1)
     os.kill(trainers(workdir)[-1], signal.SIGTERM)
@@ -130,7 +131,7 @@ def test_the_slurm_script_starts_one_process_per_task_and_requeues_when_preempte
         "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost",
     }  # fmt: skip
     workdir = tmp_path / "run"
-    arguments = train_command(av_world, workdir)
+    arguments = train_command(av_world, workdir, SHORT)
     process = launch(["bash", "launch/slurm.sbatch"], arguments, environment)
     wait_for_step(process, workdir, 2)
     os.kill(trainers(workdir)[-1], signal.SIGTERM)
