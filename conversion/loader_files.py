@@ -116,17 +116,16 @@ def _feature_extractor(config: OmniVinciConfig) -> dict[str, Any]:
 
 def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     """Returns the files that a model directory may lack; its own ones take their place."""
-    pad = tokenizer.encode(_PAD)
-    has_pad = len(pad) == 1
+    pad = tokenizer.token_id(_PAD)
     return {
         "generation_config.json": {
             "eos_token_id": tokenizer.eos_id,
-            "pad_token_id": pad[0] if has_pad else tokenizer.eos_id,
+            "pad_token_id": tokenizer.eos_id if pad is None else pad,
         },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": "<|im_end|>",
-            "pad_token": _PAD if has_pad else "<|im_end|>",
+            "pad_token": "<|im_end|>" if pad is None else _PAD,
             "clean_up_tokenization_spaces": False,
         },
     }

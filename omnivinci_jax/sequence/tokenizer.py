@@ -61,6 +61,10 @@ class Tokenizer:
         """SHA-256 of the file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token of the vocabulary, special or not."""
+        return self._tokenizer.token_to_id(token)
+
     def encode(self, text: str) -> list[int]:
         """Encodes a text; special tokens in it are ordinary characters."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -90,7 +94,7 @@ class Tokenizer:
         return np.array(ids, np.int32), trained
 
     def _special(self, token: str) -> int:
-        token_id = self._tokenizer.token_to_id(token)
+        token_id = self.token_id(token)
         if token_id is None:
             raise UserError(f"{self.path}: the tokenizer has no {token}; add the media tokens of the published model")
         return token_id

@@ -15,7 +15,7 @@ from conversion.tensor_files import DTYPES, INDEX, TensorWriter, stored_tensors
 from conversion.to_torch import to_torch
 from omnivinci_jax.config import Qwen2Config, TimeEmbeddingConfig
 from omnivinci_jax.model_dir import save
-from tests.conversion.checkpoints import different, make, parameters
+from tests.conversion.checkpoints import different, make, make_trained, parameters
 from tests.tiny import REPOSITORY, random_params, tiny_config, tiny_tokenizer
 
 LAYOUTS = ("released", "merged")
@@ -107,7 +107,7 @@ def test_a_trained_model_round_trips(tmp_path):
 
 def test_both_loaders_give_the_same_model(tmp_path, repository):
     tokenizer = repository / "configs" / "tiny_tokenizer"
-    from_torch(make(tmp_path / "torch", dtype="BF16"), tmp_path / "model", tokenizer=tokenizer)
+    from_torch(make_trained(tmp_path / "torch"), tmp_path / "model", tokenizer=tokenizer, dtype="bfloat16")
     to_torch(tmp_path / "model", tmp_path / "back", layout="released")
     first, second = omnivinci_jax.load(tmp_path / "model"), conversion.load(tmp_path / "back")
     assert first.model == second.model and first.processor.tokenizer.media_ids == second.processor.tokenizer.media_ids

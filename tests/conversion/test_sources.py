@@ -5,6 +5,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -87,8 +88,8 @@ def forward(config: OmniVinciConfig, part: str, params: dict) -> np.ndarray:
 @partial(jax.jit, static_argnums=0)
 def decode(config: OmniVinciConfig, params: dict) -> jax.Array:
     module, shape = Qwen2(config.text), TOKENS.shape
-    x = module.apply({"params": params}, TOKENS, method=module.embed)
-    positions, segments = np.broadcast_to(np.arange(shape[1]), shape), np.ones(shape, int)
+    x = module.apply({"params": params}, jnp.asarray(TOKENS), method=module.embed)
+    positions, segments = jnp.broadcast_to(jnp.arange(shape[1]), shape), jnp.ones(shape, int)
     hidden = module.apply({"params": params}, x, positions, segments)
     return module.apply({"params": params}, hidden, method=module.logits)
 
@@ -96,8 +97,8 @@ def decode(config: OmniVinciConfig, params: dict) -> jax.Array:
 @partial(jax.jit, static_argnums=(0, 1))
 def encode(config: OmniVinciConfig, part: str, params: dict) -> jax.Array:
     if part == "vision_tower":
-        return SiglipTower(config.vision).apply({"params": params}, IMAGES)
-    return AFWhisperTower(config.audio).apply({"params": params}, WINDOWS)
+        return SiglipTower(config.vision).apply({"params": params}, jnp.asarray(IMAGES))
+    return AFWhisperTower(config.audio).apply({"params": params}, jnp.asarray(WINDOWS))
 
 
 @pytest.fixture(scope="module")
