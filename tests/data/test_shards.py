@@ -90,9 +90,10 @@ def test_a_file_is_stored_once_per_shard(data, shards):
 
 
 def test_whatever_a_decoder_raises_is_the_problem_of_its_file(tmp_path):
-    def fail(path):
+    def fail(path, track):
         raise TypeError("unsupported operand\ntype(s)")
 
+    soundfile.write(tmp_path / "a.wav", np.zeros(1600), 16_000)
     header, stored = _media_record(Media("sound", "a.wav"), tmp_path, fail)
     assert (header, stored) == ({"problem": f"{tmp_path}/a.wav: TypeError: unsupported operand type(s)"}, b"")
 
