@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.evaluation.accuracy import Evaluation, accuracy_table, evaluate
-from omnivinci_jax.evaluation.report import write_report
 from omnivinci_jax.evaluation.scoring import make_eval_step
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.planning.flops import make_flop_rates
@@ -29,6 +28,8 @@ def train(config: TrainConfig, workdir: epath.Path, profile_steps: range = range
         return evaluate_params
 
     def report(folder: Path, evaluation: Evaluation | None, seconds: float, parameters: int) -> None:
+        from omnivinci_jax.evaluation.report import write_report  # here, because Matplotlib takes a second to import
+
         write_report(folder, evaluation, seconds, parameters)
         if evaluation:
             print(accuracy_table(evaluation))

@@ -1,5 +1,6 @@
 """Initialises parameters, and gives their shapes and roles without creating any."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AbstractMesh
 
 from omnivinci_jax.config import OmniVinciConfig
@@ -24,17 +26,28 @@ def init_batch(config: OmniVinciConfig) -> object:
     return jax.tree.map(lambda array: jnp.asarray(array)[None], empty_group(config, _SMALLEST))
 
 
-def boxed_params(model: OmniVinci, key: jax.Array) -> dict:
+def boxed_params(config: OmniVinciConfig, key: jax.Array) -> dict:
     """Initialises parameters in their boxes (models/parameters.py); to be traced."""
-    # Without a mesh, because the batch is too small to shard; only this pass's parameters are kept.
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), nn.logical_axis_rules(()):
-        return cast("dict", model.init(key, init_batch(model.config))["params"])
+    initialize, abstract = _initializer(config)
+    return jax.tree.unflatten(jax.tree.structure(abstract), initialize(key))
+
+
+def abstract_boxes(config: OmniVinciConfig) -> dict:
+    """Returns the shapes and dtypes of the parameters in their boxes."""
+    return _initializer(config)[1]
 
 
 @cache
-def abstract_boxes(config: OmniVinciConfig) -> dict:
-    """Returns the shapes and dtypes of the parameters in their boxes. Cached, because it traces the whole model."""
-    return jax.eval_shape(lambda key: boxed_params(OmniVinci(config), key), jax.random.key(0))
+def _initializer(config: OmniVinciConfig) -> tuple[Callable[[jax.Array], list[jax.Array]], dict]:
+    """Returns a function from a key to the parameters, and their shapes; one trace, which takes seconds, gives both."""
+
+    def initialize(key: jax.Array) -> dict:
+        return OmniVinci(config).init(key, init_batch(config))["params"]
+
+    # Without a mesh, because the batch is too small to shard; only this pass's parameters are kept.
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), nn.logical_axis_rules(()):
+        traced, abstract = jax.make_jaxpr(initialize, return_shape=True)(jax.random.PRNGKey(0))
+    return jaxpr_as_fun(traced), cast("dict", abstract)
 
 
 def abstract_params(config: OmniVinciConfig) -> dict:

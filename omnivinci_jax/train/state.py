@@ -62,13 +62,13 @@ def make_model(config: TrainConfig, platform: str) -> OmniVinci:
     return OmniVinci(config.model, compute)
 
 
-def initial_params(model: OmniVinci, config: TrainConfig, key: Array) -> dict:
+def initial_params(config: TrainConfig, key: Array) -> dict:
     """Returns new boxed parameters with logical axes, including any adapters. Call it inside a traced function.
 
     Raises:
         ConfigError: an adapter target that matches nothing.
     """
-    return _with_adapters(boxed_params(model, key), config.lora, key)
+    return _with_adapters(boxed_params(config.model, key), config.lora, key)
 
 
 def abstract_initial(config: TrainConfig) -> dict:
@@ -187,7 +187,7 @@ def _initializer(
         """Parameters in `loaded` replace random ones."""
         # States once stored the other half of the key. Without the split, a seed would give other parameters.
         key, _ = jax.random.split(key)
-        params = merge(nn.meta.unbox(initial_params(model, config, key)), loaded)
+        params = merge(nn.meta.unbox(initial_params(config, key)), loaded)
         return _make_state(model, optimizer, config, params)
 
     return init

@@ -100,7 +100,7 @@ def test_bfloat16_comes_back_as_bfloat16_from_a_float32_softmax():
 @pytest.mark.parametrize("kernel", [pallas_attention, splash_attention])
 def test_flash_kernels_match_attention_on_packed_rows_with_padding(kernel, causal):
     """Runs interpreted; the length is not a multiple of a block, and a segment crosses blocks."""
-    q, k, v = qkv(2, 300, 4, 2, 16)
+    q, k, v = qkv(2, 300, 2, 1, 16)
     segments = np.repeat([1, 2, 0], [170, 100, 30]), np.repeat([1, 2, 3], [20, 130, 150])
     segment_ids = jnp.asarray(np.stack(segments))
     real = (segment_ids > 0)[..., None, None]
