@@ -38,9 +38,8 @@ def policy_loss(
 ) -> tuple[Float[Array, "*B"], Bool[Array, "*B"]]:
     """Returns -min(ratio · A, clip(ratio, 1 - ε, 1 + ε) · A) of each token, and where the clipped term is smaller.
 
-    ratio = π(token) / π_old(token). Equation (6) prints min(ratio, 1 - ε, 1 + ε) · A, which lacks `clip(` and its second
-    ratio: taken literally, the minimum of the three would never exceed 1 - ε. This is the objective of the GRPO that it
-    cites, where the ratio is that of a token, not of the whole answer.
+    ratio = π(token) / π_old(token). Equation (6) prints min(ratio, 1 - ε, 1 + ε) · A, without `clip(`; the minimum of
+    these three would never exceed 1 - ε. This is the objective of the GRPO that it cites, with a ratio for each token.
     """
     ratio = jnp.exp(logprobs - old_logprobs)
     free, clipped = ratio * advantages, jnp.clip(ratio, 1 - epsilon, 1 + epsilon) * advantages
@@ -57,7 +56,7 @@ def kl_estimate(logprobs: Float[Array, "*B"], reference_logprobs: Float[Array, "
 
 
 class TokenScores(NamedTuple):
-    """Of each slot: log-probability of the target at the sampling temperature and at 1, and the entropy at the former."""
+    """Of each slot: log-probability of the target and entropy at the sampling temperature, log-probability at 1."""
 
     logprobs: Float[Array, "G R T"]
     model_logprobs: Float[Array, "G R T"]
