@@ -45,14 +45,14 @@ def rollout(
     """
     encoded = [engine.encode(prompt.row, prompt.tiles, prompt.windows) for prompt in prompts]
     requests = _sample(engine, encoded, sampling, range(answers))
-    values = _reward(engine, prompts, requests, rewards)
+    values = _reward(engine, prompts, requests, answers, rewards)
     for attempt in range(1, resamples + 1):
         again = np.flatnonzero(all_equal(rewards.total(values))).tolist()
         if not again:
             break
         samples = range(attempt * answers, (attempt + 1) * answers)
         new = _sample(engine, [encoded[n] for n in again], [sampling[n] for n in again], samples)
-        values[:, again] = _reward(engine, [prompts[n] for n in again], new, rewards)
+        values[:, again] = _reward(engine, [prompts[n] for n in again], new, answers, rewards)
         for n, group in zip(again, new, strict=True):
             requests[n] = group
     texts = [[answer_text(engine, request) for request in group] for group in requests]
@@ -77,11 +77,11 @@ def _sample(
 
 
 def _reward(
-    engine: Engine, prompts: Sequence[LoadedPrompt], requests: list[list[Request]], rewards: Rewards
+    engine: Engine, prompts: Sequence[LoadedPrompt], requests: list[list[Request]], answers: int, rewards: Rewards
 ) -> Float64[np.ndarray, "rewards prompts answers"]:
     answered = [
         Answered(prompt.text, answer_text(engine, request), prompt.record, prompt.question, prompt.where)
         for prompt, group in zip(prompts, requests, strict=True)
         for request in group
     ]
-    return rewards(answered).reshape(len(rewards.names), len(prompts), -1)
+    return rewards(answered).reshape(len(rewards.names), len(prompts), answers)

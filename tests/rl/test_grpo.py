@@ -10,11 +10,20 @@ import pytest
 from etils import epath
 
 from omnivinci_jax import model_dir
-from omnivinci_jax.errors import UserError
+from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.rl.prompts import prompt_capacity
 from omnivinci_jax.rl.rewards import BUILT_IN, Answered
 from omnivinci_jax.run import train
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.settings import DataConfig, GRPOConfig, LoraConfig, OptimizerConfig, RewardConfig, TrainConfig
+from omnivinci_jax.settings import (
+    DataConfig,
+    GRPOConfig,
+    LoraConfig,
+    OptimizerConfig,
+    RewardConfig,
+    TrainConfig,
+    load_config,
+)
 from omnivinci_jax.train.metrics import read_metrics
 from tests.rl.data import write_prompts
 from tests.tiny import random_params, tiny_settings, tiny_tokenizer
@@ -134,3 +143,15 @@ def test_a_model_that_does_not_know_the_format_stops_with_what_it_said(config, t
     assert str(error.value).startswith("the format reward of all 12 first answers is 0: none is <think>...</think>")
     assert "prompts.jsonl:" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run" / "checkpoints" / "1").exists()
+
+
+def test_the_configurations_start_from_a_model(config, repository):
+    paper = load_config([f"--config={repository}/configs/grpo_9b.py:{config.start_from}"])
+    grpo = paper.grpo
+    assert (grpo.prompts, grpo.answers, grpo.temperature, grpo.top_p, grpo.max_new_tokens) == (64, 8, 1.0, 0.99, 2048)
+    assert paper.model.num_video_frames == 64 and paper.objective == "grpo"
+    assert prompt_capacity(paper) == Capacity(1, 13_312 - 2048 - 16, 64, 20, 8)
+    tiny = load_config([f"--config={repository}/configs/grpo_tiny.py:{config.start_from}", "--config.grpo.beta=0.0"])
+    assert prompt_capacity(tiny).tiles == 40 and tiny.grpo.beta == 0
+    with pytest.raises(ConfigError, match=r"config.grpo.variant is 'ppo'; supported: 'grpo', 'dapo', 'dr_grpo'"):
+        load_config([f"--config={repository}/configs/grpo_tiny.py:{config.start_from}", "--config.grpo.variant=ppo"])

@@ -114,6 +114,13 @@ def test_groups_of_equal_rewards_are_sampled_anew(config, engine, prompts, monke
     assert found.rewards.tolist() == [[[0, 0, 1, 0]]] and found.total.tolist() == [[0, 0, 1, 0]]
 
 
+def test_a_step_whose_prompts_cannot_be_read_has_no_answers(config, engine):
+    found = rollout(engine, [], [], ANSWERS, Rewards(config.grpo))
+    assert found.rewards.shape == (2, 0, ANSWERS) and found.total.shape == (0, ANSWERS)
+    rows, spans = pack_answers([None] * 4, [[]] * 4, engine.model.config, CAPACITY, 2)
+    assert spans == [[]] * 4 and not rows.segment_ids.any()
+
+
 def test_prompts_end_where_the_answer_begins(config, engine, prompts):
     assert [prompt.question.answer for prompt in prompts] == ["B", "red", "7", "A"]
     text = engine.processor.tokenizer.decode([token for token in prompts[2].row.tokens.tolist() if token])
