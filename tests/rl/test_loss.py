@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.rl import loss as loss_module
 from omnivinci_jax.rl.advantages import group_advantages, token_weights
-from omnivinci_jax.rl.loss import AnswerBatch, answer_loss, kl_estimate, policy_loss
+from omnivinci_jax.rl.loss import AnswerBatch, GRPOLoss, TokenScores, answer_loss, kl_estimate, policy_loss
 from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.train.step import make_gradient
 from tests.tiny import tiny_config
 
 PROMPTS, ANSWERS, LONGEST = 3, 4, 12
@@ -119,3 +122,28 @@ def test_k3_is_exact_for_small_differences():
     difference = np.array([1e-3, -1e-3, 1e-2, 1.0, -1.0])
     exact = np.exp(-difference) - 1 + difference
     np.testing.assert_allclose(kl_estimate(jnp.asarray(difference), jnp.zeros(5)), exact, rtol=1e-3)
+
+
+def test_microbatches_give_the_loss_gradient_and_metrics_of_the_whole_batch(monkeypatch):
+    def scores(_model, params: dict, rows, _temperature) -> TokenScores:
+        logprobs = -params["scale"] * rows.tokens
+        return TokenScores(logprobs, logprobs + 0.25, 2 * rows.tokens * params["scale"])
+
+    monkeypatch.setattr(loss_module, "score_tokens", scores)
+    values = batch("dapo", OLD, BETA, np.ones((PROMPTS, ANSWERS), bool))
+    empty = empty_group(tiny_config(), Capacity(ANSWERS, LONGEST, 1, 1, 1))
+    rows = jax.tree.map(lambda x: np.stack([x] * 4), empty)
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), values._replace(rows=values.rows.loss_weights))
+    tokens = jnp.asarray(RANDOM.uniform(0.5, 2, (4, *SHAPE[1:])))
+    whole = padded._replace(rows=rows._replace(tokens=tokens, loss_weights=padded.rows))
+    loss_fn, params = GRPOLoss(OmniVinci(tiny_config()), EPSILON, BETA), {"scale": jnp.float32(1.0)}
+    gradient, metrics = jax.jit(make_gradient(loss_fn))(params, {}, whole)
+    counted = np.asarray(padded.rows) > 0
+    np.testing.assert_allclose(metrics["entropy"], 2 * np.asarray(tokens)[counted].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["sampler_difference"], (np.asarray(tokens) - 0.25)[counted].mean(), rtol=1e-6)
+    assert set(metrics) == {"loss", "clipped", "kl", "entropy", "sampler_difference", "tokens"}
+    for count in (2, 4):
+        accumulated, found = jax.jit(make_gradient(loss_fn, count))(params, {}, whole)
+        np.testing.assert_allclose(accumulated["scale"], gradient["scale"], rtol=1e-5)
+        for name in metrics:
+            np.testing.assert_allclose(found[name], metrics[name], rtol=1e-5, err_msg=name)
