@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import jax
 import numpy as np
@@ -277,11 +278,12 @@ class Engine:
     def _load(self, params: dict) -> Weights:
         with self._on_mesh():
             if self.mesh:
+                leaves = cast("dict[tuple[str, ...], jax.Array]", traverse_util.flatten_dict(params))
                 shardings = traverse_util.flatten_dict(shardings_of(self.model, self.mesh))
                 # Adapters stay where they are: they come from a training run on the same mesh.
                 placed = {
-                    path: jax.device_put(leaf, shardings.get(path, leaf.sharding))
-                    for path, leaf in traverse_util.flatten_dict(params).items()
+                    path: jax.device_put(leaf, shardings[path]) if path in shardings else leaf
+                    for path, leaf in leaves.items()
                 }
                 params = traverse_util.unflatten_dict(placed)
             return decoding_weights(self.model, params)
