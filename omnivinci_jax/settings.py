@@ -125,9 +125,75 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class RewardConfig:
+    """A reward, by name, and its weight in the sum.
+
+    function: "module:function", called with (prompt, answer, record) in a worker process; "" for the built-in reward of
+        this name, `accuracy` or `format`.
+    """
+
+    name: str
+    weight: float = 1.0
+    function: str = ""
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Reinforcement learning by GRPO (Section 4.3); used if `TrainConfig.objective` is grpo.
+
+    prompts, answers: prompts of a step, and answers sampled for each; updates: made with each step's answers.
+    variant: how the loss is normalised (rl/advantages.py).
+    epsilon: the ratio is clipped to 1 ± epsilon; beta: weight of the KL divergence from the reference, 0 for none.
+    temperature, top_p, max_new_tokens: of sampling.
+    instruction: text added to the last message of every prompt.
+    rewards: their weighted sum is the reward of an answer. reward_workers: processes that call own functions;
+        reward_seconds: time limit of one call.
+    resamples: how often the answers to a prompt are sampled anew while their rewards are all equal.
+    mask_truncated: whether answers cut off at `max_new_tokens` are left out of the loss.
+    max_sampler_difference: mean difference of log-probabilities between sampler and trainer that causes a warning.
+    """
+
+    prompts: int = 64
+    answers: int = 8
+    updates: int = 1
+    variant: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
+    epsilon: float = 0.2
+    beta: float = 0.04
+    temperature: float = 1.0
+    top_p: float = 0.99
+    max_new_tokens: int = 2048
+    instruction: str = ""
+    rewards: tuple[RewardConfig, ...] = (RewardConfig("accuracy"), RewardConfig("format"))
+    reward_workers: int = 2
+    reward_seconds: float = 10.0
+    resamples: int = 0
+    mask_truncated: bool = False
+    max_sampler_difference: float = 0.05
+
+    def __post_init__(self):
+        for name, valid, allowed in (
+            ("answers", self.answers >= 2, "2 or more, since an advantage compares the answers to one prompt"),
+            ("prompts", self.prompts >= 1, "1 or more"),
+            ("updates", self.updates >= 1, "1 or more"),
+            ("epsilon", 0 < self.epsilon < 1, "between 0 and 1"),
+            ("beta", self.beta >= 0, "0 or more"),
+            ("temperature", self.temperature > 0, "above 0: greedy answers are all the same"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, and at most 1"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("reward_workers", self.reward_workers >= 1, "1 or more"),
+            ("reward_seconds", self.reward_seconds > 0, "above 0"),
+            ("resamples", self.resamples >= 0, "0 or more"),
+            ("rewards", any(reward.weight for reward in self.rewards), "at least one with a weight that is not 0"),
+        ):
+            if not valid:
+                raise ConfigError(f"config.grpo.{name} is {getattr(self, name)}: it must be {allowed}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
+    objective: supervised learning of the answers in the data, or GRPO on their rewards.
     start_from: a model directory, or a work directory, with the initial parameters; "" for random ones. Keep it until
         the run ends: a resumed run reads the frozen parameters from it again.
     start_modules: modules to load from there ("llm", "vision_tower", ...); the rest is random; () for all.
@@ -153,6 +219,8 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    objective: Literal["supervised", "grpo"] = "supervised"
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     steps: int = 1000
     stop_after_conversations: int = 0
@@ -185,6 +253,19 @@ class TrainConfig:
                 raise ConfigError(f"config.{name} is {getattr(self, name)}: must be 1 or more")
         if self.data.groups < 1:
             raise ConfigError(f"config.data.groups is {self.data.groups}: must be 1 or more")
+        if self.objective == "grpo":
+            self._check_grpo()
+
+    def _check_grpo(self) -> None:
+        prompts, groups = self.grpo.prompts, self.data.groups
+        if prompts % groups:
+            raise ConfigError(
+                f"config.grpo.prompts is {prompts}: it must be a multiple of config.data.groups = {groups}"
+            )
+        if not self.steps:
+            raise ConfigError("config.steps is 0: give the length of a GRPO run in steps")
+        if self.align_weight:
+            raise ConfigError(f"config.align_weight is {self.align_weight}: GRPO has no contrastive loss; set it to 0")
 
 
 def to_config_dict(settings: Any) -> ConfigDict:

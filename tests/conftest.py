@@ -25,6 +25,7 @@ _PACKAGES = (
     "part_json",
     "paths",
     "planning",
+    "rl",
     "run",
     "sequence",
     "settings",

@@ -4,11 +4,7 @@ Group n is a pure function of (mixture, capacity, seed, n), so a position in the
 """
 
 import bisect
-import multiprocessing.connection
-import os
-import signal
 import sys
-import threading
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
@@ -20,6 +16,7 @@ from grain.multiprocessing import SharedMemoryArray
 from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.mixture import PACKED_TOGETHER, Blocks, Mixture
 from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.worker import live_with_parent
 from omnivinci_jax.errors import MediaError, Preempted, describe_at
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Batch, Capacity
@@ -177,21 +174,8 @@ def _unlink(leaf: object) -> object:
     return leaf
 
 
-def _live_with_parent(worker: int, workers: int) -> None:
-    """Ties a worker's life to the training process.
-
-    The worker ignores SIGTERM: only the training process handles it, and may need the worker for one more step. The
-    worker exits when the training process is gone, since a killed process cannot stop its workers.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _live_with_parent(_worker: int, _workers: int) -> None:
+    live_with_parent()
 
 
 def _stack(loaded: Sequence[Loaded]) -> Loaded:

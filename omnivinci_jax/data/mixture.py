@@ -84,6 +84,11 @@ class Mixture:
         index, local = self._locate(sample)
         return index.where(local)
 
+    def record(self, sample: int) -> dict:
+        """See `Index`."""
+        index, local = self._locate(sample)
+        return index.record(local)
+
     def conversation(self, sample: int) -> Conversation:
         """See `Index`."""
         index, local = self._locate(sample)

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import jax
 import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from omnivinci_jax.data.processor import Processor, is_tiled
 from omnivinci_jax.errors import ConfigError, UserError
@@ -20,7 +22,7 @@ from omnivinci_jax.generate.decode_state import (
     stop_row,
     with_capacity,
 )
-from omnivinci_jax.generate.media import MediaCache
+from omnivinci_jax.generate.media import MediaCache, encode_row
 from omnivinci_jax.generate.programs import DECODE_STEPS, NO_TOKEN, decode, prefill, score
 from omnivinci_jax.generate.request import MEDIA, Prompt, Request, Sampling, make_prompt
 from omnivinci_jax.generate.sampling import sampling_arrays
@@ -41,6 +43,7 @@ from omnivinci_jax.mesh.rules import BATCH_AXES
 from omnivinci_jax.model_dir import shardings_of
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.chat import Conversation
+from omnivinci_jax.sequence.row import Row
 
 # Bytes of weights that one call of `decode` may read: tens of milliseconds on an accelerator, some seconds on a CPU.
 _BYTES_PER_CALL = 2**36
@@ -121,6 +124,14 @@ class Engine:
         media = np.concatenate([empty, *(item.tokens for item in encoded)])
         media_ids = [item.id * 2**32 + np.arange(len(item.tokens)) for item in encoded]
         return make_prompt(row, media, np.concatenate([np.zeros(0, np.int64), *media_ids]), self._version)
+
+    def encode(self, row: Row, tiles: UInt8[np.ndarray, "n P P 3"], windows: Float32[np.ndarray, "w F M"]) -> Prompt:
+        """Makes a prompt of a row that is laid out up to the answer and whose media are loaded; caches nothing."""
+        with self._on_mesh(("group", None)):
+            devices = self.mesh.size if self.mesh else 1
+            media = encode_row(self.model, self.weights.rest, row, tiles, windows, devices)
+        media_ids = self._media.new_id() * 2**32 + np.arange(len(media))
+        return make_prompt(row, media, media_ids, self._version)
 
     def check_length(self, prompt: Prompt, new_tokens: int) -> None:
         """Raises UserError if prompt and answer need more positions than the model or a row has."""
@@ -267,7 +278,14 @@ class Engine:
     def _load(self, params: dict) -> Weights:
         with self._on_mesh():
             if self.mesh:
-                params = jax.device_put(params, shardings_of(self.model, self.mesh))
+                leaves = cast("dict[tuple[str, ...], jax.Array]", traverse_util.flatten_dict(params))
+                shardings = traverse_util.flatten_dict(shardings_of(self.model, self.mesh))
+                # Adapters stay where they are: they come from a training run on the same mesh.
+                placed = {
+                    path: jax.device_put(leaf, shardings[path]) if path in shardings else leaf
+                    for path, leaf in leaves.items()
+                }
+                params = traverse_util.unflatten_dict(placed)
             return decoding_weights(self.model, params)
 
     def _on_mesh(self, *rules: tuple[str, str | None]) -> AbstractContextManager[None]:

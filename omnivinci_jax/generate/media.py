@@ -73,13 +73,17 @@ class MediaCache:
             size, tiles, windows = self._processor.load_item(item, tiled)
             row = lay_out_media(item, size, self._model.config)
             tokens = encode_row(self._model, params, row, tiles, windows, self._multiple)
-            self._count += 1
-            self._encoded[key] = EncodedMedia(size, tokens, self._count)
+            self._encoded[key] = EncodedMedia(size, tokens, self.new_id())
         self._encoded.move_to_end(key)
         found = self._encoded[key]
         while len(self._encoded) > 1 and sum(item.tokens.nbytes for item in self._encoded.values()) > _CACHE_BYTES:
             self._encoded.popitem(last=False)
         return found
+
+    def new_id(self) -> int:
+        """Returns an id that no other media has."""
+        self._count += 1
+        return self._count
 
     def clear(self) -> None:
         """Drops all embeddings; ids are never reused."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from omnivinci_jax.errors import UserError
+from omnivinci_jax.errors import ConfigError, UserError
 from omnivinci_jax.mesh.mesh import AXES, make_mesh, on_mesh
 from omnivinci_jax.mesh.rules import batch_shardings, check_batch
 from omnivinci_jax.planning.flops import FlopCounter, Flops, full_work
@@ -117,6 +117,8 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
         ConfigError: a configuration that does not suit the machine.
         DoesNotFit: the compiler cannot fit the step into a chip's memory (the GPU compiler does not check).
     """
+    if config.objective != "supervised":
+        raise ConfigError(f"config.objective is {config.objective}: only supervised steps can be planned")
     check_capacity(config.data.capacity, config.model)
     mesh = make_mesh(config.mesh, topology.devices)
     check_batch(config.data, config.microbatches, mesh)

@@ -18,6 +18,7 @@ class PackedRow(NamedTuple):
     row_index: row of the group.
     segment: id within that row, from 1.
     source: index of the source that it comes from.
+    shares_media: it has the media of the item before it, which the group then holds only once.
     """
 
     row_index: int
@@ -26,6 +27,7 @@ class PackedRow(NamedTuple):
     tiles: UInt8[np.ndarray, "n P P 3"]
     windows: Float32[np.ndarray, "w F M"]
     source: int = 0
+    shares_media: bool = False
 
 
 def pool_capacity(config: OmniVinciConfig, capacity: Capacity) -> tuple[int, ...]:
@@ -76,17 +78,19 @@ def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacit
     used_slots = np.zeros(capacity.rows, int)
     tiles = outputs = windows = clips = 0
     used_groups = [0] * len(config.vision_pools)
+    vision_starts, starts = [], np.zeros(0, np.int32)
     for item in packed:
         row, row_index = item.row, item.row_index
         slots = slice(used_slots[row_index], used_slots[row_index] + len(row))
         used_slots[row_index] = slots.stop
 
-        # Where this row's tokens start in each of the group's pools.
-        vision_starts = [
-            base + used * config.pool_tokens(pool)
-            for pool, (base, used) in enumerate(zip(pool_bases[:-1], used_groups, strict=True))
-        ]
-        starts = np.array([0, windows * config.window_tokens, *vision_starts], np.int32)
+        if not item.shares_media:
+            # Where this row's tokens start in each of the group's pools.
+            vision_starts = [
+                base + used * config.pool_tokens(pool)
+                for pool, (base, used) in enumerate(zip(pool_bases[:-1], used_groups, strict=True))
+            ]
+            starts = np.array([0, windows * config.window_tokens, *vision_starts], np.int32)
         group.tokens[row_index, slots] = row.tokens
         group.slot_kind[row_index, slots] = np.minimum(row.slot_kind, VISION)
         group.slot_index[row_index, slots] = row.slot_index + starts[row.slot_kind]
@@ -96,6 +100,8 @@ def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacit
         predicted = slice(slots.start, slots.stop - 1)
         group.targets[row_index, predicted] = np.where(row.trained, row.tokens, 0)[1:]
         group.loss_weights[row_index, predicted] = row.trained[1:]
+        if item.shares_media:
+            continue
 
         group.tiles[tiles : tiles + row.num_tiles] = item.tiles
         ends = slice(outputs, outputs + len(row.s2_sources))

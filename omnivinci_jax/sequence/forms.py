@@ -6,6 +6,7 @@
 - LLaVA and ShareGPT: `conversations` with `from` and `value`; `image`, `video` and `sound` may be one file.
 - Alpaca (`instruction`, `input`, `output`) and ms-swift's `query` and `response`, both with `history`; ms-swift's
   `conversation` of `human` and `assistant`.
+- Video-R1 and AVQA-R1 (EchoInk): `problem` with `options`, `solution`, and `path` of one file or of one per kind.
 
 Placeholders exist only in the user's turns of forms with lists; everywhere else the same characters are text.
 """
@@ -99,6 +100,8 @@ class _Parser:
                 for pair in self._list("conversation")
                 for turn in self._pair((pair.get("human"), pair.get("assistant")) if isinstance(pair, dict) else pair)
             ]
+        if "problem" in record:
+            return self._problem()
         for asked, answered in (("query", "response"), ("instruction", "output")):
             if asked in record:
                 self._used |= {asked, answered, "history"}
@@ -111,6 +114,29 @@ class _Parser:
                 pairs = [*history, (question, record.get(answered))]
                 return [turn for pair in pairs for turn in self._pair(pair)]
         raise self._error("has neither 'messages' (chat form) nor 'conversations' (LLaVA form)")
+
+    def _problem(self) -> list[_Turn]:
+        """Returns a question with its options, a line each, and its solution."""
+        record = self._record
+        self._used |= {"problem", "options", "solution", "path", "data_type", "problem_type"}
+        options, path = record.get("options") or [], record.get("path") or {}
+        texts: list[Any] = [record["problem"], *options] if isinstance(options, list) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise self._error("'problem' must be a text, and 'options' a list of texts")
+        files = path if isinstance(path, dict) else {record.get("data_type"): path}
+        media: list[str | Media | _Slot] = []
+        for name, file in files.items():
+            kind = _ITEM_KINDS.get(name) if isinstance(name, str) else None
+            if kind is None or not isinstance(file, str):
+                raise self._error(
+                    "'path' must be a file, with 'data_type' image, video or audio, or one file for each of these: "
+                    + shown(path)
+                )
+            media.append(media_file(kind, file, self._where, self._folder))
+        turns = [_Turn("user", [*media, valid_text("\n".join(texts))])]
+        if isinstance(solution := record.get("solution"), str):
+            turns.append(_Turn("assistant", [valid_text(solution)]))
+        return turns
 
     def _list(self, key: str) -> list:
         self._used.add(key)

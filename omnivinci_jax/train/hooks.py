@@ -19,7 +19,12 @@ from omnivinci_jax.train.trainer import Hook, Progress, Trainer
 
 log = logging.getLogger("omnivinci")
 
-_SHOWN = {"loss": "loss {:.3f}", "step_seconds": "{:.2f} s/step", "tokens_per_second": "{:.0f} tokens/s"}
+_SHOWN = {
+    "reward": "reward {:.3f}",
+    "loss": "loss {:.3f}",
+    "step_seconds": "{:.2f} s/step",
+    "tokens_per_second": "{:.0f} tokens/s",
+}
 
 
 @runtime_checkable
@@ -139,8 +144,13 @@ class Save(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         """See `Hook`."""
+        if trainer.progress.step % self._every == 0 or trainer.is_last or trainer.stopping:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves a checkpoint of the last step, unless it has one."""
         progress = trainer.progress
-        if progress.step % self._every and not (trainer.is_last or trainer.stopping):
+        if self._checkpoints.latest_step == progress.step:
             return
         trainer.consume_metrics()
         progress.seconds = trainer.seconds

@@ -1,7 +1,8 @@
 """The two losses: next-token cross-entropy, and OmniAlignNet's contrastive loss (Equation 1)."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +15,47 @@ from omnivinci_jax.models.sharding import mesh_axes
 # Largest number of logits in a device's memory at a time: 1 GiB in float32.
 MAX_LOGITS = 2**28
 
+Measured = TypeVar("Measured")
+
 
 def score_slots(
     model: OmniVinci, params: dict, hidden: Float[Array, "G R T D"], targets: Int[Array, "G R T"]
 ) -> tuple[Float[Array, "G R T"], Bool[Array, "G R T"]]:
-    """Returns each slot's cross-entropy, and whether its target is the most likely token.
+    """Returns each slot's cross-entropy, and whether its target is the most likely token."""
+
+    def measure(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> tuple[Array, Array]:
+        return token_losses(logits, targets), jnp.argmax(logits, axis=-1) == targets
+
+    return map_logits(measure, model, params, hidden, targets)
+
+
+def map_logits(
+    measure: Callable[[Array, Array], Measured],
+    model: OmniVinci,
+    params: dict,
+    hidden: Float[Array, "G R T D"],
+    targets: Int[Array, "G R T"],
+) -> Measured:
+    """Returns `measure(logits, targets)`, a tuple of arrays with one value per slot.
 
     Saves memory: the slots are sharded over all mesh axes, and each device computes the logits of its slots in pieces,
     and again in the backward pass. It gathers the head once, and sums the head's gradient over the pieces before the
     sum over devices.
     """
-    score = partial(_score_pieces, model)
+    score = partial(_map_pieces, measure, model)
     if not jax.sharding.get_abstract_mesh().empty:
         slots = mesh_axes("group", None, "item")
         score = jax.shard_map(score, in_specs=(PartitionSpec(), slots, slots), out_specs=slots, check_vma=False)
     return score(model.head_params(params), hidden, targets)
 
 
-def _score_pieces(model: OmniVinci, head: dict, hidden: Array, targets: Array) -> tuple[Array, Array]:
-    def score(piece: tuple[Array, Array]) -> tuple[Array, Array]:
+def _map_pieces(
+    measure: Callable[[Array, Array], Measured], model: OmniVinci, head: dict, hidden: Array, targets: Array
+) -> Measured:
+    def score(piece: tuple[Array, Array]) -> Measured:
         hidden, targets = piece
         logits: Any = model.apply({"params": head}, hidden, method=model.logits)
-        return token_losses(logits, targets), jnp.argmax(logits, axis=-1) == targets
+        return measure(logits, targets)
 
     count = -(-targets.size * model.config.text.padded_vocab_size // MAX_LOGITS)
     if count == 1:

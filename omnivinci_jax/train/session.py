@@ -72,7 +72,7 @@ def open_session(workdir: epath.Path, config: TrainConfig, mesh: Mesh) -> Iterat
     with ExitStack() as stack:
         claim = stack.enter_context(open_workdir(workdir, config))
         stack.enter_context(on_mesh(mesh))
-        files = LocalMirror(workdir, ("metrics.jsonl", skipped_name()))
+        files = LocalMirror(workdir, ("metrics.jsonl", "answers.jsonl", skipped_name()))
         stack.callback(files.sync)
         stack.enter_context(lost_process_as_preempted())
         yield Session(Checkpoints(workdir / "checkpoints"), files, claim, stack)

@@ -175,6 +175,21 @@ def create_frozen(
     return frozen(jax.random.PRNGKey(config.seed), _load_start(start, config, shardings.frozen))
 
 
+def create_reference(
+    model: OmniVinci,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    shardings: TrainState,
+    start: epath.Path | None = None,
+) -> dict:
+    """Creates the parameters that train as they are at the start of the run, as if they were frozen."""
+    init = _initializer(model, optimizer, config)
+    create = jax.jit(
+        lambda key, loaded: cast_frozen(model, init(key, loaded).trainable), out_shardings=shardings.trainable
+    )
+    return create(jax.random.PRNGKey(config.seed), _load_start(start, config, shardings.params))
+
+
 def _load_start(start: epath.Path | None, config: TrainConfig, shardings: dict) -> dict:
     shardings = only_modules(without_adapters(shardings), config.start_modules)
     return load_params(start, shardings) if start and shardings else {}

@@ -161,3 +161,26 @@ def test_names_that_are_no_path():
 def test_lone_surrogates_in_text_become_the_replacement_character():
     record = asked("a\ud83d\ud83d\ude00", system="\ude00")
     assert [message.content for message in parse(record).messages] == [("\ufffd",), ("a\ufffd😀",), ("red",)]
+
+
+def test_a_problem_with_options_and_a_solution():
+    problem = {
+        "problem_id": 3, "problem": "What do you hear?", "data_type": "image_audio", "problem_type": "multiple choice",
+        "options": ["A. rain", "B. a dog"], "solution": "<answer>B</answer>", "data_source": "AVQA",
+        "path": {"image": "a.png", "audio": "d.wav"},
+    }  # fmt: skip
+    asked, answered = parse(problem).messages
+    assert asked == Message("user", (A, SOUND, "What do you hear?\nA. rain\nB. a dog"))
+    assert answered == Message("assistant", ("<answer>B</answer>",))
+    video = {"problem": "How many?", "data_type": "video", "path": "./c.mp4", "solution": "<answer>2</answer>"}
+    assert parse(video).messages[0].content == (Media("video", "/data/c.mp4"), "How many?")
+    assert len(parse({"problem": "How many?"}).messages) == 1
+    assert "'path' must be a file, with 'data_type' image" in error({"problem": "Who?", "path": "c.mp4"})
+    assert "'path' must be" in error({"problem": "Who?", "path": {"film": "c.mp4"}})
+    assert "'options' a list of texts" in error({"problem": "Who?", "options": "A or B"})
+    assert "'video_path' looks like media" in error({"problem": "Who?", "video_path": "c.mp4"})
+
+
+def test_an_answer_and_options_may_stand_beside_the_messages():
+    record = asked("Who?", answer="B", options=["Ann", "Bob"])
+    assert parse(record) == parse(asked("Who?"))

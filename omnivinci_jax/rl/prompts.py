@@ -1,0 +1,144 @@
+"""The prompts of a run: conversations without their answer, each with a question to compare answers with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from omnivinci_jax.data.index import Index, IndexPool
+from omnivinci_jax.data.mixture import Blocks, Mixture
+from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.records import Entry, Records
+from omnivinci_jax.data.setup import open_usable
+from omnivinci_jax.data.sources import open_records, source_records, training_sources
+from omnivinci_jax.errors import ConfigError, DataError, describe_at
+from omnivinci_jax.paths import AnyPath, absolute
+from omnivinci_jax.rl.questions import Question, read_question
+from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.sequence.chat import Conversation, Message
+from omnivinci_jax.sequence.row import Row
+from omnivinci_jax.settings import DataConfig, TrainConfig
+
+_OPENING_SLOTS = 16  # more than "<|im_start|>assistant\n" takes with any tokenizer
+
+
+@dataclass(frozen=True)
+class PromptRecords:
+    """Records whose conversations end where the answer begins; `instruction` is added to the last message."""
+
+    records: Records
+    instruction: str
+
+    @property
+    def path(self) -> AnyPath:
+        """See `Records`."""
+        return self.records.path
+
+    def identity(self) -> tuple:
+        """See `Records`."""
+        return "prompts", *self.records.identity(), self.instruction
+
+    def entries(self) -> list[Entry]:
+        """See `Records`."""
+        return self.records.entries()
+
+    def read(self, location: int) -> bytes:
+        """See `Records`."""
+        return self.records.read(location)
+
+    def record(self, entry: Entry) -> dict:
+        """See `Records`."""
+        return self.records.record(entry)
+
+    def conversation(self, entry: Entry) -> Conversation:
+        """See `Records`; raises DataError if the record has no right answer, or no user message at its end."""
+        conversation = self.records.conversation(entry).unanswered
+        read_question(self.record(entry), conversation.where)
+        *earlier, last = conversation.messages
+        if last.role != "user":
+            raise DataError(f"{conversation.where}: a prompt must end with a message of the user")
+        if self.instruction:
+            last = Message("user", (*last.content, f"\n{self.instruction}"))
+        return replace(conversation, messages=(*earlier, last))
+
+
+class LoadedPrompt(NamedTuple):
+    """A prompt up to the answer, with its media; `text` is what its last message says."""
+
+    row: Row
+    tiles: UInt8[np.ndarray, "n P P 3"]
+    windows: Float32[np.ndarray, "w F M"]
+    text: str
+    record: dict
+    question: Question
+    where: str
+    source: int
+
+
+def prompt_capacity(config: TrainConfig) -> Capacity:
+    """Returns what one prompt may use of a group: as many prompts as a group has always fit, whatever is sampled.
+
+    Raises:
+        ConfigError: nothing is left for a prompt, or the group's rows cannot hold the longest answers.
+    """
+    data, grpo = config.data, config.grpo
+    share = grpo.prompts // data.groups
+    slots = data.capacity.slots - grpo.max_new_tokens - _OPENING_SLOTS
+    if slots < 1:
+        raise ConfigError(
+            f"config.data.capacity.slots is {data.capacity.slots}: a row must hold a prompt and "
+            f"config.grpo.max_new_tokens = {grpo.max_new_tokens}"
+        )
+    if data.capacity.rows < share * grpo.answers:
+        raise ConfigError(
+            f"config.data.capacity.rows is {data.capacity.rows}: {share} prompts a group (config.grpo.prompts over "
+            f"config.data.groups) with {grpo.answers} answers need {share * grpo.answers}, one for each answer"
+        )
+    tiles, windows, clips = (room // share for room in data.capacity[2:])
+    return Capacity(1, slots, tiles, windows, clips)
+
+
+def open_prompts(processor: Processor, config: TrainConfig) -> Mixture:
+    """Opens the training prompts; raises DataError or ConfigError."""
+    settings = _prompt_settings(config)
+    sources = training_sources(settings)
+    with IndexPool(settings.workers) as pool:
+        records = (PromptRecords(source_records(source, settings), config.grpo.instruction) for source in sources)
+        return Mixture(sources, tuple(open_usable(item, processor, settings, pool) for item in records))
+
+
+def open_prompt_file(path: str, processor: Processor, config: TrainConfig) -> Index:
+    """Opens the prompts of one file; raises DataError."""
+    settings = _prompt_settings(config)
+    records = PromptRecords(open_records(absolute(path)), config.grpo.instruction)
+    with IndexPool(settings.workers) as pool:
+        return open_usable(records, processor, settings, pool)
+
+
+def _prompt_settings(config: TrainConfig) -> DataConfig:
+    return replace(config.data, capacity=prompt_capacity(config))
+
+
+def prompt_order(mixture: Mixture, seed: int, start: int) -> Iterator[int]:
+    """Yields the indices of the samples of an endless run, from position `start` on."""
+    blocks = Blocks(mixture, seed)
+    return islice((sample for block in count() for sample in blocks[block].tolist()), start, None)
+
+
+def load_prompt(data: Mixture | Index, sample: int, processor: Processor) -> LoadedPrompt | str:
+    """Loads a prompt and its media; returns one line that says why it cannot be read, if so."""
+    try:
+        conversation = processor.select(data.conversation(sample))
+        sizes, tiles, windows = processor.load(conversation, int(data.max_frames[sample]) or None)
+        row = processor.lay_out(conversation, sizes, generate=True)
+        text = "".join(item for item in conversation.messages[-1].content if isinstance(item, str))
+        record = data.record(sample)
+        question = read_question(record, conversation.where)
+        return LoadedPrompt(
+            row, tiles, windows, text, record, question, conversation.where, int(data.source_of(sample))
+        )
+    except Exception as error:  # whatever one sample raises leaves out only that sample
+        return describe_at(data.where(sample), error)

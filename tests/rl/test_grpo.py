@@ -1,0 +1,157 @@
+"""Whole GRPO runs of a tiny random model: they resume bit for bit, with LoRA as without, and say what is wrong."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from omnivinci_jax import model_dir
+from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.rl.prompts import prompt_capacity
+from omnivinci_jax.rl.rewards import BUILT_IN, Answered
+from omnivinci_jax.run import train
+from omnivinci_jax.sequence.batch import Capacity
+from omnivinci_jax.settings import (
+    DataConfig,
+    GRPOConfig,
+    LoraConfig,
+    OptimizerConfig,
+    RewardConfig,
+    TrainConfig,
+    load_config,
+)
+from omnivinci_jax.train.metrics import read_metrics
+from tests.rl.data import write_prompts
+from tests.tiny import random_params, tiny_settings, tiny_tokenizer
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def config(av_world, tmp_path_factory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("grpo")
+    tiny = tiny_settings()
+    model = tiny.model.replace(
+        text=replace(tiny.model.text, num_hidden_layers=1),
+        vision=replace(tiny.model.vision, num_hidden_layers=2),
+        audio=replace(tiny.model.audio, encoder_layers=1),
+    )
+    params = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim > 1 else leaf, random_params(model))
+    model_dir.save(epath.Path(folder / "base"), model, params, tiny_tokenizer())
+    prompts = str(write_prompts(av_world, folder / "prompts.jsonl"))
+    capacity = Capacity(rows=6, slots=420, tiles=64, windows=12, clips=4)
+    return replace(
+        tiny,
+        model=model,
+        start_from=str(folder / "base"),
+        objective="grpo",
+        align_weight=0.0,
+        tower_remat="none",
+        decoder_remat="none",
+        frozen=(*tiny.frozen, "vision_tower/.*", "sound_tower/.*", "omni_align/.*"),
+        data=DataConfig(train=prompts, groups=2, capacity=capacity, workers=0, cache=str(folder / "cache")),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.5),
+        grpo=GRPOConfig(
+            prompts=4, answers=3, updates=2, max_new_tokens=8, rewards=(RewardConfig("vowels"), RewardConfig("format"))
+        ),
+        steps=STEPS,
+        checkpoint_every=10,
+        log_every=1,
+    )
+
+
+def vowels(answered: Answered) -> float:
+    return sum(letter in "aeiou" for letter in answered.text) / 10
+
+
+def params_of(folder: Path) -> dict:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return model_dir.load_params(folder, jax.tree.map(lambda _: device, model_dir.stored_params(folder)))
+
+
+def test_a_run_whose_reward_fails_is_saved_and_resumes_bit_for_bit(config, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    monkeypatch.setitem(BUILT_IN, "vowels", vowels)
+    monkeypatch.setitem(BUILT_IN, "format", lambda answered: 1.0 if "a" in answered.text else 0.0)
+    assert train(config, epath.Path(whole)) is None
+
+    lines = read_metrics(whole / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert line["sampler_difference"] < 1e-4
+        assert line["reward"] == pytest.approx(line["vowels_reward"] + line["format_reward"])
+        assert line["kl"] >= 0 and line["entropy"] > 0 and 1 <= line["length"] <= 8
+        assert 0 <= line["zero_variance"] <= 1 and 0 <= line["truncated"] <= 1
+    assert lines[0]["kl"] < lines[-1]["kl"]
+    answers = read_metrics(whole / "answers.jsonl")
+    assert [line["step"] for line in answers] == [1, 2, 3]
+    assert all(len(line["answers"]) == 3 for line in answers)
+    text = answers[1]["answers"][2]
+    assert text["vowels"] == pytest.approx(vowels(Answered("", text["text"], {}, None, "")))  # pyright: ignore
+    report = (whole / "report.md").read_text()
+    assert "3 steps" in report and "vowels" in report and (whole / "rewards.png").stat().st_size > 10_000
+    trained, base = params_of(whole / "model"), params_of(Path(config.start_from))
+    assert not np.array_equal(trained["llm"]["embed_tokens"]["embedding"], base["llm"]["embed_tokens"]["embedding"])
+
+    calls = []
+
+    def fails_in_step_3(answered: Answered) -> float:
+        calls.append(answered)
+        if len(calls) > 2 * 4 * 3:
+            raise UserError(f"{answered.where}: the reward 'vowels' is broken")
+        return vowels(answered)
+
+    monkeypatch.setitem(BUILT_IN, "vowels", fails_in_step_3)
+    with pytest.raises(UserError, match=r"prompts.jsonl:\d: the reward 'vowels' is broken"):
+        train(config, epath.Path(parts))
+    assert [path.name for path in (parts / "checkpoints").iterdir()] == ["2"]
+    monkeypatch.setitem(BUILT_IN, "vowels", vowels)
+    train(config, epath.Path(parts))
+    jax.tree.map(np.testing.assert_array_equal, params_of(parts / "model"), trained)
+    same = ("step", "reward", "loss", "kl", "entropy", "grad_norm", "length")
+    again = read_metrics(parts / "metrics.jsonl")
+    assert [[line[name] for name in same] for line in again] == [[line[name] for name in same] for line in lines]
+    assert read_metrics(parts / "answers.jsonl") == answers
+
+
+def test_lora_trains_adapters_against_the_base_and_evaluates(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(BUILT_IN, "vowels", vowels)
+    grpo = replace(config.grpo, updates=1, rewards=(RewardConfig("vowels", 2.0),), variant="dr_grpo")
+    data = replace(config.data, val=config.data.train, held_out=config.data.train)
+    lora = LoraConfig(rank=2, targets=("llm/layers/self_attn/[qv]_proj/kernel",))
+    changed = replace(config, grpo=grpo, data=data, lora=lora, eval_every=1, microbatches=2)
+    score = train(changed, epath.Path(tmp_path / "lora"))
+    train_lines = [line for line in read_metrics(tmp_path / "lora" / "metrics.jsonl") if line["split"] == "train"]
+    # The adapters change nothing at first, so the policy is the base; then they do.
+    assert train_lines[0]["kl"] < 1e-9 and train_lines[2]["kl"] > 1e-7
+    assert train_lines[0]["clipped"] == 0
+    assert all(line["sampler_difference"] < 1e-4 for line in train_lines)
+    val_lines = [line for line in read_metrics(tmp_path / "lora" / "metrics.jsonl") if line["split"] == "val"]
+    best = max(line["reward"] for line in val_lines)
+    assert score is not None and score.metrics["reward"] == pytest.approx(best)
+    assert score.metrics["reward"] == pytest.approx(2 * score.metrics["vowels_reward"])
+    assert json.loads((tmp_path / "lora" / "results.json").read_text())["count"] == 4
+
+
+def test_a_model_that_does_not_know_the_format_stops_with_what_it_said(config, tmp_path):
+    with pytest.raises(UserError) as error:
+        train(replace(config, grpo=replace(config.grpo, rewards=GRPOConfig().rewards)), epath.Path(tmp_path / "run"))
+    assert str(error.value).startswith("the format reward of all 12 first answers is 0: none is <think>...</think>")
+    assert "prompts.jsonl:" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "checkpoints" / "1").exists()
+
+
+def test_the_configurations_start_from_a_model(config, repository):
+    paper = load_config([f"--config={repository}/configs/grpo_9b.py:{config.start_from}"])
+    grpo = paper.grpo
+    assert (grpo.prompts, grpo.answers, grpo.temperature, grpo.top_p, grpo.max_new_tokens) == (64, 8, 1.0, 0.99, 2048)
+    assert paper.model.num_video_frames == 64 and paper.objective == "grpo"
+    assert prompt_capacity(paper) == Capacity(1, 13_312 - 2048 - 16, 64, 20, 8)
+    tiny = load_config([f"--config={repository}/configs/grpo_tiny.py:{config.start_from}", "--config.grpo.beta=0.0"])
+    assert prompt_capacity(tiny).tiles == 40 and tiny.grpo.beta == 0
+    with pytest.raises(ConfigError, match=r"config.grpo.variant is 'ppo'; supported: 'grpo', 'dapo', 'dr_grpo'"):
+        load_config([f"--config={repository}/configs/grpo_tiny.py:{config.start_from}", "--config.grpo.variant=ppo"])
