@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -34,7 +35,8 @@ def open_whole(path: PathLike, track: int | None = None) -> Iterator[soundfile.S
         yield None
         return
     try:
-        sound_file = soundfile.SoundFile(os.fsencode(str(path)))  # a name may not be UTF-8
+        name: Any = os.fsencode(str(path))  # it may not be UTF-8; soundfile's stubs leave out bytes
+        sound_file = soundfile.SoundFile(name)
     except soundfile.LibsndfileError:
         yield None
         return

@@ -42,7 +42,7 @@ def _initializer(config: OmniVinciConfig) -> tuple[Callable[[jax.Array], list[ja
     """Returns a function from a key to the parameters, and their shapes; one trace, which takes seconds, gives both."""
 
     def initialize(key: jax.Array) -> dict:
-        return OmniVinci(config).init(key, init_batch(config))["params"]
+        return cast("dict", OmniVinci(config).init(key, init_batch(config))["params"])
 
     # Without a mesh, because the batch is too small to shard; only this pass's parameters are kept.
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), nn.logical_axis_rules(()):

@@ -15,7 +15,7 @@ from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.data.write_shards import write_shards
 from omnivinci_jax.errors import DataError, MediaError
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.sequence.chat import parse_conversation
+from omnivinci_jax.sequence.forms import parse_conversation
 from omnivinci_jax.settings import DataConfig
 from tests.media.mixed import FILES, question_about, write_mixed_files
 from tests.tiny import tiny_config, tiny_tokenizer
