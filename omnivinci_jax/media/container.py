@@ -14,6 +14,7 @@ from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from av.format import Flags
 from av.packet import Packet
+from av.sidedata.sidedata import SideDataContainer
 from av.stream import Discard, Disposition, Stream
 from av.video import VideoStream
 from av.video.frame import VideoFrame
@@ -268,7 +269,8 @@ def _mono(frame: AudioFrame) -> Float32[np.ndarray, " t"]:
 def display_matrix(frame: VideoFrame) -> Int[np.ndarray, "3 3"] | None:
     """Returns a frame's display matrix: x' = m00·x + m10·y, y' = m01·x + m11·y (y points down); None: as stored."""
     try:
-        data = frame.side_data.get("DISPLAYMATRIX")
+        # `frame.side_data` would be a cycle of references, which keeps every picture until Python collects garbage.
+        data = SideDataContainer(frame).get("DISPLAYMATRIX")  # pyright: ignore[reportCallIssue] (its stub is empty)
     except ValueError:  # PyAV fails if the frame has side data of a type it does not know; it still knows the rotation
         cosine, sine = np.cos(np.deg2rad(frame.rotation)), np.sin(np.deg2rad(frame.rotation))
         return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]).round().astype(int)

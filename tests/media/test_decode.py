@@ -2,7 +2,7 @@ import shutil
 import struct
 from fractions import Fraction
 from pathlib import Path
-from unittest.mock import Mock, PropertyMock
+from unittest.mock import patch
 
 import av
 import numpy as np
@@ -10,7 +10,6 @@ import pytest
 import soundfile
 import soxr
 from av.stream import Disposition
-from av.video.frame import VideoFrame
 from PIL import Image
 
 from omnivinci_jax.errors import MediaError
@@ -126,11 +125,10 @@ def test_frames_are_shown_upright(tmp_path, turn, mirror):
 
     with av.open(path) as opened:
         frame = next(opened.decode(video=0))
-    unreadable = Mock(spec=VideoFrame, rotation=frame.rotation)
-    # Side data that PyAV has no name for.
-    type(unreadable).side_data = PropertyMock(side_effect=ValueError("31 is not a valid Type"))
     if not mirror:
-        turned = ffmpeg.upright(upright[0], ffmpeg.display_matrix(unreadable))
+        unreadable = ValueError("31 is not a valid Type")  # side data that PyAV has no name for
+        with patch.object(ffmpeg, "SideDataContainer", side_effect=unreadable):
+            turned = ffmpeg.upright(upright[0], ffmpeg.display_matrix(frame))
         np.testing.assert_array_equal(turned, np.rot90(upright[0], -turn // 90))
 
 
