@@ -26,8 +26,7 @@ from omnivinci_jax.config_json import describe_publisher, from_json, read_json, 
 from omnivinci_jax.config_json import read_part as read_part_config
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.model_dir import in_modules
-from omnivinci_jax.models.initialization import init_batch, parameter_shapes
-from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.initialization import boxed_params, parameter_shapes
 from omnivinci_jax.part_json import part_from_json
 
 DTYPE_NAMES = {"float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}
@@ -134,8 +133,7 @@ def open_source(
         notes += [f"{token} is new in the tokenizer, with id {token_id}" for token, token_id in found_tokenizer.added]
         config = _extend_vocabulary(config, found_tokenizer.size, found, notes)
 
-    model = OmniVinci(config)
-    shapes = parameter_shapes(model.config)
+    shapes = parameter_shapes(config)
     expected = list(tensors(config, shapes))
     unpublished = unpublished_leaves(config, shapes)
     initialised = {path for name, path in unpublished.items() if f"{UNPUBLISHED}.{name}" not in found}
@@ -159,7 +157,7 @@ def open_source(
         by_leaf.setdefault(tensor.path, []).append(tensor)
     leaves = {path: _stored_leaf(shapes[path], group, found, target_dtype) for path, group in by_leaf.items()}
     embedding = leaves["llm/embed_tokens/embedding"].dtype
-    leaves |= _initialised_leaves(model, initialised, shapes, target_dtype or embedding)
+    leaves |= _initialised_leaves(config, initialised, shapes, target_dtype or embedding)
     if base is not None:
         notes.insert(0, describe_publisher(base, config))
     return Source(config, base, leaves, found_tokenizer, untrained, notes)
@@ -263,13 +261,12 @@ def _stored_leaf(
     return LazyLeaf(shape, dtype, pieces)
 
 
-def _initialised_leaves(model: OmniVinci, paths: set[str], shapes: dict, dtype: np.dtype) -> dict[str, LazyLeaf]:
+def _initialised_leaves(config: OmniVinciConfig, paths: set[str], shapes: dict, dtype: np.dtype) -> dict[str, LazyLeaf]:
     """Returns randomly initialised leaves, computed when the first one is read; XLA drops the rest of the model."""
-    batch = init_batch(model.config)
 
     @jax.jit
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        params = nn.meta.unbox(model.init(key, batch)["params"])
+        params = nn.meta.unbox(boxed_params(config, key))
         everything = cast("dict[str, jax.Array]", flatten_dict(params, sep="/"))
         return {path: everything[path].astype(dtype) for path in paths}
 
@@ -277,7 +274,7 @@ def _initialised_leaves(model: OmniVinci, paths: set[str], shapes: dict, dtype: 
 
     def pieces(path: str) -> Pieces:
         if not made:
-            made.update(make(jax.random.key(0)))
+            made.update(make(jax.random.PRNGKey(0)))
         yield None, np.asarray(made[path])
 
     return {path: LazyLeaf(shapes[path], dtype, lambda path=path: pieces(path)) for path in sorted(paths)}

@@ -56,6 +56,38 @@ class Records(Protocol):
 
 
 @dataclass(frozen=True)
+class WrappedRecords:
+    """Records that read others; a subclass changes their conversations."""
+
+    records: Records
+
+    @property
+    def path(self) -> AnyPath:
+        """See `Records`."""
+        return self.records.path
+
+    def identity(self) -> tuple:
+        """See `Records`; a subclass adds what it depends on."""
+        return self.records.identity()
+
+    def entries(self) -> list[Entry]:
+        """See `Records`."""
+        return self.records.entries()
+
+    def read(self, location: int) -> bytes:
+        """See `Records`."""
+        return self.records.read(location)
+
+    def record(self, entry: Entry) -> dict:
+        """See `Records`."""
+        return self.records.record(entry)
+
+    def conversation(self, entry: Entry) -> Conversation:
+        """See `Records`."""
+        return self.records.conversation(entry)
+
+
+@dataclass(frozen=True)
 class Jsonl:
     """A JSONL file, one conversation per line, or a JSON array of them; an entry's location is its byte offset."""
 

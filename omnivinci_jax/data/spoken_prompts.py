@@ -4,7 +4,7 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from omnivinci_jax.data.records import Entry, Records
+from omnivinci_jax.data.records import Entry, WrappedRecords
 from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.settings import VoiceConfig
@@ -12,37 +12,19 @@ from omnivinci_jax.speech import Voice, make_voice, spoken_file
 
 
 @dataclass(frozen=True)
-class SpokenPrompts:
+class SpokenPrompts(WrappedRecords):
     """Replaces every user text by a sound, in a share of the records.
 
     The choice depends only on text and line; a larger share includes the records of a smaller one.
     """
 
-    records: Records
     share: float
     voice: VoiceConfig
     folder: AnyPath
 
-    @property
-    def path(self) -> AnyPath:
-        """See `Records`."""
-        return self.records.path
-
     def identity(self) -> tuple:
         """See `Records`."""
         return *self.records.identity(), self.share, self.voice
-
-    def entries(self) -> list[Entry]:
-        """See `Records`."""
-        return self.records.entries()
-
-    def read(self, location: int) -> bytes:
-        """See `Records`."""
-        return self.records.read(location)
-
-    def record(self, entry: Entry) -> dict:
-        """See `Records`."""
-        return self.records.record(entry)
 
     def conversation(self, entry: Entry) -> Conversation:
         """See `Records`; raises UserError if the voice fails."""

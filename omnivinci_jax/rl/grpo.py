@@ -25,7 +25,6 @@ from omnivinci_jax.rl.answer_batches import AnswerBatches, Scores
 from omnivinci_jax.rl.evaluate import RewardScore, evaluate
 from omnivinci_jax.rl.loss import AnswerBatch, GRPOLoss, score_tokens
 from omnivinci_jax.rl.prompts import open_prompt_file, open_prompts
-from omnivinci_jax.rl.report import write_report
 from omnivinci_jax.rl.rewards import Rewards
 from omnivinci_jax.sequence.assemble import check_capacity
 from omnivinci_jax.sequence.batch import Batch
@@ -160,6 +159,8 @@ def train(
         params = merge(trainer.state.frozen, best.load(shardings.trainable))
         found = score(params, held_out) if held_out else None
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+        from omnivinci_jax.rl.report import write_report  # here, because Matplotlib takes a second to import
+
         write_report(session.folder, found, trainer.seconds, parameters)
         print(f"{best.folder.name}: {best.folder}\nreport: {workdir / 'report.md'}")
         return found

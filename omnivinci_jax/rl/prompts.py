@@ -11,11 +11,11 @@ from jaxtyping import Float32, UInt8
 from omnivinci_jax.data.index import Index, IndexPool
 from omnivinci_jax.data.mixture import Blocks, Mixture
 from omnivinci_jax.data.processor import Processor
-from omnivinci_jax.data.records import Entry, Records
+from omnivinci_jax.data.records import Entry, WrappedRecords
 from omnivinci_jax.data.setup import open_usable
 from omnivinci_jax.data.sources import open_records, source_records, training_sources
 from omnivinci_jax.errors import ConfigError, DataError, describe_at
-from omnivinci_jax.paths import AnyPath, absolute
+from omnivinci_jax.paths import absolute
 from omnivinci_jax.rl.questions import Question, read_question
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation, Message
@@ -26,32 +26,14 @@ _OPENING_SLOTS = 16  # more than "<|im_start|>assistant\n" takes with any tokeni
 
 
 @dataclass(frozen=True)
-class PromptRecords:
+class PromptRecords(WrappedRecords):
     """Records whose conversations end where the answer begins; `instruction` is added to the last message."""
 
-    records: Records
     instruction: str
-
-    @property
-    def path(self) -> AnyPath:
-        """See `Records`."""
-        return self.records.path
 
     def identity(self) -> tuple:
         """See `Records`."""
         return "prompts", *self.records.identity(), self.instruction
-
-    def entries(self) -> list[Entry]:
-        """See `Records`."""
-        return self.records.entries()
-
-    def read(self, location: int) -> bytes:
-        """See `Records`."""
-        return self.records.read(location)
-
-    def record(self, entry: Entry) -> dict:
-        """See `Records`."""
-        return self.records.record(entry)
 
     def conversation(self, entry: Entry) -> Conversation:
         """See `Records`; raises DataError if the record has no right answer, or no user message at its end."""

@@ -171,8 +171,7 @@ def create_frozen(
 ) -> dict:
     """Creates only the frozen parameters of the state that `create_state` returns for the same arguments."""
     init = _initializer(model, optimizer, config)
-    frozen = jax.jit(lambda key, loaded: init(key, loaded).frozen, out_shardings=shardings.frozen)
-    return frozen(jax.random.PRNGKey(config.seed), _load_start(start, config, shardings.frozen))
+    return _create_part(lambda *drawn: init(*drawn).frozen, config, shardings.frozen, start)
 
 
 def create_reference(
@@ -184,10 +183,15 @@ def create_reference(
 ) -> dict:
     """Creates the parameters that train as they are at the start of the run, as if they were frozen."""
     init = _initializer(model, optimizer, config)
-    create = jax.jit(
-        lambda key, loaded: cast_frozen(model, init(key, loaded).trainable), out_shardings=shardings.trainable
-    )
-    return create(jax.random.PRNGKey(config.seed), _load_start(start, config, shardings.params))
+    return _create_part(lambda *drawn: cast_frozen(model, init(*drawn).trainable), config, shardings.trainable, start)
+
+
+def _create_part(
+    init: Callable[[Array, dict], dict], config: TrainConfig, shardings: dict, start: epath.Path | None
+) -> dict:
+    """Creates some of the initial parameters; loads no others from `start`."""
+    create = jax.jit(init, out_shardings=shardings)
+    return create(jax.random.PRNGKey(config.seed), _load_start(start, config, shardings))
 
 
 def _load_start(start: epath.Path | None, config: TrainConfig, shardings: dict) -> dict:
