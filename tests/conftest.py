@@ -27,6 +27,7 @@ _PACKAGES = (
     "planning",
     "run",
     "sequence",
+    "serve",
     "settings",
     "speech",
     "train",
