@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -118,14 +118,14 @@ def make_app(engine: Engine, name: str, settings: Settings | None = None, voice:
     return app
 
 
-def _stream_response(first: str, rest: AsyncIterator[str]) -> StreamingResponse:
+def _stream_response(first: str, rest: AsyncGenerator[str, None]) -> StreamingResponse:
     async def events() -> AsyncIterator[str]:
         try:
             yield first
             async for event in rest:
                 yield event
         finally:
-            await rest.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+            await rest.aclose()
 
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 

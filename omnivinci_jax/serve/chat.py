@@ -4,9 +4,10 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,14 +53,14 @@ class Chat:
                 finish[event.answer] = _FINISH.get(event.finish or "", "")
         choices = []
         for index, text in enumerate(texts):
-            message = {"role": "assistant", "content": text}
+            message: dict[str, Any] = {"role": "assistant", "content": text}
             if self.voice:
                 message["audio"] = await self._spoken(text)
             content = {"content": logprobs[index]} if self.body.logprobs else None
             choices.append({"index": index, "message": message, "finish_reason": finish[index], "logprobs": content})
         return self._object("chat.completion") | {"choices": choices, "usage": _usage(prompt, count)}
 
-    async def streamed(self) -> AsyncIterator[str]:
+    async def streamed(self) -> AsyncGenerator[str, None]:
         """Yields the answers as server-sent events; raises errors of the prompt, and sends later ones as an event."""
         head, prompt, count = self._object("chat.completion.chunk"), None, 0
         include_usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
@@ -103,7 +104,7 @@ class Chat:
                 speaker.end()
         yield "data: [DONE]\n\n"
 
-    async def _events(self) -> AsyncIterator[Prompt | Delta]:
+    async def _events(self) -> AsyncGenerator[Prompt | Delta, None]:
         """Yields the engine's events and counts them; raises QueueFull if there is no room."""
         service, began, finished = self.service, time.monotonic(), False
         service.engine.reserve(self.body.n)

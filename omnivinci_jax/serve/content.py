@@ -9,7 +9,17 @@ from omnivinci_jax.errors import MediaError, UserError, printable
 from omnivinci_jax.sequence.chat import Conversation, Inline, Kind, Media, Message, valid_text
 from omnivinci_jax.sequence.references import media_file
 from omnivinci_jax.serve.fetch import download
-from omnivinci_jax.serve.schema import ChatMessage, InputAudioPart, MediaSettings, TextPart
+from omnivinci_jax.serve.schema import (
+    AudioPart,
+    ChatMessage,
+    ImagePart,
+    InputAudioPart,
+    MediaSettings,
+    TextPart,
+    VideoPart,
+)
+
+_KINDS: dict[str, Kind] = {"image_url": "image", "audio_url": "sound", "video_url": "video"}
 
 
 @dataclass(frozen=True)
@@ -56,15 +66,11 @@ def uploaded(kind: Kind, name: str, content: bytes) -> Media:
     return Media(kind, printable(name), Inline(_suffix(name), content))
 
 
-def _media(part: object, sources: Sources) -> Media:
+def _media(part: ImagePart | AudioPart | VideoPart | InputAudioPart, sources: Sources) -> Media:
     if isinstance(part, InputAudioPart):
         sound = part.input_audio
         return media_file("sound", f"data:audio/{sound.format};base64,{sound.data}", "input_audio", Path())
-    name, kind = {
-        "image_url": ("image_url", "image"),
-        "audio_url": ("audio_url", "sound"),
-        "video_url": ("video_url", "video"),
-    }[part.type]  # pyright: ignore[reportAttributeAccessIssue]
+    name, kind = part.type, _KINDS[part.type]
     url = getattr(part, name).url
     scheme = url[:8].partition(":")[0].lower()
     if scheme == "data":

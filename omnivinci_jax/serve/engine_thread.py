@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Literal
@@ -115,7 +115,7 @@ class EngineThread:
         samples: int,
         loaded: dict[tuple[Media, bool], Loaded],
         deadline: float,
-    ) -> AsyncIterator[Prompt | Delta]:
+    ) -> AsyncGenerator[Prompt | Delta, None]:
         """Yields the prompt, then the answers as they are decoded; closing the iterator cancels them.
 
         Args:

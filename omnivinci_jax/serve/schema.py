@@ -102,7 +102,7 @@ class ChatBody(_Conversation):
     """The body of /v1/chat/completions."""
 
     model: str | None = None
-    n: int = Field(1, ge=1, le=16)
+    n: int = Field(default=1, ge=1, le=16)
     stop: str | list[str] | None = None
     seed: int | None = None
     temperature: float | None = None
