@@ -151,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "chat", _chat, "chat with a model about files dropped into the terminal")
     _generation_flags(command)
 
+    _serve_flags(_command(commands, "serve", _serve, "serve a model with OpenAI's API and a page to try it"))
+
     command = _command(commands, "inspect", _inspect, "draw what the model sees of a file")
     command.add_argument("file")
     command.add_argument("--model", type=_path, help="model directory; default: the published 9B configuration")
@@ -244,6 +246,28 @@ def _generation_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="text that ends an answer; may be repeated"
     )
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
+    _mesh_flag(command, "one device")
+
+
+def _serve_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", type=_path, required=True, help="model directory")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
+    command.add_argument("--port", type=int, default=8000, help="0: any free port")
+    command.add_argument("--rows", type=_positive, default=16, help="answers that run at once")
+    command.add_argument("--queue", type=_positive, default=64, help="answers that may wait; more are refused with 429")
+    command.add_argument("--timeout", type=float, default=600.0, help="seconds that a request may take")
+    command.add_argument("--media_dir", type=Path, help="folder whose files requests may name as file:// URLs")
+    command.add_argument("--allow_urls", action="store_true", help="download http(s):// media from public addresses")
+    command.add_argument("--max_body_mb", type=_positive, default=64, help="largest body of a request, in MiB")
+    command.add_argument("--max_media_mb", type=_positive, default=256, help="largest media file, in MiB")
+    command.add_argument("--max_pixels", type=_positive, default=50_000_000, help="of an image or a frame")
+    command.add_argument("--max_seconds", type=float, default=3600.0, help="of a sound or a video")
+    command.add_argument("--media_cache_mb", type=_positive, default=1024, help="cache of encoded media, in MiB")
+    command.add_argument("--workers", type=_positive, default=2, help="processes that decode media")
+    command.add_argument("--voice", default="", help="voice that speaks answers (espeak-ng's, or the speech server's)")
+    command.add_argument("--speech_server", default="", metavar="URL", help="speak with its /v1/audio/speech")
+    command.add_argument("--speech_model", default="tts-1", help="speech model of that server")
     command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
     _mesh_flag(command, "one device")
 
@@ -388,6 +412,15 @@ def _generate(arguments) -> int:
 
 def _chat(arguments) -> int:
     from omnivinci_jax.generate.chat import run
+
+    return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
+
+
+def _serve(arguments) -> int:
+    try:
+        from omnivinci_jax.serve.command import run
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'omnivinci-jax[serve]'") from None
 
     return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
 

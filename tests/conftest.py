@@ -28,6 +28,7 @@ _PACKAGES = (
     "rl",
     "run",
     "sequence",
+    "serve",
     "settings",
     "speech",
     "train",

@@ -98,7 +98,7 @@ class MediaReader:
         info = _probe_video(*file_state(item.path), item.track)
         frames = min(config.num_video_frames, max_frames or config.num_video_frames)
         sampled = sample_frames(config.frame_sampling, info.frame_times, info.duration, config.fps, frames)
-        has_sound = info.audio_seconds > 0 and self.drop != "sound"
+        has_sound = info.audio_seconds > 0 and self.drop != "sound" and not item.muted
         sound, ends = self._sound_size(info.audio_seconds) if has_sound else None, None
         if sound and sampled.rate is not None and config.temporal_group_seconds is not None:
             ends = group_ends(
@@ -166,7 +166,7 @@ class MediaReader:
         else:
             path, *state = file_state(str(local_copy(item.stored.shard)) if item.stored else item.path)
             file = (os.path.abspath(path), item.stored, *state)
-        identity = (*file, item.kind, item.track, tiled, max_frames, self.drop)
+        identity = (*file, item.kind, item.track, item.muted, tiled, max_frames, self.drop)
         key = hashlib.sha256(repr((identity, self._media_settings())).encode()).hexdigest()[:32]
         path = self.cache / key[:2] / f"{key}.npz"
         if path.exists():

@@ -46,7 +46,7 @@ class Stream:
         """Computes nothing until iteration starts. `began` is `time.monotonic()` when the question arrived."""
         self._engine = engine
         requests = [Request(prompt, sampling, sample) for prompt in prompts for sample in range(samples)]
-        self._transcripts = [_Transcript(engine.processor.tokenizer, request) for request in requests]
+        self._transcripts = [Transcript(engine.processor.tokenizer, request) for request in requests]
         self._began, self._last = began, began
         self._first: float | None = None
 
@@ -77,8 +77,11 @@ class Stream:
         ]
 
 
-class _Transcript:
-    """Decodes the tokens of a request to text incrementally."""
+class Transcript:
+    """Decodes the tokens of a request to text incrementally.
+
+    Its `tokens`, `text` and `finish` are those of an Answer so far.
+    """
 
     def __init__(self, tokenizer: Tokenizer, request: Request):
         self._tokenizer, self.request = tokenizer, request
@@ -88,6 +91,7 @@ class _Transcript:
 
     @property
     def prompt_tokens(self) -> int:
+        """Positions of the prompt, media included."""
         return len(self.request.prompt)
 
     @property

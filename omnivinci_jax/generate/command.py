@@ -75,14 +75,19 @@ def parse_voice(arguments: Namespace) -> Voice | None:
 
 
 def load_for_command(arguments: Namespace, mesh: Mesh | None) -> Assistant:
-    """Loads the model, with a persistent compilation cache so that only the first command waits for the compiler."""
+    """Loads the model, with a persistent compilation cache."""
+    use_program_cache()
+    model = load(arguments.model, jnp.dtype(arguments.dtype), mesh)
+    model.engine  # noqa: B018 (created now, so that the first answer does not wait for it)
+    return model
+
+
+def use_program_cache() -> None:
+    """Keeps compiled programs on disk, so that only the first command waits for the compiler."""
     if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home, "omnivinci_jax", "programs")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    model = load(arguments.model, jnp.dtype(arguments.dtype), mesh)
-    model.engine  # noqa: B018 (created now, so that the first answer does not wait for it)
-    return model
 
 
 def parse_question(arguments: Namespace) -> Conversation:

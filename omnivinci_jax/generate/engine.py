@@ -1,7 +1,7 @@
 """Runs the scheduler's actions on one batch of rows; every request has its own length, media and sampling."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
@@ -22,7 +22,7 @@ from omnivinci_jax.generate.decode_state import (
     stop_row,
     with_capacity,
 )
-from omnivinci_jax.generate.media import MediaCache, encode_row
+from omnivinci_jax.generate.media import CACHE_BYTES, Loaded, MediaCache, drain, encode_row
 from omnivinci_jax.generate.programs import DECODE_STEPS, NO_TOKEN, decode, prefill, score
 from omnivinci_jax.generate.request import MEDIA, Prompt, Request, Sampling, make_prompt
 from omnivinci_jax.generate.sampling import sampling_arrays
@@ -42,7 +42,7 @@ from omnivinci_jax.mesh.mesh import on_mesh
 from omnivinci_jax.mesh.rules import BATCH_AXES
 from omnivinci_jax.model_dir import shardings_of
 from omnivinci_jax.models.omnivinci import OmniVinci
-from omnivinci_jax.sequence.chat import Conversation
+from omnivinci_jax.sequence.chat import Conversation, Media
 from omnivinci_jax.sequence.row import Row
 
 # Bytes of weights that one call of `decode` may read: tens of milliseconds on an accelerator, some seconds on a CPU.
@@ -71,6 +71,7 @@ class Engine:
         *,
         rows: int | None = None,
         capacity: int | None = None,
+        media_bytes: int = CACHE_BYTES,
     ):
         """Copies the decoder's parameters, layer by layer.
 
@@ -81,6 +82,7 @@ class Engine:
             mesh: shards parameters, rows and key/value heads over devices.
             rows, capacity: requests that run at once, and slots for prompt and answer of each. If both are given,
                 everything is compiled once. None: as many as the requests need, rounded up.
+            media_bytes: bytes of encoded media to cache, in host memory.
 
         Raises:
             ConfigError: a mesh that shards a row's slots.
@@ -96,7 +98,7 @@ class Engine:
         weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights.layers))
         steps = min(DECODE_STEPS, max(1, _BYTES_PER_CALL // weight_bytes))
         self.scheduler = Scheduler(shards=self._shards, decode_steps=steps, rows=rows, capacity=capacity)
-        self._media = MediaCache(model, processor, mesh.size if mesh else 1)
+        self.media = MediaCache(model, processor, mesh.size if mesh else 1, media_bytes)
         self._state: DecodeState | None = None
 
     def update(self, params: dict) -> None:
@@ -111,14 +113,31 @@ class Engine:
             raise RuntimeError("Engine.update: requests are running; finish or cancel them first")
         self.weights = self._load(params)
         self._version += 1
-        self._media.clear()
+        self.media.clear()
         self.scheduler.forget()
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """Encodes a conversation's media and lays the conversation out up to the answer; raises UserError."""
-        tiled = is_tiled(conversation)
-        with self._on_mesh(("group", None)):  # one group, whose tiles and windows all devices share
-            encoded = [self._media.encode(self.weights.rest, item, tiled) for item in conversation.media]
+        return drain(self.prompt_pieces(conversation))
+
+    def prompt_pieces(
+        self, conversation: Conversation, load: Callable[[Media, bool], Loaded] | None = None
+    ) -> Generator[None, None, Prompt]:
+        """Like `prompt`; yields after each slice of media that is encoded, so that `step` can run between them.
+
+        `load` is as in `MediaCache.encode`.
+        """
+        tiled, encoded = is_tiled(conversation), []
+        for item in conversation.media:
+            pieces = self.media.encode(self.weights.rest, item, tiled, load)
+            while True:
+                try:
+                    with self._on_mesh(("group", None)):  # one group, whose tiles and windows all devices share
+                        next(pieces)
+                except StopIteration as end:
+                    encoded.append(end.value)
+                    break
+                yield
         row = self.processor.lay_out(conversation, [item.size for item in encoded], generate=True)
         empty = np.zeros((0, self.model.config.text.hidden_size), self.model.compute.dtype)
         media = np.concatenate([empty, *(item.tokens for item in encoded)])
@@ -130,7 +149,7 @@ class Engine:
         with self._on_mesh(("group", None)):
             devices = self.mesh.size if self.mesh else 1
             media = encode_row(self.model, self.weights.rest, row, tiles, windows, devices)
-        media_ids = self._media.new_id() * 2**32 + np.arange(len(media))
+        media_ids = self.media.new_id() * 2**32 + np.arange(len(media))
         return make_prompt(row, media, media_ids, self._version)
 
     def check_length(self, prompt: Prompt, new_tokens: int) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Generator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -14,11 +15,14 @@ from omnivinci_jax.errors import MediaError
 from omnivinci_jax.generate.programs import encode_sound, encode_vision
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
-from omnivinci_jax.sequence.chat import Media
+from omnivinci_jax.sequence.chat import Inline, Media
 from omnivinci_jax.sequence.row import MediaSize, Row, lay_out_media
 from omnivinci_jax.sequence.slices import sound_slices, vision_slices
 
-_CACHE_BYTES = 2**30
+CACHE_BYTES = 2**30
+
+# An item's size, tiles and windows, as `MediaReader.load_item` returns them.
+Loaded = tuple[MediaSize, UInt8[np.ndarray, "n P P 3"], Float32[np.ndarray, "w F M"]]
 
 
 class EncodedMedia(NamedTuple):
@@ -38,6 +42,18 @@ def encode_row(
     multiple: int = 1,
 ) -> Float[np.ndarray, "m D"]:
     """Returns the embeddings of a row's media slots, in order; slices have multiples of `multiple` tiles or windows."""
+    return drain(encode_slices(model, params, row, tiles, windows, multiple))
+
+
+def encode_slices(
+    model: OmniVinci,
+    params: dict,
+    row: Row,
+    tiles: UInt8[np.ndarray, "n P P 3"],
+    windows: Float32[np.ndarray, "w F M"],
+    multiple: int = 1,
+) -> Generator[None, None, Float[np.ndarray, "m D"]]:
+    """Like `encode_row`; yields after each slice, so that the caller can do other work between them."""
     config = model.config
     pools = [[] for _ in range(VISION + len(config.vision_pools))]  # by slot kind
     for kind, encode, slices in (
@@ -48,6 +64,7 @@ def encode_row(
             tokens = np.asarray(encode(model, params, group))
             for pool, span in enumerate(spans):
                 pools[kind + pool].append(tokens[span])
+            yield
     embeddings = np.zeros((len(row), config.text.hidden_size), model.compute.dtype)
     for kind, pool in enumerate(pools):
         if pool:
@@ -57,26 +74,47 @@ def encode_row(
 
 
 class MediaCache:
-    """Encodes media items and caches the most recently used: up to 1 GiB of embeddings in host memory."""
+    """Encodes media items and caches the most recently used embeddings in host memory."""
 
-    def __init__(self, model: OmniVinci, processor: Processor, multiple: int = 1):
-        """`multiple` as in `encode_row`."""
+    def __init__(self, model: OmniVinci, processor: Processor, multiple: int = 1, max_bytes: int = CACHE_BYTES):
+        """`multiple` as in `encode_row`; `max_bytes` of embeddings are kept, and always the last item's."""
         self._model, self._processor, self._multiple = model, processor, multiple
+        self._max_bytes = max_bytes
         self._encoded: OrderedDict[tuple, EncodedMedia] = OrderedDict()
         self._count = 0
 
-    def encode(self, params: dict, item: Media, tiled: bool) -> EncodedMedia:
-        """Returns an item's embeddings (`tiled` as in Processor.load_item); raises MediaError."""
-        with on_disk(item) as file:
-            key = (_digest(*file_state(file.path)), item.kind, item.track, tiled)
+    @property
+    def bytes(self) -> int:
+        """Bytes of the cached embeddings."""
+        return sum(item.tokens.nbytes for item in list(self._encoded.values()))
+
+    def has(self, item: Media, tiled: bool) -> bool:
+        """Returns whether an item is cached; raises MediaError."""
+        return _key(item, tiled) in self._encoded
+
+    def encode(
+        self, params: dict, item: Media, tiled: bool, load: Callable[[Media, bool], Loaded] | None = None
+    ) -> Generator[None, None, EncodedMedia]:
+        """Returns an item's embeddings; yields after each slice that is encoded.
+
+        Args:
+            params: the parameters.
+            item: the media item.
+            tiled: as in `Processor.load_item`.
+            load: loads the item; None: `Processor.load_item`.
+
+        Raises:
+            MediaError: it cannot be read.
+        """
+        key = _key(item, tiled)
         if key not in self._encoded:
-            size, tiles, windows = self._processor.load_item(item, tiled)
+            size, tiles, windows = (load or self._processor.load_item)(item, tiled)
             row = lay_out_media(item, size, self._model.config)
-            tokens = encode_row(self._model, params, row, tiles, windows, self._multiple)
+            tokens = yield from encode_slices(self._model, params, row, tiles, windows, self._multiple)
             self._encoded[key] = EncodedMedia(size, tokens, self.new_id())
         self._encoded.move_to_end(key)
         found = self._encoded[key]
-        while len(self._encoded) > 1 and sum(item.tokens.nbytes for item in self._encoded.values()) > _CACHE_BYTES:
+        while len(self._encoded) > 1 and self.bytes > self._max_bytes:
             self._encoded.popitem(last=False)
         return found
 
@@ -88,6 +126,24 @@ class MediaCache:
     def clear(self) -> None:
         """Drops all embeddings; ids are never reused."""
         self._encoded.clear()
+
+
+def drain(pieces: Generator[None, None, Any]) -> Any:
+    """Runs a generator to its end; returns its result."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
+
+def _key(item: Media, tiled: bool) -> tuple:
+    if isinstance(item.stored, Inline):
+        digest = hashlib.sha256(item.stored.content).digest()
+    else:
+        with on_disk(item) as file:
+            digest = _digest(*file_state(file.path))
+    return digest, item.kind, item.track, item.muted, tiled
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int32, Int64
 
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.sequence.batch import TEXT
+from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
 from omnivinci_jax.sequence.row import Row
 
 MEDIA = -1  # the token id of a media slot
@@ -59,12 +59,15 @@ class Prompt:
     identity: a number for the content of each slot: two prompts have the same keys and values up to the first slot
         where their identities differ.
     weights_version: version of the weights that encoded the media; `Engine.update` increments it.
+    vision_tokens, audio_tokens: slots of each modality; the others are text.
     """
 
     tokens: Int32[np.ndarray, " n"]
     media: Float[np.ndarray, "m D"]
     identity: Int64[np.ndarray, " n"]
     weights_version: int = 0
+    vision_tokens: int = 0
+    audio_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -78,7 +81,8 @@ def make_prompt(
     identity = row.tokens.astype(np.int64)
     identity[~is_text] = -1 - media_ids
     tokens = np.where(is_text, row.tokens, MEDIA).astype(np.int32)
-    return Prompt(tokens, media, identity, weights_version)
+    vision, audio = int((row.slot_kind >= VISION).sum()), int((row.slot_kind == AUDIO).sum())
+    return Prompt(tokens, media, identity, weights_version, vision, audio)
 
 
 @dataclass(eq=False)

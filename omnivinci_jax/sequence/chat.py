@@ -34,12 +34,14 @@ class Media:
     path: the file; for media in a shard, the original relative path below the folder of shards; for inline media, a
         name that is unique to the content.
     track: its sound track, counted from 1; None: the file's default one.
+    muted: a video is read without its sound.
     """
 
     kind: Kind
     path: str
     stored: ShardRef | Inline | None = None
     track: int | None = None
+    muted: bool = False
 
 
 @dataclass(frozen=True)

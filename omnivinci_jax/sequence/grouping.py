@@ -33,8 +33,7 @@ def temporal_groups(
     """
     if group_seconds is None:
         group_seconds = math.inf
-    count = max(1, math.ceil(seconds / group_seconds - _SLACK))
-    ends = []
+    count, ends = group_count(seconds, group_seconds), []
     for index in range(count):
         group_end = math.inf if index == count - 1 else (index + 1) * group_seconds
         frames_before = int(np.searchsorted(frame_times, group_end, side="left"))
@@ -43,6 +42,11 @@ def temporal_groups(
     return cut_groups(
         ends, len(frame_times), mel_frames, num_vision_tokens=num_vision_tokens, num_audio_tokens=num_audio_tokens
     )
+
+
+def group_count(seconds: float, group_seconds: float) -> int:
+    """Returns the number of temporal groups of a clip of so many seconds."""
+    return max(1, math.ceil(seconds / group_seconds - _SLACK))
 
 
 def cut_groups(

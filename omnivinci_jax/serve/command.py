@@ -1,0 +1,62 @@
+"""`omnivinci serve`."""
+
+import signal
+from argparse import Namespace
+from pathlib import Path
+
+import jax.numpy as jnp
+import uvicorn
+from jax.sharding import Mesh
+
+from omnivinci_jax.errors import UserError
+from omnivinci_jax.generate.assistant import load
+from omnivinci_jax.generate.command import use_program_cache
+from omnivinci_jax.generate.engine import Engine
+from omnivinci_jax.serve.app import make_app
+from omnivinci_jax.serve.content import Sources
+from omnivinci_jax.serve.decoding import Limits
+from omnivinci_jax.serve.service import Settings
+from omnivinci_jax.settings import VoiceConfig
+from omnivinci_jax.speech import make_voice
+
+
+def run(arguments: Namespace, mesh: Mesh | None) -> int:
+    """Serves until SIGTERM or Ctrl-C: then finishes what runs, and refuses what comes."""
+    media_dir = arguments.media_dir
+    if media_dir and not media_dir.is_dir():
+        raise UserError(f"--media_dir {media_dir}: is not a folder")
+    megabyte = 2**20
+    settings = Settings(
+        rows=arguments.rows,
+        queue=arguments.queue,
+        timeout=arguments.timeout,
+        max_body=arguments.max_body_mb * megabyte,
+        workers=arguments.workers,
+        sources=Sources(media_dir, arguments.allow_urls, arguments.max_media_mb * megabyte),
+        limits=Limits(arguments.max_media_mb * megabyte, arguments.max_pixels, arguments.max_seconds),
+    )
+    voice = None
+    if arguments.speech_server or arguments.voice:
+        backend = "server" if arguments.speech_server else "espeak-ng"
+        voice = make_voice(VoiceConfig(backend, arguments.voice, arguments.speech_server, arguments.speech_model))
+    use_program_cache()
+    model = load(arguments.model, jnp.dtype(arguments.dtype), mesh)
+    engine = Engine(*model, model.mesh, rows=arguments.rows, media_bytes=arguments.media_cache_mb * megabyte)
+    name = Path(str(arguments.model)).absolute().name
+    app = make_app(engine, name, settings, voice)
+    config = uvicorn.Config(app, arguments.host, arguments.port, log_level="warning", access_log=False)
+    server = _Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn raises it again after it has ended
+    server.run()
+    return 0
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list | None = None) -> None:
+        """Prints the address when the server accepts requests."""
+        await super().startup(sockets)
+        for server in self.servers if self.started else ():
+            for socket in server.sockets:
+                host, port = socket.getsockname()[:2]
+                print(f"omnivinci serve: http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
