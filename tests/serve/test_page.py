@@ -63,9 +63,13 @@ def answers(page: Browser, count: int) -> list[str]:
     return [answer.text for answer in page.wait_for(".answer[aria-busy=false] .prose", count)]
 
 
+def last_request(server) -> dict:
+    """The body of the last question that reached the server."""
+    return [body for path, body in server.requests if path == "/v1/chat/completions"][-1]
+
+
 def asked(server) -> list[dict]:
-    """The messages of the last question that reached the server."""
-    return [body for path, body in server.requests if path == "/v1/chat/completions"][-1]["messages"]
+    return last_request(server)["messages"]
 
 
 def video_part(clip: Path) -> dict:
@@ -161,6 +165,17 @@ def test_stop_ends_the_answer(page, server):
     assert answers(page, 2)[1].split() == WORDS
 
 
+def test_new_conversation_ends_the_answer(page, server):
+    server.disconnected.clear()
+    ask(page, "Answer without end")
+    page.wait_for(".prose strong")
+    page.find("#new").click()
+    assert server.disconnected.wait(10)
+    ask(page, "Hello")
+    assert [answer.split() for answer in answers(page, 1)] == [WORDS]
+    assert asked(server) == [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+
+
 def test_spoken_question_and_spoken_answer(page, server):
     page.find("#aloud").click()
     page.find("#microphone").click()
@@ -175,7 +190,7 @@ def test_spoken_question_and_spoken_answer(page, server):
     sound, rate = soundfile.read(io.BytesIO(base64.b64decode(part["input_audio"]["data"])))
     assert rate == 16000 and sound.ndim == 1 and 0.8 < len(sound) / rate < 5
     assert np.abs(sound).max() > 0.01  # Chromium's simulated microphone beeps once a second
-    assert server.requests[-1][1]["modalities"] == ["text", "audio"]
+    assert last_request(server)["modalities"] == ["text", "audio"]
     page.wait_for("button[aria-label='Hear the answer again']")
 
 

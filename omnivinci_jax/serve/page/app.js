@@ -2,7 +2,7 @@
 
 import { ask, modelName } from "./api.js";
 import { recordingButton, startCamera } from "./devices.js";
-import { addFiles, restoreDraft, showError, takeDraft } from "./draft.js";
+import { addFiles, forgetClips, restoreDraft, showError, takeDraft } from "./draft.js";
 import { clearPanel, showUsage } from "./panel.js";
 import { Speech } from "./speech.js";
 import { addQuestion, Answer } from "./turns.js";
@@ -82,9 +82,9 @@ function setAnswering(controller) {
 }
 
 function stop() {
+  if (answering) $("question").focus();
   answering?.abort();
   speech?.stop();
-  $("question").focus();
 }
 
 function restart() {
@@ -93,7 +93,7 @@ function restart() {
   old?.abort();
   speech?.stop();
   messages = [];
-  takeDraft();
+  forgetClips();
   clearPanel();
   $("turns").replaceChildren();
   $("welcome").hidden = false;
@@ -134,7 +134,9 @@ $("aloud").addEventListener("click", ({ currentTarget }) => {
 });
 $("stop").addEventListener("click", stop);
 $("new").addEventListener("click", restart);
-addEventListener("keydown", (event) => event.key === "Escape" && stop());
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
+});
 
 const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
 let entered = 0;

@@ -32,7 +32,11 @@ function base64(file) {
 
 /** Makes the clip's small preview, for the draft of a question. */
 export function preview(clip) {
-  if (clip.kind === "image") return element("img", { src: clip.url, alt: "" });
+  if (clip.kind === "image") {
+    const image = element("img", { src: clip.url, alt: "" });
+    image.onerror = () => image.replaceWith(icon("eye")); // browsers do not draw HEIC
+    return image;
+  }
   if (clip.kind === "video") return element("video", { src: clip.url, muted: true, preload: "auto", tabIndex: -1 });
   return icon("note");
 }

@@ -9,6 +9,7 @@ const list = document.getElementById("draft");
 const question = document.getElementById("question");
 const suggestions = document.getElementById("suggestions");
 const error = document.getElementById("error");
+const known = new Set(); // the clips of this conversation
 let clips = [];
 
 /** Shows an error's one line above the question. */
@@ -22,6 +23,7 @@ export async function addFiles(files) {
   for (const file of files) {
     try {
       const clip = await readClip(file);
+      known.add(clip);
       put(clip);
       look(clip);
     } catch (problem) {
@@ -42,6 +44,12 @@ export function takeDraft() {
   return taken;
 }
 
+/** Empties the draft, and forgets all clips of the conversation. */
+export function forgetClips() {
+  takeDraft();
+  known.clear();
+}
+
 /** Puts back what `takeDraft` returned, in front of what the user has written since. */
 export function restoreDraft({ text, clips: taken }) {
   const newer = takeDraft();
@@ -54,7 +62,7 @@ function put(clip) {
   clips.push(clip);
   const remove = iconButton("cross", `Remove ${clip.name}`, () => {
     clips = clips.filter((other) => other !== clip);
-    clip.removed = true;
+    known.delete(clip);
     clip.chip.remove();
     removeTimeline(clip);
     refresh();
@@ -70,10 +78,11 @@ function put(clip) {
 async function look(clip) {
   try {
     const item = await timeline(clip.part);
-    if (clip.removed) return;
+    if (!known.has(clip)) return;
     addTimeline(clip, item);
     clip.note.textContent = tokensOf(clip);
   } catch (problem) {
+    if (!known.has(clip)) return;
     clip.chip.classList.add("failed");
     clip.note.textContent = "not readable";
     showError(problem);

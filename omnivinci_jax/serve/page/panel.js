@@ -58,6 +58,9 @@ function leave() {
   toggle.focus();
 }
 close.addEventListener("click", leave);
+document.addEventListener("pointerdown", ({ target }) => {
+  if (!wide.matches && !panel.hidden && !panel.contains(target)) open(false);
+});
 panel.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
   event.stopPropagation();

@@ -8,6 +8,7 @@ export class Speech {
   #buffers = [];
   #sources = new Set();
   #end = 0;
+  onchange = () => {}; // called when it falls silent or sounds again
 
   /** Adds base64 of 16-bit PCM; it plays after what came before. */
   add(data) {
@@ -24,6 +25,10 @@ export class Speech {
     return this.#buffers.reduce((sum, buffer) => sum + buffer.duration, 0);
   }
 
+  get playing() {
+    return this.#sources.size > 0;
+  }
+
   stop() {
     this.#sources.forEach((source) => source.stop());
     this.#end = 0;
@@ -38,8 +43,12 @@ export class Speech {
     const source = this.#context.createBufferSource();
     source.buffer = buffer;
     source.connect(this.#context.destination);
-    source.onended = () => this.#sources.delete(source);
+    source.onended = () => {
+      this.#sources.delete(source);
+      if (!this.playing) this.onchange();
+    };
     this.#sources.add(source);
+    if (this.#sources.size === 1) this.onchange();
     this.#end = Math.max(this.#end, this.#context.currentTime);
     source.start(this.#end);
     this.#end += buffer.duration;

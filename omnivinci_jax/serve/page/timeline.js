@@ -1,10 +1,11 @@
 // Draws what the model sees in a clip: frames at their times, the log-mel beneath, temporal groups, tokens.
 
-import { element } from "./dom.js";
+import { clock, element } from "./dom.js";
 
-const NARROWEST_FRAME = 21; // pixels
-const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600];
-const LABELS = 8; // at most, on a time axis that needs no scrolling
+// Least widths in pixels: a frame, a step of the time axis, a group that shows its number, the strip.
+const [FRAME, STEP, GROUP, STRIP] = [20, 42, 18, 330];
+const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600]; // of the time axis, in seconds
+const LONG = 120; // seconds; longer clips show minutes
 
 /**
  * Draws an item of the server's timeline; returns {element, showTime(seconds)}.
@@ -14,7 +15,7 @@ export function drawTimeline(item, name, onselect) {
   const { kind, frames, mel, groups, tokens } = item;
   const seconds = item.seconds ?? 0;
   const facts = [kind];
-  if (seconds) facts.push(`${seconds.toFixed(1)} s`);
+  if (seconds) facts.push(seconds < LONG ? `${seconds.toFixed(1)} s` : clock(seconds));
   if (kind === "video") facts.push(count(frames.length, "frame"));
   if (groups.length) facts.push(count(groups.length, "group"));
   const card = element("article", { class: "timeline" },
@@ -73,14 +74,15 @@ export function drawTokens(tokens) {
 function drawLine({ frames, mel, groups }, seconds, name) {
   const percent = (time) => `${(100 * time) / seconds}%`;
   const strip = element("div", { class: "strip" });
+  const gap = typicalGap(frames, seconds);
+  const width = Math.max(STRIP, frames.length && Math.ceil((FRAME * seconds) / gap));
   groups.forEach(({ start, end }, index) => {
     const band = element("span", { class: "group", title: `group ${index + 1}: ${start.toFixed(2)} to ${end.toFixed(2)} s` });
     band.style.left = percent(start);
     band.style.width = percent(end - start);
-    if (end - start > seconds / 20) band.append(String(index + 1));
+    if ((width * (end - start)) / seconds > GROUP) band.append(String(index + 1));
     strip.append(band);
   });
-  const gap = typicalGap(frames, seconds);
   const shown = frames.map(({ time, jpeg }) => {
     const image = element("img", { class: "frame", src: jpeg, alt: "", draggable: false });
     image.style.left = percent(time);
@@ -90,9 +92,9 @@ function drawLine({ frames, mel, groups }, seconds, name) {
   if (frames.length) strip.append(element("div", { class: "frames" }, ...shown));
   if (mel) strip.append(element("img", { class: "mel", src: mel, alt: `log-mel of ${name}`, draggable: false }));
   const playhead = element("span", { class: "playhead" });
-  strip.append(drawAxis(seconds, percent), playhead);
+  strip.append(drawAxis(seconds, width, percent), playhead);
   const scale = element("div", { class: "scale" }, strip);
-  if (frames.length) scale.style.minWidth = `${Math.ceil((NARROWEST_FRAME * seconds) / gap)}px`;
+  if (frames.length) strip.style.minWidth = `${width}px`;
   else strip.classList.add("unseen");
 
   const move = (time) => (playhead.style.left = percent(Math.min(time, seconds)));
@@ -110,12 +112,12 @@ function drawLine({ frames, mel, groups }, seconds, name) {
   };
 }
 
-function drawAxis(seconds, percent) {
-  const step = STEPS.find((step) => seconds / step <= LABELS) ?? STEPS.at(-1);
+function drawAxis(seconds, width, percent) {
+  const step = STEPS.find((step) => (width * step) / seconds >= STEP) ?? STEPS.at(-1);
   const axis = element("div", { class: "axis", "aria-hidden": "true" });
   for (let index = 0; index * step <= seconds; index++) {
     const time = index * step;
-    const tick = element("span", {}, step < 1 ? time.toFixed(1) : String(time), index ? "" : " s");
+    const tick = element("span", {}, seconds < LONG ? String(+time.toFixed(1)) : clock(time), index || seconds >= LONG ? "" : " s");
     tick.style.left = percent(time);
     axis.append(tick);
   }

@@ -1,7 +1,7 @@
 // Questions and answers as the page shows them.
 
 import { player } from "./clips.js";
-import { element, iconButton } from "./dom.js";
+import { element, icon, iconButton } from "./dom.js";
 import { prose } from "./prose.js";
 
 const turns = document.getElementById("turns");
@@ -14,7 +14,9 @@ export function addQuestion(text, clips) {
   if (clips.length) {
     const players = clips.map((clip) => {
       clip.player = player(clip);
-      clip.player.addEventListener("timeupdate", () => clip.timeline?.showTime(clip.player.currentTime));
+      clip.player.addEventListener("timeupdate", () => {
+        if (!clip.player.paused) clip.timeline?.showTime(clip.player.currentTime);
+      });
       return element("figure", { class: clip.kind }, clip.player, element("figcaption", {}, clip.name));
     });
     question.append(element("div", { class: "players" }, ...players));
@@ -53,8 +55,9 @@ export class Answer {
     this.element.setAttribute("aria-busy", "false");
     if (!this.text) this.#body.replaceChildren(element("p", { class: "nothing" }, "The model answered with no words."));
     const line = element("p", {}, facts.join(" · "));
-    const copy = iconButton("copy", "Copy the answer", () => navigator.clipboard.writeText(this.text));
-    this.#foot.append(copy, ...(speech ? [iconButton("play", "Hear the answer again", () => speech.replay())] : []), line);
+    if (navigator.clipboard) this.#foot.append(copyButton(this.text));
+    if (speech) this.#foot.append(speechButton(speech));
+    this.#foot.append(line);
     keepAtEnd(() => {});
   }
 
@@ -77,6 +80,26 @@ export class Answer {
     if (sentence) announcer.append(element("p", {}, sentence));
     this.#heard = end;
   }
+}
+
+function copyButton(text) {
+  return iconButton("copy", "Copy the answer", async () => {
+    await navigator.clipboard.writeText(text);
+    announcer.replaceChildren("Copied.");
+  });
+}
+
+/** Makes the button that ends a spoken answer, or plays it again. */
+function speechButton(speech) {
+  const button = iconButton("play", "", () => (speech.playing ? speech.stop() : speech.replay()));
+  speech.onchange = () => {
+    const label = speech.playing ? "Stop speaking" : "Hear the answer again";
+    button.setAttribute("aria-label", label);
+    button.title = label;
+    button.replaceChildren(icon(speech.playing ? "square" : "play"));
+  };
+  speech.onchange();
+  return button;
 }
 
 /** Changes the conversation, and scrolls on if its end was on screen. */
