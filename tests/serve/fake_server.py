@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(body)
 
     def _answer(self, body: dict) -> None:
-        """Streams an answer; the question decides what happens: "refuse", "break off", "without end", or ANSWER."""
+        """Streams an answer; the question decides: "refuse", "break off", "without end", "Say …", or ANSWER."""
         question = "".join(part["text"] for part in body["messages"][-1]["content"] if part["type"] == "text")
         if "refuse" in question:
             self._refuse(400, "The prompt has 9000 tokens; this server takes at most 4096.")
@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        words = re.findall(r"\S+\s*", ANSWER)
+        words = re.findall(r"\S+\s*", question.removeprefix("Say ") if question.startswith("Say ") else ANSWER)
         try:
             for word in words * 1000 if "without end" in question else words:
                 self._event({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})

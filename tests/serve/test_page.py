@@ -153,6 +153,18 @@ def test_damaged_and_foreign_files(page, tmp_path):
     assert not page.find_all("#draft li")
 
 
+def test_answers_are_markdown_and_never_html(page):
+    text = "# Two `<b>` *and* 1 * 2\n1. one\n2. <img src=x onerror=alert(1)>\n\n```py\nif a:\n    **b**\n```\nend"
+    page.execute_script("document.getElementById('question').value = arguments[0]", f"Say {text}")
+    page.find("#question").send_keys(Keys.ENTER)
+    answers(page, 1)
+    assert page.find(".prose").get_property("innerHTML") == (
+        "<h3>Two <code>&lt;b&gt;</code> <em>and</em> 1 * 2</h3>"
+        '<ol start="1"><li>one</li><li>&lt;img src=x onerror=alert(1)&gt;</li></ol>'
+        '<pre tabindex="0"><code>if a:\n    **b**</code></pre><p>end</p>'
+    )
+
+
 def test_stop_ends_the_answer(page, server):
     server.disconnected.clear()
     ask(page, "Answer without end")

@@ -29,7 +29,7 @@ function blocks(block) {
       if (kind !== next) made.push(element(next, next === "ol" ? { start: parseInt(line, 10) } : {}));
       made.at(-1).append(element("li", {}, ...inline(line.replace(next === "ul" ? BULLET : NUMBER, ""))));
     }
-    kind = next;
+    kind = line.trim() ? next : null;
   }
   return made;
 }

@@ -10,7 +10,7 @@ const announcer = document.getElementById("announcer");
 
 /** Shows a question with its clips; returns its element. */
 export function addQuestion(text, clips) {
-  const question = element("li", { class: "question" }, element("h3", { class: "hidden" }, "You"));
+  const question = element("li", { class: "question" }, element("h2", { class: "hidden" }, "You"));
   if (clips.length) {
     const players = clips.map((clip) => {
       clip.player = player(clip);
@@ -35,7 +35,7 @@ export class Answer {
   #frame = 0;
 
   constructor() {
-    this.element = element("li", { class: "answer", "aria-busy": "true" }, element("h3", { class: "hidden" }, "Model"), this.#body, this.#foot);
+    this.element = element("li", { class: "answer", "aria-busy": "true" }, element("h2", { class: "hidden" }, "Model"), this.#body, this.#foot);
     turns.append(this.element);
     announcer.replaceChildren();
     scroller.scrollTop = scroller.scrollHeight;
