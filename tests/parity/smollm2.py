@@ -67,7 +67,7 @@ def test_greedy_text_equals_transformers(file, converted):
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     answers = converted.generate_batch(PROMPTS, max_new_tokens=NEW_TOKENS)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
-        text, _ = render(conversation_of(prompt), generate=True)
+        text = render(conversation_of(prompt), generate=True).text
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
         greedy = dict(do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=end, pad_token_id=end)
         with torch.no_grad():
