@@ -190,11 +190,11 @@ class Engine:
         try:
             with self._on_mesh():
                 self._run(action)
-        finally:
-            # Ctrl-C may interrupt after the old state was donated and before the new one is assigned.
-            if self._state is not None and self._state.lengths.is_deleted():
-                self._state = None
-                self.scheduler.reset()
+        except BaseException:
+            # The scheduler counts on the action, and the old state may be donated: after Ctrl-C too, neither is valid.
+            self._state = None
+            self.scheduler.reset()
+            raise
         return True
 
     def run(self, requests: Sequence[Request]) -> Generator[None]:

@@ -48,6 +48,7 @@ def make_app(engine: Engine, name: str, settings: Settings | None = None, voice:
         service.close()
 
     app = FastAPI(title="OmniVinci", lifespan=lifespan)
+    app.state.service = service
     app.add_middleware(_Guard, service=service)
     for kind in (UserError, EngineFailed, DeadlinePassed, QueueFull, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _error_response)

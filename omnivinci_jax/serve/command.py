@@ -1,6 +1,7 @@
 """`omnivinci serve`."""
 
 import signal
+import socket
 from argparse import Namespace
 from pathlib import Path
 
@@ -39,24 +40,35 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     if arguments.speech_server or arguments.voice:
         backend = "server" if arguments.speech_server else "espeak-ng"
         voice = make_voice(VoiceConfig(backend, arguments.voice, arguments.speech_server, arguments.speech_model))
+    listener = _bind(arguments.host, arguments.port)
     use_program_cache()
     model = load(arguments.model, jnp.dtype(arguments.dtype), mesh)
     engine = Engine(*model, model.mesh, rows=arguments.rows, media_bytes=arguments.media_cache_mb * megabyte)
     name = Path(str(arguments.model)).absolute().name
     app = make_app(engine, name, settings, voice)
-    config = uvicorn.Config(app, arguments.host, arguments.port, log_level="warning", access_log=False)
-    server = _Server(config)
+    server = _Server(uvicorn.Config(app, log_level="warning", access_log=False))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises it again after it has ended
-    server.run()
+    server.run([listener])
     return 0
 
 
+def _bind(host: str, port: int) -> socket.socket:
+    """Takes the address before the model is loaded; connections are refused until the server listens."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a port is 0 to 65535"
+        raise UserError(f"--host {host} --port {port}: {reason}") from None
+    return listener
+
+
 class _Server(uvicorn.Server):
-    async def startup(self, sockets: list | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Prints the address when the server accepts requests."""
         await super().startup(sockets)
-        for server in self.servers if self.started else ():
-            for socket in server.sockets:
-                host, port = socket.getsockname()[:2]
-                print(f"omnivinci serve: http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            print(f"omnivinci serve: http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)

@@ -149,22 +149,22 @@ class EngineThread:
 
     def _run(self) -> None:
         while True:
-            busy = self._encoding or self._running
             try:
-                command = self._inbox.get(block=not busy)
-                if command is None:
-                    return
-                command()
-                continue  # take all newcomers before the next step
+                command = self._inbox.get(block=not (self._encoding or self._running))
             except Empty:
-                pass
+                command = self._advance
+            if command is None:
+                return
             try:
-                self._encode_piece()
-                self.engine.step()
-                self._deliver()
+                command()
             except Exception as error:  # whatever fails, the server goes on
                 _LOG.exception("the engine failed")
                 self._fail(EngineFailed(f"the engine failed: {describe(error)}"))
+
+    def _advance(self) -> None:
+        self._encode_piece()
+        self.engine.step()
+        self._deliver()
 
     def _join(self, job: Job) -> None:
         pieces = self.engine.prompt_pieces(job.conversation, lambda item, tiled: self._load(job, item, tiled))

@@ -71,7 +71,7 @@ def _connection(url: str, where: str) -> tuple[http.client.HTTPConnection, str]:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     kind = _PublicHTTPS if parts.scheme == "https" else _PublicHTTP
     try:
-        return kind(host, port, timeout=_TIMEOUT_SECONDS), target
+        return kind(host, port or kind.default_port, timeout=_TIMEOUT_SECONDS), target
     except http.client.InvalidURL:
         raise MediaError(f"{where}: is not a URL") from None
 

@@ -34,7 +34,7 @@ def describe_item(reader: LimitedReader, item: Media, tiled: bool) -> dict:
         "name": item.path,
         "seconds": seconds,
         "frames": [{"time": time, "jpeg": _jpeg(tile)} for time, tile in zip(times, tiles, strict=False)],
-        "mel": _mel(windows, sound.seconds, config) if sound else None,
+        "mel": _mel(windows, sound.seconds, seconds, config) if sound else None,
         "groups": _groups(size, seconds, config) if isinstance(size, VideoSize) and sound else [],
         "tokens": {
             "vision": int((row.slot_kind >= VISION).sum()),
@@ -58,9 +58,11 @@ def _jpeg(tile: UInt8[np.ndarray, "h w 3"]) -> str:
     return _url(image, "jpeg")
 
 
-def _mel(windows: Float32[np.ndarray, "n F M"], seconds: float, config: OmniVinciConfig) -> str:
-    mel = windows.reshape(-1, windows.shape[-1])
-    mel = mel[: max(1, round(seconds * config.sampling_rate / config.audio_hop_length))]
+def _mel(windows: Float32[np.ndarray, "n F M"], heard: float, seconds: float, config: OmniVinciConfig) -> str:
+    """Draws `heard` seconds of sound, then silence up to `seconds`."""
+    rate = config.sampling_rate / config.audio_hop_length
+    mel = windows.reshape(-1, windows.shape[-1])[: max(1, round(heard * rate))]
+    mel = np.pad(mel, ((0, max(0, round(seconds * rate) - len(mel))), (0, 0)), constant_values=mel.min())
     mel = mel[:: -(-len(mel) // _WIDEST_MEL)]
     scaled = (mel - mel.min()) / max(float(np.ptp(mel)), 1e-6)
     colours = matplotlib.colormaps["magma"](scaled.T[::-1])[..., :3]

@@ -18,20 +18,9 @@ from omnivinci_jax.sequence.chat import Media
 from omnivinci_jax.serve.content import Sources
 from omnivinci_jax.serve.decoding import Limits
 from omnivinci_jax.serve.service import Settings
-from omnivinci_jax.settings import VoiceConfig
-from omnivinci_jax.speech import Sound
-from tests.serve.conftest import client_of, serving
+from tests.serve.conftest import Tone, client_of, serving
 
 ROWS = 4
-
-
-class Tone:
-    """A voice that says a tone of 0.1 s for each sentence."""
-
-    config = VoiceConfig()
-
-    def say(self, text: str) -> Sound:
-        return Sound(np.sin(np.arange(1600) * 2 * np.pi * 440 / 16000).astype(np.float32) / 2, 16000)
 
 
 @pytest.fixture(scope="module")
