@@ -26,10 +26,11 @@ class Codecs:
     audio: str
     sample_format: str
     video_options: tuple[tuple[str, str], ...] = ()
+    audio_options: tuple[tuple[str, str], ...] = ()
 
 
 FORMATS = {
-    "mp4": Codecs("libx264", "aac", "fltp", (("preset", "ultrafast"), ("crf", "23"))),
+    "mp4": Codecs("libx264", "aac", "fltp", (("preset", "ultrafast"), ("crf", "23")), (("aac_coder", "fast"),)),
     "webm": Codecs("libvpx-vp9", "libopus", "flt", (("deadline", "realtime"), ("cpu-used", "8"), ("crf", "32"))),
     "wav": Codecs(None, "pcm_s16le", "s16"),
     "flac": Codecs(None, "flac", "s16"),
@@ -78,7 +79,10 @@ def _add_video(
 
 def _add_audio(container: OutputContainer, codecs: Codecs, channels: int, sample_rate: int) -> AudioStream:
     layout = _LAYOUTS[channels]
-    stream = container.add_stream(codecs.audio, rate=sample_rate, layout=layout, format=codecs.sample_format)
+    options = dict(codecs.audio_options)
+    stream = container.add_stream(
+        codecs.audio, rate=sample_rate, layout=layout, format=codecs.sample_format, options=options
+    )
     assert isinstance(stream, AudioStream)
     stream.bit_rate = 32_000 * channels
     stream.codec_context.flags |= Flags.bitexact

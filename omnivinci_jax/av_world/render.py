@@ -56,11 +56,15 @@ def draw_shape(
     centres: Float[np.ndarray, "frames 2"],
 ) -> None:
     """Draws into the frames, with soft edges; centres are (x, y) in pixels."""
-    _, height, width, _ = frames.shape
-    x = (np.arange(width, dtype=np.float32) + 0.5 - centres[:, :1].astype(np.float32))[:, None, :]
-    y = (np.arange(height, dtype=np.float32) + 0.5 - centres[:, 1:].astype(np.float32))[:, :, None]
-    distance = half_side * (SHAPES[shape](x / half_side, y / half_side) - 1)
-    frames += np.clip(0.5 - distance, 0, 1)[..., None] * (colour.astype(np.float32) - frames)
+    reach, colour = half_side + 2, colour.astype(np.float32)  # soft edges of a triangle's corners are 1.2 pixels wide
+    for frame, centre in zip(frames, centres.astype(np.float32), strict=True):
+        first, last = np.maximum(centre - reach, 0).astype(int), np.maximum(centre + reach, 0).astype(int)
+        box = frame[first[1] : last[1], first[0] : last[0]]
+        height, width, _ = box.shape
+        x = np.arange(first[0], first[0] + width, dtype=np.float32) + 0.5 - centre[0]
+        y = np.arange(first[1], first[1] + height, dtype=np.float32)[:, None] + 0.5 - centre[1]
+        distance = half_side * (SHAPES[shape](x / half_side, y / half_side) - 1)
+        box += np.clip(0.5 - distance, 0, 1)[..., None] * (colour - box)
 
 
 def render_sound(
