@@ -93,7 +93,7 @@ class JaxSide:
         forward = jax.jit(self._loss)
         programs = {
             "forward": lambda: forward(self.state.params, batch).block_until_ready(),
-            "train step": self._train_step,
+            "train step": self.train_step,
             "optimizer": self._optimizer(),
         }
         for name, modules, function, *values in (
@@ -121,7 +121,7 @@ class JaxSide:
     def _loss(self, params: dict, batch: Batch) -> jax.Array:
         return self._head_and_loss(params, self.model.apply({"params": params}, batch).hidden, batch)
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
         self.state, metrics = self.step(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
 
