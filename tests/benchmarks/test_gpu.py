@@ -27,7 +27,7 @@ def test_dry_run(tmp_path, monkeypatch):
 
 def test_out_of_time(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", f"gpu --dry --out {tmp_path} --groups loader --seconds 1".split())
-    with pytest.raises(SystemExit, match="^incomplete: loader$"):
+    with pytest.raises(SystemExit, match=r"^incomplete: loader$"):
         gpu.main()
     assert results(tmp_path) == [{"group": "loader", "error": "out of time"}]
     assert "| loader | out of time |" in (tmp_path / "results.md").read_text()
