@@ -13,6 +13,7 @@ from etils import epath
 
 from omnivinci_jax import strict_json
 from omnivinci_jax.errors import Preempted, UserError
+from omnivinci_jax.paths import expanded, is_remote
 
 _MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image"}
 _POSITIONS = "prompt before the media, after half of them (rounded down), or after all"
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--devices", type=int, help="number of devices; default: those of this machine")
 
     command = _command(commands, "check", _check, "list every problem of a JSONL file and its media")
-    command.add_argument("data", type=Path)
+    command.add_argument("data", type=_local_file)
     command.add_argument(
         "--model",
         type=_path,
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = _command(commands, "shard", _shard, "write a JSONL file and its media as ArrayRecord shards")
-    command.add_argument("data", type=Path, help="JSONL file")
+    command.add_argument("data", type=_local_file, help="JSONL file")
     command.add_argument(
         "--out", type=_path, required=True, help="folder for the shards, on a disk or gs://; the same command resumes"
     )
@@ -144,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         "--speech_server", default="", metavar="URL", help="server with OpenAI's /v1/audio/speech to use"
     )
     command.add_argument("--speech_model", default="tts-1", help="speech model of that server")
-    command.add_argument("--data", type=Path, help="answer every conversation of this JSONL file, as JSON lines")
+    command.add_argument("--data", type=_local_file, help="answer every conversation of this JSONL file, as JSON lines")
     command.add_argument("--rows", type=_positive, default=8, help="with --data: batch size")
     _max_skipped_flag(command, 1.0)
 
@@ -296,7 +297,17 @@ def _steps(text: str) -> range:
 
 
 def _path(text: str) -> epath.Path:
-    return epath.Path(text).expanduser()
+    try:
+        return expanded(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _local_file(text: str) -> Path:
+    path = _path(text)
+    if is_remote(path):
+        raise argparse.ArgumentTypeError(f"{text}: is in a bucket: download the file and give its path")
+    return Path(path)
 
 
 def _positive(text: str) -> int:

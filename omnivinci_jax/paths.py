@@ -23,9 +23,21 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def expanded(path: epath.PathLike) -> epath.Path:
+    """Returns a path that a user gave, with its ~ expanded; raises UserError for a URL that is no bucket."""
+    try:
+        return epath.Path(path).expanduser()
+    except KeyError:  # a scheme that epath does not know
+        raise UserError(f"{os.fspath(path)}: URLs are not read: download the file and give its path") from None
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
-    """Returns an absolute path. A bucket path already is one; `Path.absolute` would prepend the current folder."""
-    path = epath.Path(path).expanduser()
+    """Returns an absolute path. A bucket path already is one; `Path.absolute` would prepend the current folder.
+
+    Raises:
+        UserError: see `expanded`.
+    """
+    path = expanded(path)
     return path if is_remote(path) else path.absolute()
 
 

@@ -70,3 +70,27 @@ def test_paths_and_texts_that_are_no_characters_can_be_printed(tmp_path, monkeyp
 def test_a_url_is_not_a_file(capsys):
     assert main(["inspect", "https://a.org/b.mp4"]) == 2
     assert "'https://a.org/b.mp4': URLs are not read: download the file and give its path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "shard --out x", "generate --model x --data", "evaluate --model x --data"]
+)
+def test_a_url_is_not_a_data_file(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "https://a.org/b.jsonl", *(["--out", "y"] if "evaluate" in command else [])])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(": https://a.org/b.jsonl: URLs are not read: download the file and give its path")
+
+
+@pytest.mark.parametrize("command", ["index", "train --workdir {}"])
+def test_a_configuration_may_not_name_a_url(command, tmp_path, capsys):
+    config = [f"--config={REPOSITORY / 'configs' / 'tiny.py'}", "--config.data.train=https://a.org/b.jsonl"]
+    assert main([*command.format(tmp_path).split(), *config]) == 2
+    assert "https://a.org/b.jsonl: URLs are not read: download the file and give" in capsys.readouterr().err
+
+
+def test_a_bucket_is_no_place_for_a_jsonl_file(capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "gs://bucket/data.jsonl"])
+    assert "data.jsonl: is in a bucket: download the file and give its path" in capsys.readouterr().err

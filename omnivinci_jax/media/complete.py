@@ -35,7 +35,7 @@ def check_complete(container: InputContainer, path: str) -> None:
     whole = found * declared / size if name in _BY_FILE_SIZE else (container.duration or 0) / av.time_base
     if name != "ogg" and found < whole - max(0.1, 0.01 * whole):
         raise MediaError(cut_off(path, found, whole))
-    if name == "ogg" or name.startswith("mov") or not whole:
+    if name in ("ogg", "gif") or name.startswith("mov") or not whole:
         raise MediaError(f"{path}: is cut off at {found:.1f} s")
     # Otherwise only an index at the end is missing, or a byte of padding.
 
@@ -108,6 +108,10 @@ def declared_bytes(path: str | os.PathLike[str]) -> int | None:
             return _ogg(file, size)
         if magic[:3] == b"FLV":
             return _flv(file)
+        if magic[:4] == b"GIF8":
+            return _gif(file, size)
+        if magic[:4] == b"\x76\x2f\x31\x01":
+            return _exr(file, size)
         return _mp3(file, magic)
 
 
@@ -193,6 +197,49 @@ def _flv(file: BinaryIO) -> int | None:
     _, found, value = file.read(4096).partition(b"\x00\x08filesize\x00")
     number = struct.unpack(">d", value[:8])[0] if found and len(value) >= 8 else 0.0
     return int(number) if 0 < number < 2**62 else None
+
+
+def _gif(file: BinaryIO, size: int) -> int | None:
+    """Returns more than `size` if the file ends inside a block; blocks say only how long they are themselves."""
+    file.seek(10)
+
+    def skip_table() -> None:
+        flags = int.from_bytes(file.read(1))
+        file.seek(3 * 2 ** (flags % 8 + 1) if flags & 0x80 else 0, os.SEEK_CUR)
+
+    skip_table()
+    file.seek(2, os.SEEK_CUR)
+    while (kind := file.read(1)) in (b"!", b","):  # an extension, an image
+        file.seek(8 if kind == b"," else 1, os.SEEK_CUR)
+        if kind == b",":
+            skip_table()
+            file.seek(1, os.SEEK_CUR)
+        while (length := file.read(1)) != b"\0":
+            if not length:
+                return size + 1
+            file.seek(length[0], os.SEEK_CUR)
+    return None
+
+
+def _exr(file: BinaryIO, size: int) -> int | None:
+    """Returns the end of the last chunk of lines; None for tiles, deep pixels and several parts."""
+    file.seek(0)
+    head = file.read(2**20)
+    if int.from_bytes(head[4:8], "little") & 0x1A00:
+        return None
+    position = 8
+    try:
+        while head[position]:  # an attribute: its name, its type, its length
+            position = head.index(0, head.index(0, position) + 1) + 1
+            position += 4 + int.from_bytes(head[position : position + 4], "little")
+    except (ValueError, IndexError):
+        return None
+    position, first, last = position + 1, size, 0
+    while position < first:  # the table of chunks ends where the first of them begins
+        chunk = int.from_bytes(head[position : position + 8], "little")
+        position, first, last = position + 8, min(first, chunk), max(last, chunk)
+    file.seek(min(last, size) + 4)
+    return last + 8 + int.from_bytes(file.read(4), "little") if first else None
 
 
 def _mp3(file: BinaryIO, magic: bytes) -> int | None:

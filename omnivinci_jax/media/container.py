@@ -34,6 +34,7 @@ MAX_PIXELS = 2 * 89_478_485
 _NOT_MEDIA = {"tty", "hls", "dash", "concat"}
 # Outside these, a header is damaged.
 SAMPLING_RATES = range(1_000, 1_000_001)
+_MP3_TAGS = (b"ID3", b"TAG", b"APE")
 _SILENCE = 2**16
 _JOINT_PACKETS = 8
 
@@ -150,8 +151,10 @@ def packets(
         stream.discard = Discard.default if stream in streams else Discard.all
     # FFmpeg marks a packet just before the joint of two .ts files as corrupt, though nothing is missing there.
     doubtful: dict[int, list[Packet]] = {}
-    plain_samples = container.format.name in PLAIN_SAMPLES
+    plain_samples, mp3 = container.format.name in PLAIN_SAMPLES, container.format.name == "mp3"
     for packet in container.demux(streams):
+        if mp3 and bytes(packet)[:3] in _MP3_TAGS:  # of the second of two files that were joined
+            continue
         if not packet.size:  # the end of the file
             for held in doubtful.values():
                 raise _corrupt(held[0], path)

@@ -19,13 +19,16 @@ from omnivinci_jax.media.container import PathLike
 _SUFFIXES = {".wav", ".flac"}
 # FLAC that was written to a pipe does not store its length; libsndfile then takes the largest number.
 _MAX_SAMPLES = 2**48
+_FLAC_HEADER = 42  # bytes
+_READ_AHEAD = 2**16  # bytes; libsndfile reads a little more than it decodes
 
 
 @contextmanager
 def open_whole(path: PathLike, track: int | None = None) -> Iterator[soundfile.SoundFile | None]:
     """Opens a WAV or FLAC file that libsndfile reads to its end; yields None for all others, which FFmpeg reads.
 
-    The suffix may be wrong, the header may not say the length (a pipe), and the end of the file may be missing.
+    The suffix may be wrong, the header may not say the length (a pipe), the end of the file may be missing, and another
+    file may follow.
 
     Raises:
         MediaError: there is no such file, it is empty, or it has no such track (see `container.sound_stream`).
@@ -44,16 +47,20 @@ def open_whole(path: PathLike, track: int | None = None) -> Iterator[soundfile.S
         if track not in (None, 1):
             raise ffmpeg.no_such_track(path, track, [sound_file.subtype])
         known = 0 < sound_file.frames < _MAX_SAMPLES and sound_file.samplerate in ffmpeg.SAMPLING_RATES
-        yield sound_file if known and _has_last_sample(sound_file) else None
+        yield sound_file if known and _ends_the_file(path) else None
 
 
-def _has_last_sample(sound_file: soundfile.SoundFile) -> bool:
-    """Returns whether the last sample can be read: FLAC's header says how many samples follow, not how many bytes."""
+def _ends_the_file(path: PathLike) -> bool:
+    """Returns whether the last sample can be read, and no other FLAC file follows it, which libsndfile ignores.
+
+    FLAC's header says how many samples follow, not how many bytes.
+    """
     try:
-        sound_file.seek(sound_file.frames - 1)
-        found = len(sound_file.read(1)) == 1
-        sound_file.seek(0)
-        return found
+        with open(path, "rb") as file, soundfile.SoundFile(file) as sound_file:
+            sound_file.seek(sound_file.frames - 1)
+            found = len(sound_file.read(1)) == 1
+            file.seek(max(_FLAC_HEADER, file.tell() - _READ_AHEAD))
+            return found and b"fLaC" not in file.read()
     except soundfile.LibsndfileError:
         return False
 

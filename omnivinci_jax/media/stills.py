@@ -112,6 +112,7 @@ def _read_by_ffmpeg(path: PathLike) -> UInt8[np.ndarray, "h w 3"]:
             if not container.format.name.endswith("_pipe"):  # FFmpeg's readers of single images
                 raise MediaError(f"{path}: is not an image; give a video or a sound as such")
             video = ffmpeg.video_stream(container, path)
+            video.codec_context.options |= {"err_detect": "explode"}  # half a picture is not one
             frames = ffmpeg.decode_packets(ffmpeg.packets(container, [video], path), path, VideoFrame)
             frame = next(frames, None)
     except MediaError as error:

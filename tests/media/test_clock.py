@@ -60,8 +60,11 @@ def test_a_picture_that_is_shown_for_long_is_not_a_joint(tmp_path):
     assert onset(read_waveform(path)) == pytest.approx(25.0, abs=0.1)
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [("opus", "libopus"), ("oga", "flac"), ("ogg", "vorbis")])
-def test_ogg_streams_in_a_row_are_read_to_the_end(tmp_path, suffix, codec):
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("opus", "libopus"), ("oga", "flac"), ("ogg", "vorbis"), ("flac", "flac"), ("mp3", "libmp3lame"), ("ac3", "ac3")],
+)
+def test_joined_sounds_are_read_to_the_end(tmp_path, suffix, codec):
     for part, start, pitch in (("a", 0.5, 500), ("b", 1.0, 1_000)):
         path, waveform = tmp_path / f"{part}.{suffix}", tone(2, start, 48_000, hertz=pitch)
         if codec == "vorbis":
@@ -70,9 +73,12 @@ def test_ogg_streams_in_a_row_are_read_to_the_end(tmp_path, suffix, codec):
             write_video(path, None, waveform=waveform, sampling_rate=48_000, audio_codec=codec)
     path = join(tmp_path / f"joined.{suffix}", tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}")
     waveform = read_waveform(path)
-    assert len(waveform) / 16_000 == probe_audio(path) == pytest.approx(4.0, abs=0.03)
-    assert onset(waveform) == pytest.approx(0.5, abs=0.01)
-    assert onset(waveform[33_000:]) == pytest.approx(3.0 - 33 / 16, abs=0.03)
+    assert len(waveform) == round(probe_audio(path) * 16_000)
+    # An encoder pads the end of a file; FFmpeg may lose a FLAC file's last frame before the next one's header.
+    joint = 0.03 if suffix in ("opus", "oga", "ogg") else 0.1
+    assert len(waveform) / 16_000 == pytest.approx(4.0, abs=joint)
+    assert onset(waveform) == pytest.approx(0.5, abs=0.02)
+    assert onset(waveform[33_000:]) == pytest.approx(3.0 - 33 / 16, abs=joint)
     assert hertz(waveform[10_000:30_000]) == pytest.approx(500, abs=2)
     assert hertz(waveform[50_000:62_000]) == pytest.approx(1_000, abs=2)
 

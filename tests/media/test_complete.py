@@ -99,6 +99,18 @@ def test_half_a_video_raises_an_error(tmp_path, whole, name, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("share", [0.3, 0.58, 0.9])
+def test_half_a_gif_raises_an_error(tmp_path, share):
+    path = write_video(tmp_path / "a.gif", numbered_frames(48), fps=10, codec="gif", pix_fmt="rgb8")
+    assert probe_video(path).duration == pytest.approx(4.8)
+    _cut(path, tmp_path, share)
+    for read in (probe_video, lambda path: read_frames(path, [0])):
+        with pytest.raises(MediaError) as caught:
+            read(path)
+        message = re.fullmatch(rf"{path}: is cut off at ([\d.]+) s", str(caught.value))
+        assert message and float(message[1]) == pytest.approx(4.8 * share, abs=0.5)
+
+
 @pytest.mark.parametrize("magic", ["RIFF....WAVE", ".snd", "fLaC", "caff", "FORM", "OggS", "ID3", "....ftyp"])
 def test_a_few_bytes_declare_nothing(tmp_path, magic):
     (tmp_path / "a.wav").write_bytes(magic.encode())

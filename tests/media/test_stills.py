@@ -65,6 +65,18 @@ def test_photos_of_phones(tmp_path):
     assert np.abs(read_image(path).astype(int) - turned).mean() < 3
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.hdr", "hdr"), ("a.pfm", "pfm")])
+def test_radiance_and_float_maps_are_linear_light(tmp_path, name, codec):
+    linear = np.zeros((32, 40, 3), np.float32)
+    linear[:, :20] = (1.0, 0.0, 0.2140411)  # half of sRGB
+    frame = av.VideoFrame.from_ndarray(linear, "gbrpf32le")
+    if codec == "pfm":
+        frame = frame.reformat(format="gbrpf32be")
+    path = _write_image(tmp_path / name, frame, codec)
+    assert (media_kind(path), probe_image(path)) == ("image", (40, 32))
+    np.testing.assert_allclose(read_image(path)[5, [5, 30]], [(255, 0, 128), (0, 0, 0)], atol=1)
+
+
 def test_exr_is_linear_light(tmp_path):
     linear = np.zeros((32, 40, 3))
     linear[:, :10] = (1.0, 0.0, 0.0)
@@ -82,12 +94,29 @@ def test_exr_is_linear_light(tmp_path):
         read_image(_write_exr(tmp_path / "c.exr", linear))
 
 
-def test_images_that_only_ffmpeg_knows(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [("a.dpx", "dpx", "gbrp10be"), ("a.jls", "jpegls", "rgb24"), ("a.xwd", "xwd", "rgb24")],
+)
+def test_images_that_only_ffmpeg_knows(tmp_path, name, codec, pix_fmt):
     pixels = numbered_frames(6)[5]
     frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-    path = _write_image(tmp_path / "a.dpx", frame.reformat(format="gbrp10be"), "dpx")
+    path = _write_image(tmp_path / name, frame.reformat(format=pix_fmt), codec)
     assert (media_kind(path), probe_image(path)) == ("image", (64, 48))
     assert np.abs(read_image(path).astype(int) - pixels).mean() < 2
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(MediaError):
+        read_image(path)
+
+
+def test_half_an_exr_is_cut_off(tmp_path):
+    path = _write_exr(tmp_path / "a.exr", np.random.default_rng(0).uniform(size=(32, 40, 3)))
+    whole = path.read_bytes()
+    for size in (len(whole) - 1, len(whole) * 6 // 10):
+        path.write_bytes(whole[:size])
+        for read in (read_image, probe_image):
+            with pytest.raises(MediaError, match=r"a\.exr: is cut off"):
+                read(path)
 
 
 @pytest.mark.parametrize(
