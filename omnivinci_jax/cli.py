@@ -12,7 +12,8 @@ from absl import flags
 from etils import epath
 
 from omnivinci_jax import strict_json
-from omnivinci_jax.errors import Preempted, UserError
+from omnivinci_jax.errors import Preempted, UserError, needs_extra
+from omnivinci_jax.evaluation import flags as evaluation_flags
 from omnivinci_jax.paths import expanded, is_remote
 
 _MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image"}
@@ -110,14 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--decoder", choices=("default", "tfio"), default="default", help="sound decoder")
     _max_skipped_flag(command, 0.01)
 
-    command = _command(commands, "evaluate", _evaluate, "measure exact-match accuracy of a model on a data file")
+    command = _command(commands, "evaluate", _evaluate, "measure the accuracy of a model on a data file")
     command.add_argument("--model", type=_path, required=True, help="model directory")
     command.add_argument("--data", type=_path, required=True, help="JSONL file, or folder of shards")
     command.add_argument("--out", type=_path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="stream to drop")
     command.add_argument("--rows", type=int, default=8, help="conversations per batch shard")
     _max_skipped_flag(command, 0.01)
-    _mesh_flag(command, "all devices, parameters sharded (fsdp=-1)")
+    _mesh_flag(command, "all devices, parameters sharded (fsdp=-1); with another --metric, one device")
+    evaluation_flags.add_flags(command)
 
     command = _command(commands, "export", _export, "merge a run's adapters into a new model directory")
     command.add_argument(
@@ -393,10 +395,15 @@ def _shard(arguments) -> int:
 
 
 def _evaluate(arguments) -> int:
+    evaluation_flags.check_flags(arguments)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
+    if arguments.metric != evaluation_flags.FORWARD:
+        from omnivinci_jax.evaluation.command import run
+
+        return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
     from omnivinci_jax.evaluation.accuracy import accuracy_table, evaluate_file
     from omnivinci_jax.evaluation.report import write_results
 
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     started = time.monotonic()
     mesh = _make_mesh(arguments.mesh or "fsdp=-1")
     evaluation = evaluate_file(
@@ -428,11 +435,8 @@ def _chat(arguments) -> int:
 
 
 def _serve(arguments) -> int:
-    try:
+    with needs_extra("serve"):
         from omnivinci_jax.serve.command import run
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'omnivinci-jax[serve]'") from None
-
     return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
 
 

@@ -1,6 +1,8 @@
 """Errors that a user can cause: the command line prints them as one line and exits with code 2."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 # Longer lines are cut in the middle: their start says where, their end what.
@@ -28,6 +30,15 @@ class ConfigError(UserError):
 
 class Preempted(Exception):
     """The run was interrupted from outside; the same command resumes it from its last checkpoint."""
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turns an import that fails in this block into a UserError that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'omnivinci-jax[{extra}]'") from None
 
 
 def printable(text: str) -> str:

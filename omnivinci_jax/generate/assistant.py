@@ -1,8 +1,9 @@
 """`omnivinci_jax.load`: a model that answers questions."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,20 @@ class Assistant(model_dir.LoadedModel):
                 results.append(error)
         answers = iter(_finished(Stream(self.engine, prompts, settings, 1, began)) if prompts else ())
         return [result if result else next(answers) for result in results]
+
+    def generate_all(
+        self, questions: Iterable[Conversation | Exception], at_once: int, **sampling: Any
+    ) -> Iterator[Answer | Exception]:
+        """Yields the answer to each of any number of questions, in order, decoding `at_once` of them together.
+
+        The questions are drawn as they are needed. In place of one that could not be read stands what reading it
+        raised; it is yielded as it is, as is the error of a question that cannot be answered.
+        """
+        questions = iter(questions)
+        while asked := list(islice(questions, at_once)):
+            answers = iter(self.generate_batch([q for q in asked if isinstance(q, Conversation)], **sampling))
+            for question in asked:
+                yield next(answers) if isinstance(question, Conversation) else question
 
     def stream(self, question: Question, **sampling: Any) -> Stream:
         """Streams the answer to one question as pieces of text; `stream.answers` has the complete answer."""

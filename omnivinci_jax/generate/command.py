@@ -188,16 +188,12 @@ def _answer_file(arguments: Namespace, sampling: dict, mesh: Mesh | None) -> int
     records = Jsonl(arguments.data)
     entries = records.entries()
     model, problems = load_for_command(arguments, mesh), []
-    for first in range(0, len(entries), arguments.rows):
-        part = entries[first : first + arguments.rows]
-        asked = [_question(records, entry) for entry in part]
-        answers = iter(model.generate_batch([q for q in asked if isinstance(q, Conversation)], **sampling))
-        for entry, question in zip(part, asked, strict=True):
-            answer = next(answers) if isinstance(question, Conversation) else question
-            if isinstance(answer, Exception):
-                problems.append(describe_at(f"{records.path}:{entry.line}", answer))
-            record = {"error": problems[-1]} if isinstance(answer, Exception) else answer_record(answer)
-            print(strict_json.dumps(record), flush=True)
+    asked = (_question(records, entry) for entry in entries)
+    for entry, answer in zip(entries, model.generate_all(asked, arguments.rows, **sampling), strict=True):
+        if isinstance(answer, Exception):
+            problems.append(describe_at(f"{records.path}:{entry.line}", answer))
+        record = {"error": problems[-1]} if isinstance(answer, Exception) else answer_record(answer)
+        print(strict_json.dumps(record), flush=True)
         check_skipped(problems, len(entries), arguments.max_skipped, records.path)
     if problems:
         print(f"omnivinci generate: {len(problems)} of {len(entries)} could not be answered", file=sys.stderr)

@@ -11,14 +11,14 @@ from jaxtyping import Float32, UInt8
 from omnivinci_jax.data.index import Index, IndexPool
 from omnivinci_jax.data.mixture import Blocks, Mixture
 from omnivinci_jax.data.processor import Processor
+from omnivinci_jax.data.questions import Question, read_question
 from omnivinci_jax.data.records import Entry, WrappedRecords
 from omnivinci_jax.data.setup import open_usable
 from omnivinci_jax.data.sources import open_records, source_records, training_sources
-from omnivinci_jax.errors import ConfigError, DataError, describe_at
+from omnivinci_jax.errors import ConfigError, describe_at
 from omnivinci_jax.paths import absolute
-from omnivinci_jax.rl.questions import Question, read_question
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.sequence.chat import Conversation, Message
+from omnivinci_jax.sequence.chat import Conversation
 from omnivinci_jax.sequence.row import Row
 from omnivinci_jax.settings import DataConfig, TrainConfig
 
@@ -39,12 +39,7 @@ class PromptRecords(WrappedRecords):
         """See `Records`; raises DataError if the record has no right answer, or no user message at its end."""
         conversation = self.records.conversation(entry).unanswered
         read_question(self.record(entry), conversation.where)
-        *earlier, last = conversation.messages
-        if last.role != "user":
-            raise DataError(f"{conversation.where}: a prompt must end with a message of the user")
-        if self.instruction:
-            last = Message("user", (*last.content, f"\n{self.instruction}"))
-        return replace(conversation, messages=(*earlier, last))
+        return conversation.with_line(self.instruction)
 
 
 class LoadedPrompt(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from omnivinci_jax.data.questions import Question
 from omnivinci_jax.errors import ConfigError
-from omnivinci_jax.rl.questions import Question
 from omnivinci_jax.rl.reward_workers import RewardWorkers
 from omnivinci_jax.settings import GRPOConfig, nearest
 

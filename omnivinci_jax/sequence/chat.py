@@ -9,6 +9,7 @@ Kind = Literal["image", "video", "sound"]
 Role = Literal["system", "user", "assistant"]
 
 DEFAULT_SYSTEM = "You are a helpful assistant"  # as in the published template, without a full stop
+TRANSCRIBE = "Transcribe the Speech."  # the paper's prompt
 PLACEHOLDERS: dict[Kind, str] = {"image": "<image>", "video": "<vila/video>", "sound": "<sound>"}
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
@@ -71,6 +72,17 @@ class Conversation:
         if not count:
             raise DataError(f"{self.where}: there is no prompt: the only message is the assistant's")
         return replace(self, messages=self.messages[:count])
+
+    def with_line(self, text: str) -> "Conversation":
+        """The conversation with one more line (unless it is empty) at the end of its last message.
+
+        Raises DataError if that is not the user's.
+        """
+        *earlier, last = self.messages
+        if last.role != "user":
+            raise DataError(f"{self.where}: a prompt must end with a message of the user")
+        added = (f"\n{valid_text(text)}",) if text else ()
+        return replace(self, messages=(*earlier, Message("user", (*last.content, *added))))
 
 
 class Rendered(NamedTuple):

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnivinci_jax.errors import UserError, printable
 from omnivinci_jax.generate.engine import Engine
-from omnivinci_jax.sequence.chat import Conversation, valid_text
+from omnivinci_jax.sequence.chat import TRANSCRIBE, Conversation, valid_text
 from omnivinci_jax.sequence.chat import Message as Turn
 from omnivinci_jax.serve.chat import Chat
 from omnivinci_jax.serve.content import read_conversation, uploaded
@@ -27,7 +27,6 @@ from omnivinci_jax.serve.service import Service, Settings
 from omnivinci_jax.speech import Voice
 
 _PAGE = Path(__file__).parent / "page"
-_TRANSCRIBE = "Transcribe the Speech."  # the paper's prompt
 
 
 def make_app(engine: Engine, name: str, settings: Settings | None = None, voice: Voice | None = None) -> FastAPI:
@@ -93,7 +92,7 @@ def make_app(engine: Engine, name: str, settings: Settings | None = None, voice:
         request: Request,
         file: UploadFile,
         model: Annotated[str, Form()] = "",
-        prompt: Annotated[str, Form()] = _TRANSCRIBE,
+        prompt: Annotated[str, Form()] = TRANSCRIBE,
         response_format: Annotated[Literal["json", "text"], Form()] = "json",
         temperature: Annotated[float, Form()] = 0.0,
         max_tokens: Annotated[int, Form()] = 256,

@@ -1,7 +1,7 @@
 import pytest
 
+from omnivinci_jax.data.questions import Question, read_question
 from omnivinci_jax.errors import ConfigError, DataError, UserError
-from omnivinci_jax.rl.questions import Question, read_question
 from omnivinci_jax.rl.reward_workers import RewardWorkers
 from omnivinci_jax.rl.rewards import Answered, Rewards, accuracy_reward, format_reward
 from omnivinci_jax.settings import GRPOConfig, RewardConfig

@@ -1,6 +1,7 @@
-"""The question that a record asks: its right answer and its options, which rewards compare an answer with."""
+"""The question that a record asks: its right answer and its options, which rewards and metrics use."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +26,19 @@ class Question:
         Case, white space and a final full stop do not matter. A single letter is always the letter of an option.
         """
         if not self.options:
-            return _plain(answer) == _plain(self.answer)
-        return self._option(answer) == self._option(self.answer) is not None
+            return plain(answer) == plain(self.answer)
+        return self.option(answer) == self.option(self.answer) is not None
 
-    def _option(self, answer: str) -> int | None:
+    def option(self, answer: str) -> int | None:
         """Returns the index of the option that an answer names."""
-        texts, answer = [_plain(option) for option in self.options], answer.strip()
+        texts, answer = [plain(option) for option in self.options], answer.strip()
         if found := _LETTER.fullmatch(answer):
             return self._index(found[1])
-        if _plain(answer) in texts:
-            return texts.index(_plain(answer))
+        if plain(answer) in texts:
+            return texts.index(plain(answer))
         if found := _LABELLED.fullmatch(answer):
             index = self._index(found[1])
-            return index if index is not None and texts[index] == _plain(found[2]) else None
+            return index if index is not None and texts[index] == plain(found[2]) else None
         return None
 
     def _index(self, letter: str) -> int | None:
@@ -55,25 +56,26 @@ def read_question(record: dict[str, Any], where: str) -> Question:
     answer, options = record.get(key), record.get("options") or []
     if not isinstance(answer, str) or not answer.strip():
         given = f"{key!r} is {shown(answer)}" if key in record else 'there is no "answer" beside the messages'
-        raise DataError(f"{where}: {given}: a reward needs the right answer as a text")
+        raise DataError(f"{where}: {given}: give the right answer as a text")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise DataError(f"{where}: 'options' must be a list of texts: {shown(options)}")
     if found := _SOLUTION.fullmatch(answer):
         answer = found[1]
-    question = Question(answer.strip(), tuple(_without_letters(options)))
+    question = Question(answer.strip(), tuple(without_letters(options)))
     if options and not question.is_right(answer):
         raise DataError(f"{where}: the {key} {shown(answer)} is none of the options {shown(options)}")
     return question
 
 
-def _without_letters(options: list[str]) -> list[str]:
-    """Removes "A. ", "B. ", ... if every option begins with its letter."""
+def without_letters(options: Sequence[str]) -> list[str]:
+    """Returns the options; removes "A. ", "B. ", ... if every option begins with its letter."""
     labelled = [_LABELLED.fullmatch(option.strip()) for option in options]
     letters = "".join(found[1].upper() for found in labelled if found)
     if letters == "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]:
         return [found[2] for found in labelled if found]
-    return options
+    return list(options)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Returns a text without case, extra white space and a final full stop."""
     return " ".join(text.split()).rstrip(".").casefold()

@@ -1,0 +1,56 @@
+"""The flags of `omnivinci evaluate` for metrics of generated answers. Does not import jax."""
+
+import argparse
+from argparse import Namespace
+from pathlib import Path
+
+from omnivinci_jax.errors import ConfigError
+
+FORWARD = "tokens"  # the metric of one forward pass, without generation
+METRICS = (FORWARD, "exact", "choice", "likelihood", "string_match", "relaxed", "anls", "vqa", "wer", "bleu")
+_DEFAULTS = {
+    "prompt": "",
+    "max_new_tokens": 64,
+    "frames": None,
+    "dtype": "float32",
+    "normalizer": "english",
+    "bleu_tokenizer": "13a",
+    "mmar": None,
+    "mmau": None,
+}
+
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """Adds the flags. Those not given are None until `check_flags`."""
+    command.add_argument(
+        "--metric", choices=METRICS, default=FORWARD,
+        help="tokens (default): whether each token of the right answer is the likeliest, by one forward pass, with the "
+        "loss; the others judge answers that the model generates (docs/evaluation.md)",
+    )  # fmt: skip
+    command.add_argument("--prompt", help="a line to add to every question, such as the form of the answer")
+    command.add_argument("--max_new_tokens", type=int, help="longest answer in tokens; default: 64")
+    command.add_argument("--frames", type=int, help="most frames of a video; default: the model's")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of activations; default: float32")
+    add_normalizer_flag(command, None)
+    command.add_argument(
+        "--bleu_tokenizer", choices=("13a", "intl", "char", "zh", "none"), help="sacrebleu's; default: 13a"
+    )
+    command.add_argument("--mmar", type=Path, metavar="FILE", help="also write answers for MMAR's own scorer")
+    command.add_argument("--mmau", type=Path, metavar="FILE", help="also write answers for MMAU's own scorer")
+
+
+def add_normalizer_flag(command: argparse.ArgumentParser, default: str | None) -> None:
+    """Adds --normalizer."""
+    command.add_argument(
+        "--normalizer", choices=("english", "basic"), default=default,
+        help="Whisper's normalizer for WER: of English (default), or of any language",
+    )  # fmt: skip
+
+
+def check_flags(arguments: Namespace) -> None:
+    """Fills in defaults; raises ConfigError for flags that the metric does not read."""
+    for name, default in _DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif arguments.metric == FORWARD:
+            raise ConfigError(f"--{name} belongs to metrics of generated answers: add --metric, for example choice")
