@@ -4,13 +4,22 @@ omnivinci train --config configs/downstream/time_series.py --workdir runs/italy
 """
 
 from configs.tiny import TOKENIZER, model_config
-from omnivinci_jax.config import OmniVinciConfig, SiglipConfig
+from omnivinci_jax.config import OmniVinciConfig, Qwen2Config, SiglipConfig
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.settings import DataConfig, OptimizerConfig, TrainConfig, to_config_dict
 
 
 def picture_model() -> OmniVinciConfig:
-    """Returns the tiny model with one tile of 84 pixels a picture, so that its tower sees a plot whole."""
+    """Returns a tiny model with one tile of 84 pixels a picture, so that its tower sees a plot whole."""
+    text = Qwen2Config(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+    )
     vision = SiglipConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -19,7 +28,7 @@ def picture_model() -> OmniVinciConfig:
         image_size=84,
         patch_size=14,
     )
-    return model_config().replace(vision=vision, s2_scales=(84,), max_tiles=1)
+    return model_config().replace(text=text, vision=vision, s2_scales=(84,), max_tiles=1)
 
 
 def picture_settings(folder: str, steps: int) -> TrainConfig:
@@ -35,7 +44,7 @@ def picture_settings(folder: str, steps: int) -> TrainConfig:
             workers=1,
             cache_media=True,
         ),
-        optimizer=OptimizerConfig(name="muon", learning_rate=2e-3),
+        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3),
         steps=steps,
         dtype="float32",
         tower_remat="none",
@@ -46,4 +55,4 @@ def picture_settings(folder: str, steps: int) -> TrainConfig:
 
 
 def get_config():
-    return to_config_dict(picture_settings("runs/italy_plots", steps=300))
+    return to_config_dict(picture_settings("runs/italy_plots", steps=400))

@@ -17,6 +17,12 @@ def add_parsers(command: argparse.ArgumentParser) -> None:
     action = _action(actions, "control_charts", _control_charts, "generated control charts of the paper's nine classes")
     _counts(action, train=3600, test=900)
 
+    action = _action(actions, "wm811k", _wm811k, "wafer maps of WM-811K with one of its eight defects")
+    action.add_argument("table", type=Path, metavar="LSWMD.pkl")
+
+    action = _action(actions, "wafer_maps", _wafer_maps, "generated wafer maps of WM-811K's eight defects")
+    _counts(action, train=3200, test=800)
+
 
 def _action(actions, name: str, run: Callable[[argparse.Namespace], dict[str, int]], text: str):
     def print_counts(arguments: argparse.Namespace) -> int:
@@ -44,5 +50,17 @@ def _ucr(arguments: argparse.Namespace) -> dict[str, int]:
 
 def _control_charts(arguments: argparse.Namespace) -> dict[str, int]:
     from omnivinci_jax.downstream.control_charts import generate
+
+    return generate(arguments.out, arguments.train, arguments.test, arguments.seed)
+
+
+def _wm811k(arguments: argparse.Namespace) -> dict[str, int]:
+    from omnivinci_jax.downstream.wafer_maps import convert
+
+    return convert(arguments.table, arguments.out)
+
+
+def _wafer_maps(arguments: argparse.Namespace) -> dict[str, int]:
+    from omnivinci_jax.downstream.wafer_maps import generate
 
     return generate(arguments.out, arguments.train, arguments.test, arguments.seed)

@@ -27,7 +27,7 @@ def draw_chart(kind: str, rng: np.random.Generator) -> Float[np.ndarray, "1 60"]
 
     cluster: the values bunch on a few levels. constant: a stuck sensor, almost without noise. cycling: a sine.
     missing: an outage of 6 to 20 points. period_trending: a sine on a trend. periodic_patterns: a short spike repeats.
-    shift: one step to another level. trending: a slope. uneven: noise many times as strong over a part of the chart as elsewhere.
+    shift: one step to another level. trending: a slope. uneven: noise that is strong over a part of the chart.
     """
     time = np.arange(LENGTH)
     noise = rng.uniform(-3, 3, LENGTH) * SIGMA

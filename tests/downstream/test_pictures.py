@@ -115,7 +115,7 @@ def test_control_charts_have_the_properties_of_their_classes():
     steps = charts["shift"][:, -20:].mean(axis=1) - charts["shift"][:, :20].mean(axis=1)
     assert np.all(np.abs(steps) > 4) and (steps > 0).any() and (steps < 0).any()
     slopes = np.abs(np.polyfit(np.arange(60), charts["trending"].T, 1)[0])
-    assert 0.15 < slopes.min() and slopes.max() < 0.55
+    assert slopes.min() > 0.15 and slopes.max() < 0.55
     for kind in ("cycling", "period_trending"):
         waves = charts[kind] - np.stack([np.polyval(np.polyfit(range(60), v, 1), range(60)) for v in charts[kind]])
         peaks = np.abs(np.fft.rfft(waves)).argmax(axis=1)
