@@ -12,6 +12,7 @@ from absl import flags
 from etils import epath
 
 from omnivinci_jax import strict_json
+from omnivinci_jax.downstream import command as convert_data
 from omnivinci_jax.errors import Preempted, UserError, needs_extra
 from omnivinci_jax.evaluation import flags as evaluation_flags
 from omnivinci_jax.paths import expanded, is_remote
@@ -168,6 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, text in _CONVERSIONS.items():  # `conversion` parses their arguments
         actions.add_parser(name, help=text, add_help=False, allow_abbrev=False)
+
+    convert_data.add_parsers(_command(commands, "convert-data", None, "turn published data sets into conversations"))
 
     command = _command(commands, "plan", _plan, "compile a training step for another machine")
     command.add_argument("--topology", required=True, help="for example v5e:8x8, v5p:4x4x4, v6e:8x8, h100:8 or h200:8")
