@@ -16,6 +16,7 @@ _PACKAGES = (
     "config",
     "config_json",
     "data",
+    "data_engine",
     "evaluation",
     "generate",
     "media",
