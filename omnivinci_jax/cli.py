@@ -12,6 +12,7 @@ from absl import flags
 from etils import epath
 
 from omnivinci_jax import strict_json
+from omnivinci_jax.data_engine import command as data_engine
 from omnivinci_jax.downstream import command as convert_data
 from omnivinci_jax.errors import Preempted, UserError, needs_extra
 from omnivinci_jax.evaluation import flags as evaluation_flags
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = ["av_world", "generate", *argv[1:]]
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command in ("train", "ablate", "index", "shardings", "plan"):
+    if arguments.command in ("train", "ablate", "index", "shardings", "plan", "data-engine"):
         arguments.config_arguments = rest
     elif arguments.command == "convert":
         arguments.convert_arguments = rest
@@ -156,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     _generation_flags(command)
 
     _serve_flags(_command(commands, "serve", _serve, "serve a model with OpenAI's API and a page to try it"))
+
+    engine = _command(commands, "data-engine", data_engine.run, "make omni-modal conversations of a folder of videos")
+    data_engine.add_flags(engine)
 
     command = _command(commands, "inspect", _inspect, "draw what the model sees of a file")
     command.add_argument("file")

@@ -17,6 +17,7 @@ _PACKAGES = (
     "config_json",
     "data",
     "downstream",
+    "data_engine",
     "evaluation",
     "generate",
     "media",

@@ -172,6 +172,19 @@ def iterate_frames(path: PathLike, indices: Int[np.ndarray, " n"]) -> Iterator[U
             last = index
 
 
+def iterate_sound(
+    path: PathLike, sampling_rate: int = 16_000, track: int | None = None
+) -> Iterator[Float32[np.ndarray, " t"]]:
+    """Yields a file's sound as `read_waveform` returns it, in blocks; the last samples may be missing or silent.
+
+    Raises:
+        MediaError: as `read_waveform`.
+    """
+    with _open_sound(path, track) as sound:
+        resampled = pcm.resample(pcm.finite(sound.blocks, sound.rate, path), sound.rate, sampling_rate)
+        yield from pcm.finite(resampled, sampling_rate, path)
+
+
 def read_waveform(
     path: PathLike, sampling_rate: int = 16_000, max_seconds: float = math.inf, track: int | None = None
 ) -> Float32[np.ndarray, " samples"]:
