@@ -84,9 +84,10 @@ def write_config(
     path: epath.PathLike,
     base: Mapping[str, Any] | None = None,
     untrained: Iterable[str] = (),
+    quantization: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes config.json of a model directory; for the arguments see `to_json`."""
-    epath.Path(path).write_text(json.dumps(to_json(config, base, untrained), indent=2) + "\n")
+    epath.Path(path).write_text(json.dumps(to_json(config, base, untrained, quantization), indent=2) + "\n")
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
@@ -121,7 +122,8 @@ def from_json(root: Mapping[str, Any], where: str = "config.json") -> OmniVinciC
             raise ConfigError(f"{where}: no {key}, {legacy} or {folder}/config.json")
         parts[part] = part_from_json(part, root[key], f"{where}: {key}")
     unpublished = dict(root.get(UNPUBLISHED, {}))
-    unpublished.pop("untrained", None)  # of the parameters, not of the configuration: see untrained_modules
+    for name in ("untrained", "quantization"):  # of the parameters, not of the configuration
+        unpublished.pop(name, None)
     video, sound = (_encoder(root, name, where) for name in ("video", "sound"))
     chunk = str(root.get("audio_chunk_length", "max_3600"))
     publisher = _publisher(root)
@@ -173,8 +175,16 @@ def untrained_modules(root: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(root.get(UNPUBLISHED, {}).get("untrained", ()))
 
 
+def quantization_of(root: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns how the parameters of a config.json were quantized (quantize/recipes.py), or None if they were not."""
+    return root.get(UNPUBLISHED, {}).get("quantization")
+
+
 def to_json(
-    config: OmniVinciConfig, base: Mapping[str, Any] | None = None, untrained: Iterable[str] = ()
+    config: OmniVinciConfig,
+    base: Mapping[str, Any] | None = None,
+    untrained: Iterable[str] = (),
+    quantization: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Converts to the merged form.
 
@@ -182,6 +192,7 @@ def to_json(
         config: the model.
         base: a published config.json whose keys that do not affect the model are kept.
         untrained: modules that were initialised and never trained.
+        quantization: how the parameters were quantized.
     """
     root = {"model_type": "audiovisualflamingo", **(base or {})}
     for part, (key, _, legacy) in PARTS.items():
@@ -233,6 +244,8 @@ def to_json(
     }
     if names := sorted(untrained):
         root[UNPUBLISHED]["untrained"] = names
+    if quantization:
+        root[UNPUBLISHED]["quantization"] = dict(quantization)
     return root
 
 

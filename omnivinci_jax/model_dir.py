@@ -1,6 +1,6 @@
 """Model directories: config.json, the tokenizer's files and params/ (Orbax)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from omnivinci_jax.config import OmniVinciConfig
@@ -21,6 +21,7 @@ from omnivinci_jax.mesh.rules import parameter_shardings
 from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.initialization import abstract_boxes, abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.quantized import QuantizedArray, as_dicts, from_dicts, is_quantized
 from omnivinci_jax.paths import absolute
 from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
 
@@ -81,18 +82,32 @@ def shardings_of(model: OmniVinci, mesh: Mesh | None) -> dict:
     return jax.tree.map(lambda _: device, abstract_params(model.config))
 
 
+def quantized_sharding(sharding: Sharding) -> QuantizedArray:
+    """Returns the shardings of a quantized kernel's arrays, from the kernel's; scales replicate along the inputs."""
+    if not isinstance(sharding, NamedSharding):
+        return QuantizedArray(sharding, sharding)
+    *stack, rows, columns = sharding.spec
+    specs = PartitionSpec(*stack, columns, rows), PartitionSpec(*stack, columns, None)
+    return QuantizedArray(*(NamedSharding(sharding.mesh, spec) for spec in specs))
+
+
 def load_params(folder: epath.PathLike, shardings: dict) -> dict:
     """Loads the parameters of a model directory that are in `shardings`, in their stored types.
 
     Raises:
         UserError: they are damaged, or hold values that are not finite.
     """
-    stored = cast("dict[tuple[str, ...], jax.ShapeDtypeStruct]", traverse_util.flatten_dict(stored_params(folder)))
-    shapes = {
-        path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype, sharding=sharding)
-        for path, sharding in traverse_util.flatten_dict(shardings).items()
-    }
-    shapes = traverse_util.unflatten_dict(shapes)
+    stored = cast("dict[tuple[str, ...], Any]", traverse_util.flatten_dict(stored_params(folder)))
+
+    def place(leaf: Any, sharding: Any) -> Any:
+        if is_quantized(leaf) and not is_quantized(sharding):
+            sharding = quantized_sharding(sharding)
+        return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), leaf, sharding)
+
+    flat = cast("dict[tuple[str, ...], Any]", traverse_util.flatten_dict(shardings))
+    shapes = as_dicts(
+        traverse_util.unflatten_dict({path: place(stored[path], sharding) for path, sharding in flat.items()})
+    )
     restore = ocp.args.PyTreeRestore(
         shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
     )
@@ -103,11 +118,15 @@ def load_params(folder: epath.PathLike, shardings: dict) -> dict:
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
         raise _damaged(path, error) from None
     check_finite(params, path)
-    return params
+    return from_dicts(params)
 
 
 def stored_params(folder: epath.PathLike) -> dict:
-    """Returns shapes and types of a model directory's parameters; raises UserError if there are none to read."""
+    """Returns shapes and types of a model directory's parameters, quantized arrays among them.
+
+    Raises:
+        UserError: there are none to read.
+    """
     path = absolute(folder) / "params"
     if not (path / "_METADATA").is_file():
         raise UserError(f"{path}: no parameters (no Orbax checkpoint)")
@@ -116,7 +135,7 @@ def stored_params(folder: epath.PathLike) -> dict:
             tree = checkpointer.metadata(path).item_metadata.tree
     except Exception as error:  # as in `load_params`
         raise _damaged(path, error) from None
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
+    return from_dicts(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree))
 
 
 def check_finite(params: Any, where: epath.PathLike) -> None:
@@ -157,7 +176,7 @@ def check_shapes(stored: dict, expected: dict, where: epath.PathLike, expected_b
     """Raises UserError, naming the parameter, unless both trees have the same leaves of the same shapes."""
     stored, expected = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-        for leaves in map(lambda tree: jax.tree_util.tree_flatten_with_path(tree)[0], (stored, expected))
+        for leaves in map(lambda tree: jax.tree_util.tree_flatten_with_path(tree, is_quantized)[0], (stored, expected))
     )
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
@@ -178,6 +197,7 @@ def save(
     params: dict,
     tokenizer: Tokenizer,
     untrained: Iterable[str] = (),
+    quantization: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model directory; replaces an existing one once the new one is complete.
 
@@ -187,10 +207,11 @@ def save(
         params: all its parameters.
         tokenizer: its files are copied.
         untrained: modules that were initialised and never trained; exports leave them out.
+        quantization: how the parameters were quantized.
     """
     with atomic_directory(folder, replace=True) as part:
         if is_main():
-            write_config(config, part / "config.json", untrained=untrained)
+            write_config(config, part / "config.json", untrained=untrained, quantization=quantization)
             for file in (tokenizer.path.with_name(name) for name in FILES):
                 if file.exists():
                     (part / file.name).write_bytes(file.read_bytes())
@@ -206,6 +227,7 @@ def save_params(folder: epath.Path, params: dict) -> None:
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
+            params = as_dicts(params)
             checkpointer.save(folder / "params", params, save_args=jax.tree.map(chunks, params))
     except ValueError as error:  # TensorStore's error for a full disk
         raise OSError(str(error)) from error

@@ -40,8 +40,9 @@ from omnivinci_jax.generate.scheduler import (
 from omnivinci_jax.generate.weights import Weights, decoding_weights
 from omnivinci_jax.mesh.mesh import on_mesh
 from omnivinci_jax.mesh.rules import BATCH_AXES
-from omnivinci_jax.model_dir import shardings_of
+from omnivinci_jax.model_dir import quantized_sharding, shardings_of
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.quantized import is_quantized
 from omnivinci_jax.sequence.chat import Conversation, Media
 from omnivinci_jax.sequence.row import Row
 
@@ -300,11 +301,10 @@ class Engine:
                 leaves = cast("dict[tuple[str, ...], jax.Array]", traverse_util.flatten_dict(params))
                 shardings = traverse_util.flatten_dict(shardings_of(self.model, self.mesh))
                 # Adapters stay where they are: they come from a training run on the same mesh.
-                placed = {
-                    path: jax.device_put(leaf, shardings[path]) if path in shardings else leaf
-                    for path, leaf in leaves.items()
-                }
-                params = traverse_util.unflatten_dict(placed)
+                for path, sharding in shardings.items():
+                    target = quantized_sharding(sharding) if is_quantized(leaves[path]) else sharding
+                    leaves[path] = jax.device_put(leaves[path], target)
+                params = traverse_util.unflatten_dict(leaves)
             return decoding_weights(self.model, params)
 
     def _on_mesh(self, *rules: tuple[str, str | None]) -> AbstractContextManager[None]:

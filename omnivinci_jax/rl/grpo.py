@@ -98,7 +98,7 @@ def train(
 
     updates = config.steps * grpo.updates
     optimizer = make_optimizer(config.optimizer, updates, config.model)
-    shapes, shardings = abstract_state(model, optimizer, config, mesh)
+    shapes, shardings = abstract_state(model, optimizer, config, mesh, start)
     loss_fn = GRPOLoss(model, grpo.epsilon, grpo.beta, grpo.temperature)
     update = make_train_step(loss_fn, optimizer, shardings, microbatches=config.microbatches)
     best = BestModel(workdir, config, processor.tokenizer, initially_untrained(config, start))

@@ -5,6 +5,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from omnivinci_jax import model_dir
+from omnivinci_jax.config_json import quantization_of, read_json
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.rules import replicated
 from omnivinci_jax.models.lora import merge_adapters
@@ -26,7 +27,8 @@ def export(workdir: epath.Path, out: epath.Path, mesh: Mesh | None = None) -> No
         mesh: shards the model; None puts it on the first device.
 
     Raises:
-        UserError: there is no run, or it has no adapters; the start model no longer exists; `out` exists.
+        UserError: there is no run, or it has no adapters; the start model no longer exists, or is quantized; `out`
+            exists.
     """
     if out.exists():
         raise UserError(f"{out}: already exists; nothing was overwritten")
@@ -34,6 +36,11 @@ def export(workdir: epath.Path, out: epath.Path, mesh: Mesh | None = None) -> No
     model = OmniVinci(config.model)
     start = find_start(config, model)
     assert start is not None  # a run with adapters has one
+    if quantization_of(read_json(start / "config.json")):
+        raise UserError(
+            f"{workdir}: the run started from {start}, which is quantized: adapters cannot be merged into it; "
+            "train them on the model before quantization"
+        )
     scale = config.lora.alpha / config.lora.rank
     shardings = model_dir.shardings_of(model, mesh)
     if mesh:

@@ -21,13 +21,20 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.mesh.rules import parameter_shardings, replicated
-from omnivinci_jax.model_dir import load_params
+from omnivinci_jax.model_dir import load_params, quantized_sharding, stored_params
 from omnivinci_jax.models.attention_kernels import choose_implementation
 from omnivinci_jax.models.compute import Compute
-from omnivinci_jax.models.initialization import abstract_boxes, boxed_params, parameter_roles, unbox_abstract
+from omnivinci_jax.models.initialization import (
+    abstract_boxes,
+    abstract_params,
+    boxed_params,
+    parameter_roles,
+    unbox_abstract,
+)
 from omnivinci_jax.models.lora import add_adapters, without_adapters
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.parameters import Role
+from omnivinci_jax.models.quantized import is_quantized
 from omnivinci_jax.models.weights import Weight, cast
 from omnivinci_jax.settings import LoraConfig, TrainConfig
 from omnivinci_jax.train.start import only_modules
@@ -125,29 +132,54 @@ def merge(first: dict, second: dict) -> dict:
 
 
 def abstract_state(
-    model: OmniVinci, optimizer: optax.GradientTransformation, config: TrainConfig, mesh: Mesh | AbstractMesh
+    model: OmniVinci,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    mesh: Mesh | AbstractMesh,
+    start: epath.Path | None = None,
 ) -> tuple[TrainState, TrainState]:
     """Returns the shapes and the shardings of a state, without creating it.
 
     An array of the optimizer is sharded like the parameter whose path ends its own path; all others are replicated.
+    `start` comes from `find_start`; its quantized parameters stay quantized.
 
     Raises:
-        ConfigError: the mesh does not divide a parameter, or an expression matches nothing.
+        ConfigError: the mesh does not divide a parameter, an expression matches nothing, or a quantized parameter
+            would train.
     """
     boxed = abstract_initial(config)
     layout = traverse_util.flatten_dict(parameter_shardings(boxed, mesh), sep="/")
     by_path = typing.cast("dict[str, NamedSharding]", layout)
+    params = merge(unbox_abstract(boxed), _stored_quantized(start, config))
 
-    def sharding(path, leaf) -> jax.sharding.Sharding:
+    def sharding(path, leaf) -> Any:
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        for start in range(len(names)):
-            found = by_path.get("/".join(names[start:]))
+        for first in range(len(names)):
+            found = by_path.get("/".join(names[first:]))
+            if found is not None and is_quantized(leaf):
+                return quantized_sharding(found)
             if found is not None and len(found.spec) <= leaf.ndim:
                 return found
         return replicated(mesh)
 
-    shapes = jax.eval_shape(partial(_make_state, model, optimizer, config), unbox_abstract(boxed))
-    return shapes, jax.tree_util.tree_map_with_path(sharding, shapes)
+    shapes = jax.eval_shape(partial(_make_state, model, optimizer, config), params)
+    return shapes, jax.tree_util.tree_map_with_path(sharding, shapes, is_leaf=is_quantized)
+
+
+def _stored_quantized(start: epath.Path | None, config: TrainConfig) -> dict:
+    """Returns the shapes of the quantized parameters that the run loads; raises ConfigError if one would train."""
+    if start is None:
+        return {}
+    stored = traverse_util.flatten_dict(only_modules(stored_params(start), config.start_modules))
+    quantized = traverse_util.unflatten_dict({path: leaf for path, leaf in stored.items() if is_quantized(leaf)})
+    trainable, _ = split_trainable(abstract_params(config.model), config)
+    trains = traverse_util.flatten_dict(quantized, sep="/").keys() & traverse_util.flatten_dict(trainable, sep="/")
+    if trains:
+        raise ConfigError(
+            f"config.start_from: {start}: {min(trains)} is quantized and cannot train: train adapters "
+            "(config.lora.rank), freeze it (config.frozen), or start from the model before quantization"
+        )
+    return quantized
 
 
 def create_state(

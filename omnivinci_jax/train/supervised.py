@@ -91,7 +91,7 @@ def train(
     model = make_model(config, mesh.devices.flat[0].platform)
     start = find_start(config, model)
     # Shapes do not depend on the length of the run, which may be known only once the data is open.
-    shapes, shardings = abstract_state(model, make_optimizer(config.optimizer, 1, config.model), config, mesh)
+    shapes, shardings = abstract_state(model, make_optimizer(config.optimizer, 1, config.model), config, mesh, start)
     data = open_run_data(config)
 
     length = Length(config.steps, config.stop_after_conversations, config.stop_after_tokens)
