@@ -144,7 +144,7 @@ class GRPOConfig:
     prompts, answers: prompts of a step, and answers sampled for each; updates: made with each step's answers.
     variant: how the loss is normalised (rl/advantages.py).
     epsilon: the ratio is clipped to 1 ± epsilon; beta: weight of the KL divergence from the reference, 0 for none.
-    temperature, top_p, max_new_tokens: of sampling.
+    temperature, top_p, max_new_tokens: of sampling. rows: answers sampled at once.
     instruction: text added to the last message of every prompt.
     rewards: their weighted sum is the reward of an answer. reward_workers: processes that call own functions;
         reward_seconds: time limit of one call.
@@ -162,6 +162,7 @@ class GRPOConfig:
     temperature: float = 1.0
     top_p: float = 0.99
     max_new_tokens: int = 2048
+    rows: int = 64
     instruction: str = ""
     rewards: tuple[RewardConfig, ...] = (RewardConfig("accuracy"), RewardConfig("format"))
     reward_workers: int = 2
@@ -180,6 +181,7 @@ class GRPOConfig:
             ("temperature", self.temperature > 0, "above 0: greedy answers are all the same"),
             ("top_p", 0 < self.top_p <= 1, "above 0, and at most 1"),
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("rows", self.rows >= 1, "1 or more"),
             ("reward_workers", self.reward_workers >= 1, "1 or more"),
             ("reward_seconds", self.reward_seconds > 0, "above 0"),
             ("resamples", self.resamples >= 0, "0 or more"),
@@ -257,10 +259,11 @@ class TrainConfig:
             self._check_grpo()
 
     def _check_grpo(self) -> None:
-        prompts, groups = self.grpo.prompts, self.data.groups
-        if prompts % groups:
+        prompts, answers, groups = self.grpo.prompts, self.grpo.answers, self.data.groups
+        if prompts % groups and (groups % prompts or answers % (groups // prompts)):
             raise ConfigError(
-                f"config.grpo.prompts is {prompts}: it must be a multiple of config.data.groups = {groups}"
+                f"config.grpo.prompts is {prompts}: it must be a multiple of config.data.groups = {groups}, or the "
+                f"answers to a prompt ({answers}) must divide evenly over several groups"
             )
         if not self.steps:
             raise ConfigError("config.steps is 0: give the length of a GRPO run in steps")

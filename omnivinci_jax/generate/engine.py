@@ -95,27 +95,39 @@ class Engine:
         self.model, self.processor, self.mesh = model, processor, mesh
         self._capacity, self._version = capacity, 0
         self._shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES) if mesh else 1
-        self.weights: Weights = self._load(params)
+        self._weights: Weights | None = self._load(params)
         weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights.layers))
         steps = min(DECODE_STEPS, max(1, _BYTES_PER_CALL // weight_bytes))
         self.scheduler = Scheduler(shards=self._shards, decode_steps=steps, rows=rows, capacity=capacity)
         self.media = MediaCache(model, processor, mesh.size if mesh else 1, media_bytes)
         self._state: DecodeState | None = None
 
-    def update(self, params: dict) -> None:
-        """Replaces the weights, and drops what the old ones computed: encoded media, and all keys and values.
+    @property
+    def weights(self) -> Weights:
+        """The weights; raises RuntimeError between `release` and `update`."""
+        if self._weights is None:
+            raise RuntimeError("Engine.release has freed the weights: call Engine.update first")
+        return self._weights
 
-        Earlier prompts become invalid.
+    def update(self, params: dict) -> None:
+        """Replaces the weights, and drops what the old ones computed; see `release`."""
+        self.release()
+        self._weights = self._load(params)
+
+    def release(self) -> None:
+        """Frees the weights and what they computed: encoded media, and all keys and values.
+
+        Earlier prompts become invalid. `update` must follow before the next prompt.
 
         Raises:
             RuntimeError: requests are running.
         """
         if not self.scheduler.idle:
-            raise RuntimeError("Engine.update: requests are running; finish or cancel them first")
-        self.weights = self._load(params)
+            raise RuntimeError("Engine: requests are running; finish or cancel them first")
+        self._weights = self._state = None
         self._version += 1
         self.media.clear()
-        self.scheduler.forget()
+        self.scheduler.reset()
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """Encodes a conversation's media and lays the conversation out up to the answer; raises UserError."""

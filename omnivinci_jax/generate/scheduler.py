@@ -144,13 +144,8 @@ class Scheduler:
         held = (index for index, row in enumerate(self.rows) if row.request is request and row.phase == "hold")
         return next(held, None)
 
-    def forget(self) -> None:
-        """Forgets the content of all rows, so that no prompt reuses it."""
-        for row in self.rows:
-            row.content = row.content[:0]
-
     def reset(self) -> None:
-        """Handles the loss of the batch: removes all rows and cancels their requests."""
+        """Handles the loss of the batch: removes all rows and cancels their requests, if any."""
         for row in self.rows:
             if row.request:
                 row.request.finish = "cancelled"

@@ -1,9 +1,11 @@
 """Plans a training step for another machine: compiles it with that machine's compiler and reads the result.
 
     omnivinci plan --config configs/omnivinci_9b.py --topology v5p:4x4x4 --config.data.groups=64
+    omnivinci plan --config configs/grpo_9b.py --topology v5p:4x4x4
 
 Prints the step's memory per chip, its FLOPs, the bytes that a chip sends along each mesh axis, and bounds of the step
-time. Exits with 1 if the step does not fit, and with 2 if the configuration is invalid.
+time; for GRPO, those of one update, and the memory of the rollout. Exits with 1 if the step does not fit, and with 2 if
+the configuration is invalid.
 """
 
 import math
@@ -11,24 +13,29 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.errors import UserError
 from omnivinci_jax.mesh.mesh import AXES, make_mesh, on_mesh
 from omnivinci_jax.mesh.rules import batch_shardings, check_batch
+from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.planning.flops import FlopCounter, Flops, full_work
 from omnivinci_jax.planning.hardware import GIB, Chip
 from omnivinci_jax.planning.hlo import Traffic, read_traffic
+from omnivinci_jax.planning.rollout import RolloutMemory, plan_rollout
 from omnivinci_jax.planning.topology import Topology
+from omnivinci_jax.rl.loss import AnswerBatch, GRPOLoss
 from omnivinci_jax.sequence.assemble import check_capacity, empty_group
 from omnivinci_jax.sequence.batch import Batch
 from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train.optimizer import make_optimizer
 from omnivinci_jax.train.shardings import bytes_per_device
-from omnivinci_jax.train.state import TrainState, abstract_state, make_model
+from omnivinci_jax.train.state import TrainState, abstract_state, cast_frozen, make_model
 from omnivinci_jax.train.step import make_train_step
 from omnivinci_jax.train.supervised_loss import SupervisedLoss
 
@@ -44,13 +51,15 @@ class DoesNotFit(UserError):
 class Memory:
     """Bytes on one chip.
 
-    parameters, optimizer: the state; batch: the other arguments, with padding; activations: peak of the temporaries.
+    parameters, optimizer: the state; reference: the copy of the initial parameters in a GRPO run.
+    batch: the other arguments, with padding; activations: peak of the temporaries.
     outputs: results that do not reuse an argument's buffer; program: the code.
     available: memory for programs.
     """
 
     parameters: int
     optimizer: int
+    reference: int
     batch: int
     activations: int
     outputs: int
@@ -60,14 +69,19 @@ class Memory:
     @property
     def needed(self) -> int:
         """Peak memory of the step."""
-        return self.parameters + self.optimizer + self.batch + self.activations + self.outputs + self.program
+        return self.kept + self.activations + self.outputs + self.program
+
+    @property
+    def kept(self) -> int:
+        """Memory between steps."""
+        return self.parameters + self.optimizer + self.reference + self.batch
 
 
 @dataclass(frozen=True)
 class Plan:
     """One compiled step.
 
-    mesh: chips along each axis.
+    mesh: chips along each axis. rollout: beside `memory.kept`, in a GRPO run.
     flops, recomputed: over all chips, with full groups; traffic: of each chip.
     compute_seconds: FLOPs at the chips' peak. axis_seconds: traffic of each set of mesh axes at the peak of its links.
     """
@@ -75,6 +89,7 @@ class Plan:
     topology: Topology
     mesh: dict[str, int]
     memory: Memory
+    rollout: RolloutMemory | None
     flops: Flops
     recomputed: Flops
     traffic: Traffic
@@ -99,6 +114,12 @@ class Plan:
                 f"{self.topology.name}: the step does not fit: it needs {memory.needed / GIB:.2f} GiB per chip "
                 f"({memory.activations / GIB:.2f} of them activations), and {memory.available / GIB:.2f} are available"
             )
+        if self.rollout and memory.kept + self.rollout.needed > memory.available:
+            raise DoesNotFit(
+                f"{self.topology.name}: the rollout does not fit: it needs "
+                f"{(memory.kept + self.rollout.needed) / GIB:.2f} GiB per chip ({self.rollout.caches / GIB:.2f} of "
+                f"them caches), and {memory.available / GIB:.2f} are available; lower config.grpo.rows"
+            )
 
     def utilization(self, seconds: float) -> float:
         """Model FLOPs utilization (MFU) of a step that takes `seconds`."""
@@ -117,23 +138,31 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
         ConfigError: a configuration that does not suit the machine.
         DoesNotFit: the compiler cannot fit the step into a chip's memory (the GPU compiler does not check).
     """
-    if config.objective != "supervised":
-        raise ConfigError(f"config.objective is {config.objective}: only supervised steps can be planned")
     check_capacity(config.data.capacity, config.model)
     mesh = make_mesh(config.mesh, topology.devices)
     check_batch(config.data, config.microbatches, mesh)
     work, counter = full_work(config.data), FlopCounter(config)
     flops, recomputed = counter.step(work), counter.recomputed(work)
-    state, compiled = _compile(config, mesh, topology)
+    model = make_model(config, topology.devices[0].platform)
+    state, compiled = _compile(config, model, mesh, topology)
     text = compiled.as_text()
     assert text is not None  # all supported compilers provide it
     if hlo:
         hlo.write_text(text)
     traffic = read_traffic(text, mesh.shape)
+    rollout, reference = None, 0
+    if config.objective == "grpo":
+        with on_mesh(mesh):
+            rollout = plan_rollout(config, model, state.params, mesh, _compiler_options(topology))
+        if config.grpo.beta and not config.lora.rank:
+            copy = jax.eval_shape(partial(cast_frozen, model), state.trainable)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, state.trainable)
+            reference = _tree_bytes(jax.tree.map(_with_sharding, copy, shardings))
     return Plan(
         topology,
         dict(mesh.shape),
-        _memory(state, compiled, topology.chip),
+        _memory(state, reference, compiled, topology.chip),
+        rollout,
         flops,
         recomputed,
         traffic,
@@ -144,23 +173,29 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
     )
 
 
-def _compile(config: TrainConfig, mesh: Mesh, topology: Topology) -> tuple[TrainState, jax.stages.Compiled]:
+def _compile(
+    config: TrainConfig, model: OmniVinci, mesh: Mesh, topology: Topology
+) -> tuple[TrainState, jax.stages.Compiled]:
     """Returns the abstract state with shardings, and the step compiled for it."""
-    model = make_model(config, topology.devices[0].platform)
     optimizer = make_optimizer(config.optimizer, config.steps, config.model)
     # Outside the mesh, because it computes constants on this machine.
     shapes, shardings = abstract_state(model, optimizer, config, mesh)
     state = jax.tree.map(_with_sharding, shapes, shardings)
-    step = make_train_step(
-        SupervisedLoss(model, config.align_weight), optimizer, shardings, microbatches=config.microbatches
-    )
+    grpo, batch = config.grpo, _abstract_batch(config, mesh)
+    if config.objective == "grpo":
+        loss_fn, at_slots = GRPOLoss(model, grpo.epsilon, grpo.beta, grpo.temperature), batch.loss_weights
+        old, reference = (at_slots if needed else None for needed in (grpo.updates > 1, grpo.beta))
+        batch = AnswerBatch(batch, at_slots, at_slots, old, reference)
+    else:
+        loss_fn = SupervisedLoss(model, config.align_weight)
+    step = make_train_step(loss_fn, optimizer, shardings, microbatches=config.microbatches)
     started = time.monotonic()
     with on_mesh(mesh):
-        lowered = step.lower(state, _abstract_batch(config, mesh))
+        lowered = step.lower(state, batch)
         print(f"{topology.name}: lowered in {time.monotonic() - started:.0f} s, compiling ...", file=sys.stderr)
         started = time.monotonic()
         try:
-            compiled = lowered.compile(COMPILER_OPTIONS.get(topology.devices[0].platform))
+            compiled = lowered.compile(_compiler_options(topology))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -181,16 +216,18 @@ def _abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     )
 
 
+def _compiler_options(topology: Topology) -> dict | None:
+    return COMPILER_OPTIONS.get(topology.devices[0].platform)
+
+
 def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _memory(state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> Memory:
+def _memory(state: TrainState, reference: int, compiled: jax.stages.Compiled, chip: Chip) -> Memory:
     analysis = compiled.memory_analysis()
     assert analysis is not None  # all supported compilers provide it
-    sizes = jax.tree.map(lambda leaf: bytes_per_device(leaf, leaf.sharding), state)
-    parameters = sum(jax.tree.leaves((sizes.trainable, sizes.frozen)))
-    optimizer = sum(jax.tree.leaves(sizes.opt_state))
+    parameters, optimizer = (_tree_bytes(tree) for tree in ((state.trainable, state.frozen), state.opt_state))
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     if chip.torus:
         # The total of all temporaries exceeds the peak: it can exceed the chip's memory in a step that fits.
@@ -201,12 +238,18 @@ def _memory(state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> Mem
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
+        reference=reference,
         batch=analysis.argument_size_in_bytes - parameters - optimizer,
         activations=activations,
         outputs=outputs,
         program=analysis.generated_code_size_in_bytes,
         available=int(share * chip.memory),
     )
+
+
+def _tree_bytes(tree: Any) -> int:
+    """Returns the bytes of abstract arrays on each device."""
+    return sum(bytes_per_device(leaf, leaf.sharding) for leaf in jax.tree.leaves(tree))
 
 
 def _bandwidth(axes: tuple[str, ...], mesh: Mesh, chip: Chip) -> float:
@@ -220,6 +263,20 @@ def _bandwidth(axes: tuple[str, ...], mesh: Mesh, chip: Chip) -> float:
     return chip.interconnect * len(spanned) / chip.torus
 
 
+_KEPT, _STEP = ("parameters", "optimizer", "reference", "batch"), ("activations", "outputs", "program")
+_ROLLOUT = ("decoder", "caches", "temporaries", "program")
+
+
+def _table(sizes: dict[str, int]) -> list[str]:
+    return [f"  {name:16}{size / GIB:8.2f}" for name, size in sizes.items() if size or name != "reference"]
+
+
+def _describe_rollout(memory: Memory, rollout: RolloutMemory) -> list[str]:
+    sizes = {name: getattr(memory, name) for name in _KEPT} | {name: getattr(rollout, name) for name in _ROLLOUT}
+    sizes |= {"needed": memory.kept + rollout.needed, "available": memory.available}
+    return [f"memory per chip in a rollout, {rollout.rows} answers at once, GiB", *_table(sizes), ""]
+
+
 def describe(plan: Plan, data: DataConfig) -> str:
     """Formats the plan as text."""
     capacity, memory = data.capacity, plan.memory
@@ -230,11 +287,9 @@ def describe(plan: Plan, data: DataConfig) -> str:
         f"{capacity.windows} windows",
         "",
         "memory per chip, GiB",
-        *(
-            f"  {name:16}{getattr(memory, name) / GIB:8.2f}"
-            for name in ("parameters", "optimizer", "batch", "activations", "outputs", "program", "needed", "available")
-        ),
+        *_table({name: getattr(memory, name) for name in (*_KEPT, *_STEP, "needed", "available")}),
         "",
+        *(_describe_rollout(memory, plan.rollout) if plan.rollout else ()),
         "FLOPs per step",
         *(f"  {part:16}{flops:8.2e}" for part, flops in zip(Flops._fields, plan.flops, strict=True)),
         f"  {'model':16}{plan.flops.total:8.2e}",

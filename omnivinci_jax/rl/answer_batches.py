@@ -152,6 +152,7 @@ class AnswerBatches(Hook):
             self._rewards,
             grpo.resamples,
         )
+        self._engine.release()  # memory for the updates
         self._measure(found, time.monotonic() - began)
         if step == 1:
             self._check_format(found)
@@ -161,7 +162,7 @@ class AnswerBatches(Hook):
         for n, group in zip(present, found.requests, strict=True):
             answers[n] = [request.tokens for request in group]
         rows, spans = pack_answers(prompts, answers, config.model, config.data.capacity, config.data.groups)
-        self._work = _work(prompts, answers, grpo.updates)
+        self._work = _work(prompts, answers, max(config.data.groups // grpo.prompts, 1), grpo.updates)
         self._progress.tokens += int((rows.segment_ids > 0).sum())
 
         shape, position = rows.tokens.shape, {n: index for index, n in enumerate(present)}
@@ -251,11 +252,11 @@ def _sampling(config: TrainConfig, step: int, prompt: int) -> Sampling:
     return Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=int(seed), max_new_tokens=grpo.max_new_tokens)
 
 
-def _work(prompts: list[LoadedPrompt | None], answers: list[list[list[int]]], updates: int) -> Work:
-    """Returns the work of `updates` updates."""
+def _work(prompts: list[LoadedPrompt | None], answers: list[list[list[int]]], copies: int, updates: int) -> Work:
+    """Returns the work of `updates` updates, in which `copies` groups have the media of a prompt."""
     found = [(len(prompt.row) + len(tokens)) for n, prompt in enumerate(prompts) if prompt for tokens in answers[n]]
     slots = np.array(found, int)
-    tiles = sum(prompt.row.num_tiles for prompt in prompts if prompt)
-    windows = sum(prompt.row.num_windows for prompt in prompts if prompt)
-    clips = sum(len(prompt.row.clip_source) for prompt in prompts if prompt)
+    tiles = copies * sum(prompt.row.num_tiles for prompt in prompts if prompt)
+    windows = copies * sum(prompt.row.num_windows for prompt in prompts if prompt)
+    clips = copies * sum(len(prompt.row.clip_source) for prompt in prompts if prompt)
     return Work(*(int(value) * updates for value in (slots.sum(), np.square(slots).sum(), tiles, windows, clips)))

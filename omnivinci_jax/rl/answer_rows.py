@@ -44,7 +44,7 @@ def pack_answers(
     capacity: Capacity,
     groups: int,
 ) -> tuple[Batch, list[list[Span]]]:
-    """Packs the answers to each prompt into one group.
+    """Packs the answers to each prompt into one group, or, with more groups than prompts, evenly into several.
 
     Args:
         prompts: as many for each group; None is a prompt that could not be read.
@@ -56,25 +56,25 @@ def pack_answers(
     Returns:
         the batch in NumPy, with a loss weight of 1 at each answer token, and the spans of each prompt's answers.
     """
-    share, assembled, spans = len(prompts) // groups, [], []
+    share, parts, assembled = max(len(prompts) // groups, 1), max(groups // len(prompts), 1), []
+    spans: list[list[Span]] = [[] for _ in prompts]
     for group in range(groups):
-        chosen = range(group * share, (group + 1) * share)
-        lengths = [len(prompt.row) + len(tokens) for n in chosen if (prompt := prompts[n]) for tokens in answers[n]]
-        rows = iter(first_fit(np.array(lengths, int), capacity))
+        own = []  # the answers of this group, and whether each shares the media of the one before it
+        for n in range(group // parts * share, (group // parts + 1) * share):
+            if prompt := prompts[n]:
+                part = np.array_split(np.arange(len(answers[n])), parts)[group % parts].tolist()
+                own += [(n, prompt, answers[n][answer], answer != part[0]) for answer in part]
+        rows = first_fit(np.array([len(prompt.row) + len(tokens) for _, prompt, tokens, _ in own], int), capacity)
         used, segments, packed = np.zeros(capacity.rows, int), np.zeros(capacity.rows, int), []
-        for n in chosen:
-            prompt, found = prompts[n], []
-            for answer, tokens in enumerate(answers[n] if prompt else ()):
-                assert prompt is not None
-                row, index = answer_row(prompt.row, tokens), next(rows)
-                end = int(used[index]) + len(row) - 1
-                found.append(Span(group, index, end - len(tokens), end))
-                used[index] += len(row)
-                segments[index] += 1
-                packed.append(
-                    PackedRow(index, int(segments[index]), row, prompt.tiles, prompt.windows, prompt.source, answer > 0)
-                )
-            spans.append(found)
+        for index, (n, prompt, tokens, shares_media) in zip(rows, own, strict=True):
+            row = answer_row(prompt.row, tokens)
+            end = int(used[index]) + len(row) - 1
+            spans[n].append(Span(group, index, end - len(tokens), end))
+            used[index] += len(row)
+            segments[index] += 1
+            packed.append(
+                PackedRow(index, int(segments[index]), row, prompt.tiles, prompt.windows, prompt.source, shares_media)
+            )
         assembled.append(assemble(packed, config, capacity))
     return jax.tree.map(lambda *arrays: np.stack(arrays), *assembled), spans
 

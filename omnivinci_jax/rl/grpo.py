@@ -15,7 +15,7 @@ from omnivinci_jax.data.index import Index
 from omnivinci_jax.data.setup import make_processor
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.generate.engine import Engine
-from omnivinci_jax.generate.scheduler import MAX_ROWS, capacity_for
+from omnivinci_jax.generate.scheduler import capacity_for
 from omnivinci_jax.mesh.mesh import make_mesh
 from omnivinci_jax.mesh.rules import check_batch
 from omnivinci_jax.models.lora import without_adapters
@@ -46,7 +46,7 @@ from omnivinci_jax.train.state import (
     make_model,
     merge,
 )
-from omnivinci_jax.train.step import Metrics, make_train_step
+from omnivinci_jax.train.step import Metrics, join_groups, make_train_step, split_groups
 from omnivinci_jax.train.supervised import MakeFlopRates, check_progress, work_rates
 from omnivinci_jax.train.termination import Termination
 from omnivinci_jax.train.trainer import Hook, Trainer
@@ -80,6 +80,8 @@ def train(
     """
     if jax.process_count() > 1:
         raise ConfigError("config.objective is grpo: such a run has one process; start it without --distributed")
+    if not config.start_from:
+        raise ConfigError("config.start_from is empty: GRPO needs a trained model; write --config FILE:MODEL")
     workdir, grpo = absolute(workdir), config.grpo
     check_workdir(workdir, config)
     check_capacity(config.data.capacity, config.model)
@@ -113,10 +115,8 @@ def train(
         if saved:
             log.info("resumed at step %d", progress.step)
 
-        rows = min(MAX_ROWS, grpo.prompts * grpo.answers)
-        engine = Engine(
-            model, state.params, processor, mesh, rows=rows, capacity=capacity_for(config.data.capacity.slots)
-        )
+        rows, capacity = rollout_shape(config)
+        engine = Engine(model, state.params, processor, mesh, rows=rows, capacity=capacity)
         reference = partial(create_reference, *arguments)
         scores = make_scores(model, config, reference)
         batches = AnswerBatches(config, prompts, engine, rewards, scores, progress, session.folder, mesh)
@@ -166,6 +166,12 @@ def train(
         return found
 
 
+def rollout_shape(config: TrainConfig) -> tuple[int, int]:
+    """Returns the engine's rows, and the slots of each."""
+    grpo = config.grpo
+    return min(grpo.rows, grpo.prompts * grpo.answers), capacity_for(config.data.capacity.slots)
+
+
 def make_scores(model: OmniVinci, config: TrainConfig, create_reference: Callable[[], dict]) -> Scores:
     """Returns the log-probabilities that the loss needs beside those of the policy that it trains.
 
@@ -175,7 +181,9 @@ def make_scores(model: OmniVinci, config: TrainConfig, create_reference: Callabl
 
     @jax.jit
     def logprobs(params: dict, rows: Batch) -> jax.Array:
-        return score_tokens(model, params, rows, config.grpo.temperature).logprobs
+        parts = jax.tree.map(partial(split_groups, count=config.microbatches), rows)
+        scored = jax.lax.map(lambda part: score_tokens(model, params, part, config.grpo.temperature).logprobs, parts)
+        return join_groups(scored)
 
     def policy(state: TrainState, rows: Batch) -> jax.Array:
         return logprobs(state.params, rows)

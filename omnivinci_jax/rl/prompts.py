@@ -62,20 +62,26 @@ def prompt_capacity(config: TrainConfig) -> Capacity:
         ConfigError: nothing is left for a prompt, or the group's rows cannot hold the longest answers.
     """
     data, grpo = config.data, config.grpo
-    share = grpo.prompts // data.groups
+    share, answers = group_share(config)
     slots = data.capacity.slots - grpo.max_new_tokens - _OPENING_SLOTS
     if slots < 1:
         raise ConfigError(
             f"config.data.capacity.slots is {data.capacity.slots}: a row must hold a prompt and "
             f"config.grpo.max_new_tokens = {grpo.max_new_tokens}"
         )
-    if data.capacity.rows < share * grpo.answers:
+    if data.capacity.rows < share * answers:
         raise ConfigError(
             f"config.data.capacity.rows is {data.capacity.rows}: {share} prompts a group (config.grpo.prompts over "
-            f"config.data.groups) with {grpo.answers} answers need {share * grpo.answers}, one for each answer"
+            f"config.data.groups) with {answers} answers need {share * answers}, one for each answer"
         )
     tiles, windows, clips = (room // share for room in data.capacity[2:])
     return Capacity(1, slots, tiles, windows, clips)
+
+
+def group_share(config: TrainConfig) -> tuple[int, int]:
+    """Returns the prompts of a group, and the answers to each in it: a part, if several groups share a prompt."""
+    grpo, groups = config.grpo, config.data.groups
+    return max(grpo.prompts // groups, 1), grpo.answers * grpo.prompts // max(groups, grpo.prompts)
 
 
 def open_prompts(processor: Processor, config: TrainConfig) -> Mixture:

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import jax
 from flax import traverse_util
-from jax.sharding import NamedSharding
+from jax.sharding import Sharding
 
 from omnivinci_jax.mesh.mesh import AXES, abstract_mesh
 from omnivinci_jax.settings import TrainConfig
@@ -49,7 +49,7 @@ def describe_shardings(config: TrainConfig, devices: int | None) -> str:
     return "\n".join(lines)
 
 
-def bytes_per_device(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+def bytes_per_device(leaf: jax.ShapeDtypeStruct, sharding: Sharding) -> int:
     """Returns the size of an array's shard on each device."""
     return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 

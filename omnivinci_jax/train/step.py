@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from omnivinci_jax.models.sharding import mesh_axes
@@ -81,7 +82,7 @@ def make_gradient(loss_fn: LossFn, microbatches: int = 1) -> Callable[[dict, dic
     """
 
     def accumulate(trainable: dict, frozen: dict, batch: Any) -> tuple[dict, Metrics]:
-        parts = jax.tree.map(partial(_split_groups, count=microbatches), batch)
+        parts = jax.tree.map(partial(split_groups, count=microbatches), batch)
         split = loss_fn.split if isinstance(loss_fn, SplitLossFn) else partial(_mean_terms, loss_fn, microbatches)
         terms = split(merge(trainable, frozen), parts)
         differentiate = _differentiate(terms.loss_fn)
@@ -115,11 +116,22 @@ def _mean_terms(loss_fn: LossFn, count: int, params: dict, microbatches: Any) ->
     return Terms(term, microbatches, {})
 
 
-def _split_groups(x: Array, count: int) -> Array:
+def split_groups(x: Array, count: int) -> Array:
     """Reshapes [G, ...] to [count, G / count, ...]; every device keeps its groups."""
+    return _regroup(x, (_group_shards(), count, -1, *x.shape[1:]), (count, -1, *x.shape[1:]), mesh_axes(None, "group"))
+
+
+def join_groups(x: Array) -> Array:
+    """Reshapes [count, G / count, ...] to [G, ...], the inverse of `split_groups`."""
+    return _regroup(x, (len(x), _group_shards(), -1, *x.shape[2:]), (-1, *x.shape[2:]), mesh_axes("group"))
+
+
+def _group_shards() -> int:
     mesh = jax.sharding.get_abstract_mesh()
-    spec = mesh_axes(None, "group")
-    devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
-    x = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)
-    x = x.reshape(count, -1, *x.shape[3:])
-    return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec)
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _regroup(x: Array, by_device: tuple[int, ...], shape: tuple[int, ...], spec: PartitionSpec) -> Array:
+    """Swaps the first two axes of `by_device`, then takes on `shape`."""
+    x = x.reshape(by_device).swapaxes(0, 1).reshape(shape)
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)

@@ -8,7 +8,6 @@ from omnivinci_jax.generate.assistant import conversation_of
 from omnivinci_jax.generate.engine import Engine
 from omnivinci_jax.generate.media import MediaCache
 from omnivinci_jax.generate.request import Request, Sampling
-from omnivinci_jax.generate.scheduler import Scheduler
 from tests.generate.continuous import (
     answer_alone,
     answer_together,
@@ -70,11 +69,9 @@ def test_updated_weights_answer_like_a_fresh_engine(assistant, other_params, cli
     fresh = Engine(assistant.model, other_params, assistant.processor, rows=8, capacity=1024)
     expected = [greedy(fresh, question) for question in questions]
     assert updated_answers(assistant, other_params, questions) == expected
-    # The answers differ if media, or the rows' keys and values, are not dropped.
-    for owner, name in ((MediaCache, "clear"), (Scheduler, "forget")):
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, lambda self: None)
-            assert updated_answers(assistant, other_params, questions) != expected
+    # The answers differ if media are not dropped. The rows' keys and values cannot stay: their arrays are gone.
+    monkeypatch.setattr(MediaCache, "clear", lambda self: None)
+    assert updated_answers(assistant, other_params, questions) != expected
 
 
 def test_an_update_while_requests_run_is_an_error(assistant):
@@ -85,6 +82,9 @@ def test_an_update_while_requests_run_is_an_error(assistant):
     with pytest.raises(RuntimeError, match="requests are running"):
         engine.update(assistant.params)
     engine.cancel(request)
+    engine.release()
+    with pytest.raises(RuntimeError, match=r"freed the weights: call Engine.update first"):
+        greedy(engine, "Hello again")
     engine.update(assistant.params)
     with pytest.raises(ValueError, match=r"the prompt was encoded with weights that Engine.update has replaced"):
         engine.submit(Request(prompt))

@@ -4,6 +4,7 @@ The compilers for TPUs and GPUs are separate packages; the same code can plan fo
 """
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.planning.hardware import CHIPS, chip_of
 from omnivinci_jax.planning.topology import get_topology, target_config
-from tests.tiny import CONFIG, REPOSITORY
+from tests.tiny import CONFIG, REPOSITORY, tiny_config
 
 SMALL = (
     "--config.data.groups=4",
@@ -31,6 +32,19 @@ from omnivinci_jax.planning import hardware, topology
 chip = hardware.Chip("cpu", ("cpu",), 1e12, 2**20, 1e11, 1e10, torus=0)
 topology.get_topology = lambda name: topology.Topology(name, chip, jax.devices())
 sys.exit(cli.main(["plan", *sys.argv[1:]]))
+"""
+
+# The plan's numbers in bytes, which the command rounds to GiB, and its text.
+ROLLOUT_ON_CPU = """
+import dataclasses, json, sys, jax
+from omnivinci_jax.planning import hardware, plan, topology
+from omnivinci_jax.settings import load_config
+chip = hardware.Chip("cpu", ("cpu",), 1e12, 2**40, 1e11, 1e10, torus=0)
+config = load_config([argument for argument in sys.argv[1:] if "--topology" not in argument])
+planned = plan.plan(config, topology.Topology("cpu:4", chip, jax.devices()))
+planned.check_memory()
+text = plan.describe(planned, config.data)
+print(json.dumps([dataclasses.asdict(planned.memory), dataclasses.asdict(planned.rollout), text]))
 """
 
 
@@ -81,10 +95,10 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def on_cpu(*overrides: str) -> subprocess.CompletedProcess:
+def on_cpu(*overrides: str, program: str = ON_CPU) -> subprocess.CompletedProcess:
     arguments = [f"--config={CONFIG}", "--topology=cpu:4", *SMALL, *overrides]
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    return run(["-c", ON_CPU, *arguments], JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+    return run(["-c", program, *arguments], JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
 
 
 def numbers(text: str) -> dict[str, float]:
@@ -105,6 +119,23 @@ def test_a_plan_of_the_tiny_model_on_four_devices():
     assert plan["fsdp"] > 0 and plan["tensor"] > 0
     assert plan["all overlapped"] <= plan["none overlapped"]
     assert "unknown length" not in result.stdout
+
+
+def test_a_plan_of_grpo_has_the_memory_of_update_and_rollout():
+    grpo = ("objective=grpo", "align_weight=0.0", "grpo.prompts=4", "grpo.answers=8", "optimizer.name=adamw")
+    small = ("data.groups=8", "microbatches=2", "model.text.num_hidden_layers=1", "model.audio.encoder_layers=1")
+    result = on_cpu(*(f"--config.{value}" for value in (*grpo, *small)), program=ROLLOUT_ON_CPU)
+    assert result.returncode == 0, result.stderr
+    memory, rollout, text = json.loads(result.stdout.splitlines()[-1])
+    config = tiny_config()
+    # 32 answers on 4 devices, each with the least capacity and the slack of a prefill step.
+    heads = config.text.num_key_value_heads * config.text.head_dim
+    caches = 2 * heads * (1024 + 256) * 4 * 32 // 4
+    assert rollout["rows"] == 32 and caches <= rollout["caches"] < 1.02 * caches
+    # What trains, in the compute type, is copied for the reference; of it, the decoder is for the engine.
+    assert 0 < rollout["decoder"] < memory["reference"] == pytest.approx(memory["optimizer"] / 2, rel=1e-3)
+    assert memory["activations"] > 0 and rollout["temporaries"] > 0
+    assert f"memory per chip in a rollout, {rollout['rows']} answers at once, GiB" in text
 
 
 def test_groups_that_the_mesh_does_not_divide_exit_with_2():

@@ -96,6 +96,23 @@ def test_sampler_and_trainer_agree_on_packed_rows(config, engine, prompts, monke
     np.testing.assert_allclose(np.asarray(score(rows))[trained], expected[trained], atol=1e-4)
 
 
+def test_several_groups_share_a_prompt(config, engine, prompts):
+    answers = [[[10 * prompt + answer] * (answer + 1) for answer in range(ANSWERS)] for prompt in range(4)]
+    data = replace(config.data, groups=8, capacity=Capacity(rows=2, slots=420, tiles=32, windows=6, clips=2))
+    assert prompt_capacity(replace(config, data=data)) == prompt_capacity(config)
+    rows, spans = pack_answers(prompts, answers, engine.model.config, data.capacity, 8)
+    for prompt, found in enumerate(spans):
+        assert [span.group for span in found] == [2 * prompt, 2 * prompt, 2 * prompt + 1, 2 * prompt + 1]
+        for answer, span in zip(answers[prompt], found, strict=True):
+            assert rows.targets[span.group, span.row, span.start : span.end].tolist() == answer
+    whole, _ = pack_answers(prompts, answers, engine.model.config, CAPACITY, 2)
+    assert rows.loss_weights.sum() == whole.loss_weights.sum() == 4 * (1 + 2 + 3 + 4)
+    np.testing.assert_array_equal(rows.tiles[0], rows.tiles[1])
+    np.testing.assert_array_equal(rows.tiles[0][: prompts[0].row.num_tiles], prompts[0].tiles)
+    with pytest.raises(ConfigError, match=r"must be a multiple of config.data.groups = 12, or the answers .* \(4\)"):
+        replace(config, data=replace(data, groups=12))
+
+
 def test_groups_of_equal_rewards_are_sampled_anew(config, engine, prompts, monkeypatch):
     seen = []
 
