@@ -15,10 +15,10 @@ import pytest
 from omnivinci_jax.cli import main
 from omnivinci_jax.data.check import check_file
 from omnivinci_jax.data.processor import MediaReader
+from omnivinci_jax.data.questions import read_question
 from omnivinci_jax.data.records import Jsonl
 from omnivinci_jax.data.write_shards import write_shards
 from omnivinci_jax.data_engine.output import FILES
-from omnivinci_jax.rl.questions import read_question
 from tests.data_engine.conftest import ROLES
 from tests.tiny import REPOSITORY, tiny_config
 
