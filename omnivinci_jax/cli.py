@@ -418,6 +418,8 @@ def _evaluate(arguments) -> int:
     )
     write_results(arguments.out, evaluation, time.monotonic() - started)
     print(accuracy_table(evaluation))
+    for problem in evaluation.skipped:
+        logging.getLogger("omnivinci").warning("skipped: %s", problem)
     return 0
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from omnivinci_jax.cli import main
+from omnivinci_jax.evaluation import accuracy
 from tests.tiny import REPOSITORY
 
 
@@ -65,6 +66,16 @@ def test_paths_and_texts_that_are_no_characters_can_be_printed(tmp_path, monkeyp
         f"{where}: 4 conversations, 3 problem(s)",
     ]
     assert code == 1
+
+
+def test_evaluate_names_what_it_skips(tmp_path, monkeypatch, capsys, caplog):
+    skipped = ("a.jsonl:3: b.wav: no such file", "a.jsonl:5: TypeError: x")
+    found = accuracy.Evaluation(0.5, {"all": 0.5}, {"all": 2}, 1.0, skipped)
+    monkeypatch.setattr(accuracy, "evaluate_file", lambda *_: found)
+    assert main(["evaluate", "--model", "x", "--data", "a.jsonl", "--out", str(tmp_path / "results.json")]) == 0
+    assert [record.getMessage() for record in caplog.records] == [f"skipped: {problem}" for problem in skipped]
+    assert "| **overall** | **50.0%** | **2** |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["skipped"] == 2
 
 
 def test_a_url_is_not_a_file(capsys):

@@ -7,6 +7,7 @@ killed one finished, and the result equals that of an uninterrupted run.
 import hashlib
 import io
 import json
+import logging
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -27,9 +28,11 @@ from omnivinci_jax import strict_json
 from omnivinci_jax.data.records import Entry, Jsonl, check_skipped
 from omnivinci_jax.data.shards import MANIFEST, media_key, shard_bounds, shard_name
 from omnivinci_jax.errors import DataError, describe_at
-from omnivinci_jax.media import decode
+from omnivinci_jax.media import decode, stills
 from omnivinci_jax.paths import AnyPath, atomic_file, remove_unfinished
 from omnivinci_jax.sequence.chat import Media
+
+log = logging.getLogger("omnivinci")
 
 Decoder = Literal["default", "tfio"]
 SAMPLING_RATE = 16_000
@@ -43,7 +46,8 @@ def write_shards(
     """Writes the missing shards of a JSONL file, and returns the contents of shards.json.
 
     Sounds of up to an hour are stored decoded, as 16 kHz mono; longer ones, videos and images unchanged. If a line or a
-    file cannot be read, its record holds the error, which the index reports.
+    file cannot be read, its record holds the error, which the index reports. Of videos the sound is decoded, and not
+    the frames: which of them are read depends on the model.
 
     Args:
         data: JSONL file; media paths are relative to it.
@@ -79,7 +83,9 @@ def write_shards(
         try:
             problems = []
             for shard in as_completed(running):
-                problems += shard.result()
+                for problem in shard.result():
+                    log.warning("skipped: %s", problem)
+                    problems.append(problem)
                 check_skipped(problems, len(entries), max_skipped, data)
                 bar.update()
         except BaseException:
@@ -131,14 +137,14 @@ def _write_shard(names: list[str], entries: list[Entry], records: Jsonl, out: An
                 problem = problems[-1].removeprefix(f"{where}: ")
                 lines.append(strict_json.dumps({"line": entry.line, "problem": problem}).encode())
                 continue
-            for key, item in items.items():
-                if key not in record_indices:
-                    record_indices[key] = len(record_indices)
+            for item in items.values():  # by item: what is said about a file depends on its kind and track
+                if item not in record_indices:
+                    record_indices[item] = len(record_indices)
                     header, content = _media_record(item, records.path.parent, read_waveform)
-                    media_problems[key] = header.get("problem")
+                    media_problems[item] = header.get("problem")
                     write(json.dumps(header).encode() + b"\n" + content)
-            problems += [f"{where}: {media_problems[key]}" for key in items if media_problems[key]][:1]
-            media_records = {key: record_indices[key] for key in items}
+            problems += [f"{where}: {media_problems[item]}" for item in items.values() if media_problems[item]][:1]
+            media_records = {key: record_indices[item] for key, item in items.items()}
             line = {"line": entry.line, "record": records.record(entry), "media": media_records}
             lines.append(strict_json.dumps(line).encode())
     # Written last: this file marks the shard as complete.
@@ -165,6 +171,10 @@ def _media_record(
             file = io.BytesIO()
             wavfile.write(file, SAMPLING_RATE, read_waveform(path, track=item.track))
             return {"suffix": ".wav", "decoded": True}, file.getvalue()
+        if item.kind == "image":
+            stills.read_image(path)
+        elif item.kind == "video" and decode.probe_video(path, item.track).audio_seconds:
+            decode.read_waveform(path, max_seconds=_LONGEST_DECODED_SECONDS, track=item.track)
         return {"suffix": path.suffix}, path.read_bytes()
     except OSError as error:
         return {"problem": f"{path}: {error.strerror}; check the path"}, b""

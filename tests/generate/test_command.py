@@ -13,6 +13,7 @@ from omnivinci_jax.generate.answers import Stream
 from omnivinci_jax.sequence.chat import Conversation, Media, Message
 from omnivinci_jax.settings import VoiceConfig
 from omnivinci_jax.speech import make_voice, speak
+from tests.media.mixed import FILES, question_about, write_mixed_files
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,22 @@ def test_a_file_of_questions(assistant, folder, clips, tmp_path, capsys):
     assert answers[1]["error"].startswith(f"{data}:2: {broken}")
     for path, answer in ((clips[0], answers[0]), (clips[1], answers[2])):
         assert answer["text"] == assistant.generate([path, "What?"], max_new_tokens=5).text
+
+
+def test_every_kind_of_broken_file_has_its_error(folder, tmp_path, capsys):
+    """As in tests/data/test_agreement.py."""
+    write_mixed_files(tmp_path)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(question_about(*file[:3]) for file in FILES))
+    flags = ("--data", data, "--max_new_tokens", 1, "--rows", len(FILES))
+    code, out, _ = run(capsys, "generate", "--model", folder, *flags)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and len(answers) == len(FILES)
+    for line, ((_, name, _, problem), answer) in enumerate(zip(FILES, answers, strict=True), start=1):
+        if problem is None:
+            assert answer["tokens"] == 1
+        else:
+            assert answer["error"].startswith(f"{data}:{line}: {tmp_path / name}: {problem}")
 
 
 def test_chat(assistant, folder, clips, tmp_path, capsys, monkeypatch):

@@ -114,6 +114,20 @@ def write_video(
     return path
 
 
+def write_picture(
+    path: Path, picture: UInt8[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w c"], codec: str, pix_fmt: str
+) -> Path:
+    """Writes one picture by FFmpeg: RGB, or floats with or without transparency; the suffix chooses the format."""
+    floats = "gbrapf32le" if picture.shape[-1] == 4 else "gbrpf32le"
+    with av.open(str(path), "w", format="image2") as container:
+        frame = av.VideoFrame.from_ndarray(picture, "rgb24" if picture.dtype == np.uint8 else floats)
+        frame = frame.reformat(format=pix_fmt)
+        stream = container.add_stream(codec, rate=1, width=frame.width, height=frame.height, pix_fmt=pix_fmt)
+        frame.pts, frame.time_base = 0, Fraction(1)
+        container.mux(stream.encode(frame) + stream.encode())
+    return path
+
+
 def join(out: Path, *parts: Path) -> Path:
     """Writes the bytes of several files one after the other."""
     out.write_bytes(b"".join(part.read_bytes() for part in parts))

@@ -15,18 +15,16 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 import pillow_heif
 import soundfile
 from PIL import Image
 
-from tests.media.files import join, numbered_frames, tone, write_video
+from tests.media.files import join, numbered_frames, tone, write_picture, write_video
 from tests.memory import peak_megabytes
 from tests.tiny import REPOSITORY
 
@@ -112,17 +110,9 @@ def seeds() -> list[Seed]:
         for name, options in _IMAGES.items():
             pages[3].save(folder / name, **options)
             found.append(("image", name))
-        _write_exr(folder / "a.exr")
+        write_picture(folder / "a.exr", numbered_frames(1)[0], "exr", "gbrpf32le")
         found.append(("image", "a.exr"))
         return [Seed(name, kind, (folder / name).read_bytes()) for kind, name in found]
-
-
-def _write_exr(path: Path) -> None:
-    with av.open(str(path), "w", format="image2") as container:
-        stream = container.add_stream("exr", rate=1, width=64, height=48, pix_fmt="gbrpf32le")
-        frame = av.VideoFrame.from_ndarray(numbered_frames(1)[0], "rgb24").reformat(format="gbrpf32le")
-        frame.pts, frame.time_base = 0, Fraction(1)
-        container.mux(stream.encode(frame) + stream.encode())
 
 
 def damage(seed: Seed, others: list[Seed], random: np.random.Generator) -> bytes:

@@ -1,8 +1,5 @@
 """Images that Pillow does not read by itself, and animated images."""
 
-from fractions import Fraction
-
-import av
 import numpy as np
 import pillow_heif
 import pytest
@@ -12,23 +9,14 @@ from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media.decode import probe_video, read_waveform
 from omnivinci_jax.media.kinds import media_kind
 from omnivinci_jax.media.stills import probe_image, read_image
-from tests.media.files import numbered_frames, read_frames, write_video
+from tests.media.files import numbered_frames, read_frames, write_picture, write_video
 
 _COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
-def _write_image(path, frame, codec):
-    with av.open(str(path), "w", format="image2") as container:
-        stream = container.add_stream(codec, rate=1, width=frame.width, height=frame.height, pix_fmt=frame.format.name)
-        frame.pts, frame.time_base = 0, Fraction(1)
-        container.mux(stream.encode(frame) + stream.encode())
-    return path
-
-
 def _write_exr(path, linear):
-    planes = np.ascontiguousarray(linear.astype(np.float32))
     pix_fmt = "gbrapf32le" if linear.shape[-1] == 4 else "gbrpf32le"
-    return _write_image(path, av.VideoFrame.from_ndarray(planes, pix_fmt), "exr")
+    return write_picture(path, np.ascontiguousarray(linear, np.float32), "exr", pix_fmt)
 
 
 @pytest.fixture
@@ -65,14 +53,11 @@ def test_photos_of_phones(tmp_path):
     assert np.abs(read_image(path).astype(int) - turned).mean() < 3
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.hdr", "hdr"), ("a.pfm", "pfm")])
-def test_radiance_and_float_maps_are_linear_light(tmp_path, name, codec):
+@pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("a.hdr", "hdr", "gbrpf32le"), ("a.pfm", "pfm", "gbrpf32be")])
+def test_radiance_and_float_maps_are_linear_light(tmp_path, name, codec, pix_fmt):
     linear = np.zeros((32, 40, 3), np.float32)
     linear[:, :20] = (1.0, 0.0, 0.2140411)  # half of sRGB
-    frame = av.VideoFrame.from_ndarray(linear, "gbrpf32le")
-    if codec == "pfm":
-        frame = frame.reformat(format="gbrpf32be")
-    path = _write_image(tmp_path / name, frame, codec)
+    path = write_picture(tmp_path / name, linear, codec, pix_fmt)
     assert (media_kind(path), probe_image(path)) == ("image", (40, 32))
     np.testing.assert_allclose(read_image(path)[5, [5, 30]], [(255, 0, 128), (0, 0, 0)], atol=1)
 
@@ -100,8 +85,7 @@ def test_exr_is_linear_light(tmp_path):
 )
 def test_images_that_only_ffmpeg_knows(tmp_path, name, codec, pix_fmt):
     pixels = numbered_frames(6)[5]
-    frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-    path = _write_image(tmp_path / name, frame.reformat(format=pix_fmt), codec)
+    path = write_picture(tmp_path / name, pixels, codec, pix_fmt)
     assert (media_kind(path), probe_image(path)) == ("image", (64, 48))
     assert np.abs(read_image(path).astype(int) - pixels).mean() < 2
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
