@@ -105,7 +105,7 @@ def test_the_published_layout_becomes_pictures_with_the_papers_question(write, t
     kinds = [np.array([["Edge-Loc"]]), np.array([["Near-full"]]), UNLABELLED, np.array([["none"]])]
     path, out = write(maps, splits, kinds), tmp_path / "out"
     assert main(["convert-data", "wm811k", str(path), f"--out={out}"]) == 0
-    assert capsys.readouterr().out == f"{out}/train.jsonl: 1 questions\n{out}/test.jsonl: 1 questions\n"
+    assert capsys.readouterr().out == f"{out}/train.jsonl: 1 conversations\n{out}/test.jsonl: 1 conversations\n"
     (train,) = (json.loads(line) for line in (out / "train.jsonl").read_text().splitlines())
     (test,) = (json.loads(line) for line in (out / "test.jsonl").read_text().splitlines())
     assert train["messages"][1]["content"] == "edge-loc" and test["kind"] == "near-full"
