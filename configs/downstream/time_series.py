@@ -45,6 +45,7 @@ def picture_settings(folder: str, steps: int) -> TrainConfig:
             cache_media=True,
         ),
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3),
+        frozen=(*TrainConfig().frozen, "sound_tower/.*", "sound_mm_projector/.*", "omni_align/.*"),
         steps=steps,
         dtype="float32",
         tower_remat="none",
@@ -55,4 +56,4 @@ def picture_settings(folder: str, steps: int) -> TrainConfig:
 
 
 def get_config():
-    return to_config_dict(picture_settings("runs/italy_plots", steps=400))
+    return to_config_dict(picture_settings("runs/italy_plots", steps=200))

@@ -8,4 +8,4 @@ from omnivinci_jax.settings import to_config_dict
 
 
 def get_config():
-    return to_config_dict(picture_settings("runs/wafer_map_pictures", steps=400))
+    return to_config_dict(picture_settings("runs/wafer_map_pictures", steps=200))

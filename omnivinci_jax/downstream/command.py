@@ -13,6 +13,7 @@ def add_parsers(command: argparse.ArgumentParser) -> None:
     action.add_argument("train", type=Path, metavar="TRAIN.ts")
     action.add_argument("test", type=Path, metavar="TEST.ts")
     action.add_argument("--copies", type=int, default=0, help="noisy variants of each training series to add")
+    _seed(action)
 
     action = _action(actions, "control_charts", _control_charts, "generated control charts of the paper's nine classes")
     _counts(action, train=3600, test=900)
@@ -23,21 +24,47 @@ def add_parsers(command: argparse.ArgumentParser) -> None:
     action = _action(actions, "wafer_maps", _wafer_maps, "generated wafer maps of WM-811K's eight defects")
     _counts(action, train=3200, test=800)
 
+    action = _action(actions, "r2r_ce", _r2r_ce, "R2R-CE's episodes as questions about the next action")
+    action.add_argument("episodes", type=Path, metavar="SPLIT.json.gz")
+    action.add_argument("actions", type=Path, metavar="SPLIT_gt.json.gz")
+    action.add_argument("--frames", type=Path, required=True, help="folder with EPISODE/STEP.png (or .jpg)")
+    action.add_argument("--instruction", choices=("speech", "text", "both"), default="speech")
+    action.add_argument("--voice", default="", help="voice of the speech; default: the backend's")
+    action.add_argument("--speech_server", default="", metavar="URL", help="server with OpenAI's /v1/audio/speech")
+    action.add_argument("--speech_model", default="tts-1", help="speech model of that server")
+
+    action = _action(actions, "pillar_world", _pillar_world, "a small world to navigate in: a guide's actions")
+    action.add_argument("--episodes", type=int, default=400, help="default: 400")
+    _seed(action)
+
+    action = _action(actions, "covost2", _covost2, "CoVoST 2's speech translation")
+    action.add_argument("table", type=Path, metavar="covost_v2.SOURCE_TARGET.SPLIT.tsv")
+    action.add_argument("--clips", type=Path, required=True, help="folder of Common Voice's clips")
+
+    action = _action(actions, "choices", _choices, "multiple-choice questions about videos of sports or medicine")
+    action.add_argument("questions", type=Path, metavar="QUESTIONS.json")
+    action.add_argument("--videos", type=Path, required=True, help="folder of the videos")
+    action.add_argument("--categories", default="", metavar="A,B,...", help="refuse other categories; default: any")
+
 
 def _action(actions, name: str, run: Callable[[argparse.Namespace], dict[str, int]], text: str):
     def print_counts(arguments: argparse.Namespace) -> int:
         for split, count in run(arguments).items():
-            print(f"{arguments.out / split}.jsonl: {count} questions")
+            print(f"{arguments.out / split}.jsonl: {count} conversations")
         return 0
 
     action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
     action.add_argument("--out", type=Path, required=True, help="folder to write")
-    action.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
     action.set_defaults(run=print_counts)
     return action
 
 
+def _seed(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
+
+
 def _counts(action: argparse.ArgumentParser, train: int, test: int) -> None:
+    _seed(action)
     action.add_argument("--train", type=int, default=train, help=f"training questions; default: {train}")
     action.add_argument("--test", type=int, default=test, help=f"test questions; default: {test}")
 
@@ -64,3 +91,35 @@ def _wafer_maps(arguments: argparse.Namespace) -> dict[str, int]:
     from omnivinci_jax.downstream.wafer_maps import generate
 
     return generate(arguments.out, arguments.train, arguments.test, arguments.seed)
+
+
+def _r2r_ce(arguments: argparse.Namespace) -> dict[str, int]:
+    from omnivinci_jax.downstream.navigation import convert
+    from omnivinci_jax.settings import VoiceConfig
+    from omnivinci_jax.speech.backends import make_voice
+
+    voice = None
+    if arguments.instruction != "text":
+        url = arguments.speech_server
+        backend = "server" if url else "espeak-ng"
+        voice = make_voice(VoiceConfig(backend, arguments.voice, url, arguments.speech_model))
+    return convert(arguments.episodes, arguments.actions, arguments.frames, arguments.out, voice, arguments.instruction)
+
+
+def _pillar_world(arguments: argparse.Namespace) -> dict[str, int]:
+    from omnivinci_jax.downstream.pillar_world import generate
+
+    return generate(arguments.out, arguments.episodes, arguments.seed)
+
+
+def _covost2(arguments: argparse.Namespace) -> dict[str, int]:
+    from omnivinci_jax.downstream.translation import convert
+
+    return convert(arguments.table, arguments.clips, arguments.out)
+
+
+def _choices(arguments: argparse.Namespace) -> dict[str, int]:
+    from omnivinci_jax.downstream.choices import convert
+
+    categories = tuple(name for name in arguments.categories.split(",") if name)
+    return convert(arguments.questions, arguments.videos, categories, arguments.out)

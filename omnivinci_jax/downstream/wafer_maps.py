@@ -53,10 +53,8 @@ def convert(path: Path, out: Path) -> dict[str, int]:
             raise DataError(f"{where}: unknown class {kind!r}; WM-811K has {', '.join(CLASSES)} and none")
         if split not in _SPLITS:
             raise DataError(f"{where}: trianTestLabel is {split!r}; WM-811K has {', '.join(_SPLITS)}")
-        wafer = cell(wafer)
-        if not (
-            isinstance(wafer, np.ndarray) and wafer.ndim == 2 and wafer.size and set(np.unique(wafer)) <= {0, 1, 2}
-        ):
+        wafer = np.asarray(cell(wafer))
+        if wafer.ndim != 2 or not wafer.size or not np.isin(wafer, (0, 1, 2)).all():
             raise DataError(f"{where}: waferMap is not a matrix of 0, 1 and 2")
         name = f"{_SPLITS[split]}-{index:06d}"
         rows[_SPLITS[split]].append(picture_row(out, name, picture(wafer.astype(np.uint8)), QUESTION, kind))
@@ -64,12 +62,11 @@ def convert(path: Path, out: Path) -> dict[str, int]:
 
 
 def _label(value: object, where: str) -> str:
-    """Returns a text that may be nested in arrays and lists, as MATLAB left it; "" for an empty one."""
-    value = cell(value)
-    while isinstance(value, np.ndarray | list) and len(value):
-        value = cell(value[0])
-    if isinstance(value, np.ndarray | list):
-        return ""
+    """Returns a text that may be nested in arrays, as MATLAB left it; "" for an empty one."""
+    while isinstance(value := cell(value), np.ndarray):
+        if not value.size:
+            return ""
+        value = value.flat[0]
     if not isinstance(value, str):
         raise DataError(f"{where}: a label is {value!r}, not a text")
     return str(value)

@@ -30,19 +30,18 @@ class _DType:
 
 
 class _Array:
-    """An array; `value` is it, or a list if it holds objects."""
+    """An array; `value` is NumPy's."""
 
     def __setstate__(self, state: tuple) -> None:
-        _, self.shape, dtype, fortran, content = state
+        _, shape, dtype, fortran, content = state
         if not isinstance(dtype, _DType):
             raise pickle.UnpicklingError("an array without a type")
         if dtype.text[0] == "O":
-            self.value: Any = list(content)
-            if len(self.value) != np.prod(self.shape) or (fortran and len(self.shape) > 1 and min(self.shape) > 1):
-                raise pickle.UnpicklingError("an array of objects of another size or order")
+            flat = np.fromiter(content, object, len(content))
+            self.value = flat.reshape(shape, order="F" if fortran else "C")
         else:
             content = content.encode("latin-1") if isinstance(content, str) else content  # Python 2's bytes
-            self.value = np.ndarray(self.shape, dtype.text, content, order="F" if fortran else "C")
+            self.value = np.ndarray(shape, dtype.text, content, order="F" if fortran else "C")
 
 
 class _Index:
@@ -103,10 +102,8 @@ def read_table(path: Path) -> dict[str, list[Any]]:
         for block in extra["0.14.1"]["blocks"]:
             values, places = block["values"], block["mgr_locs"]
             places = range(places.start, places.stop, places.step or 1) if isinstance(places, slice) else places.value
-            count, length = values.shape
-            for index, place in enumerate(places):
-                part = values.value[index * length : (index + 1) * length] if count else []
-                cells[columns[place]] = part if isinstance(values.value, list) else values.value[index].tolist()
+            for place, column in zip(places, values.value, strict=True):
+                cells[columns[place]] = column.tolist()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; give LSWMD.pkl of WM-811K") from None
     except Exception as error:  # damaged bytes can raise anything; nothing of the file has been executed
@@ -116,5 +113,5 @@ def read_table(path: Path) -> dict[str, list[Any]]:
 
 
 def cell(value: Any) -> Any:
-    """Returns what a cell of the table holds: an array as NumPy's, or a list of objects."""
+    """Returns what a cell of the table holds: an array as NumPy's."""
     return value.value if isinstance(value, _Array) else value

@@ -32,7 +32,7 @@ def ts(tmp_path):
 def test_a_ts_file_becomes_plots_with_questions(ts, tmp_path, capsys):
     train, test = ts(HEADER + "0,1,2:1\n2,1,?:2\n\n"), ts(HEADER + "5,5,5:2\n", "b.ts")
     assert main(["convert-data", "ucr", str(train), str(test), "--copies=2", f"--out={tmp_path / 'out'}"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path}/out/train.jsonl: 6 questions"
+    assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path}/out/train.jsonl: 6 conversations"
     rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert [row["messages"][1]["content"] for row in rows] == ["1", "2", "1", "1", "2", "2"]
     question = "What class do these images belong to? The possible classes are: 1, 2."

@@ -50,7 +50,7 @@ class Pickler(pickle.Pickler):
         if not isinstance(obj, np.ndarray):
             return NotImplemented
         fortran = obj.flags.f_contiguous and not obj.flags.c_contiguous
-        content = obj.ravel().tolist() if obj.dtype == object else obj.tobytes("A").decode("latin-1")
+        content = obj.ravel("A").tolist() if obj.dtype == object else obj.tobytes("A").decode("latin-1")
         rebuild = np.zeros(0).__reduce__()[0]
         return rebuild, (np.ndarray, (0,), "b"), (1, obj.shape, obj.dtype, fortran, content)
 
@@ -77,8 +77,9 @@ def write(tmp_path, monkeypatch):
             monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
         monkeypatch.setitem(sys.modules, name, module)
 
-    def write(maps, splits, kinds, names=("waferMap", "dieSize", "trianTestLabel", "failureType")):
+    def write(maps, splits, kinds, names=("waferMap", "dieSize", "trianTestLabel", "failureType"), fortran=False):
         columns = np.stack([objects(*maps), objects(*splits), objects(*kinds)])
+        columns = np.asfortranarray(columns) if fortran else columns
         sizes = np.arange(len(maps), dtype=float)[None]
         blocks = [
             {"values": columns, "mgr_locs": np.array([0, 2, 3])},
@@ -105,7 +106,7 @@ def test_the_published_layout_becomes_pictures_with_the_papers_question(write, t
     kinds = [np.array([["Edge-Loc"]]), np.array([["Near-full"]]), UNLABELLED, np.array([["none"]])]
     path, out = write(maps, splits, kinds), tmp_path / "out"
     assert main(["convert-data", "wm811k", str(path), f"--out={out}"]) == 0
-    assert capsys.readouterr().out == f"{out}/train.jsonl: 1 questions\n{out}/test.jsonl: 1 questions\n"
+    assert capsys.readouterr().out == f"{out}/train.jsonl: 1 conversations\n{out}/test.jsonl: 1 conversations\n"
     (train,) = (json.loads(line) for line in (out / "train.jsonl").read_text().splitlines())
     (test,) = (json.loads(line) for line in (out / "test.jsonl").read_text().splitlines())
     assert train["messages"][1]["content"] == "edge-loc" and test["kind"] == "near-full"
@@ -122,6 +123,8 @@ def test_numbers_and_texts_of_the_table_are_read(write):
     table = read_table(write([WAFER, WAFER], ["Training", "Test"], ["Loc", "Loc"]))
     assert table["dieSize"] == [0.0, 1.0] and table["trianTestLabel"] == ["Training", "Test"]
     np.testing.assert_array_equal(cell(table["waferMap"][1]), WAFER)
+    table = read_table(write([WAFER, WAFER], ["Training", "Test"], ["Loc", "Donut"], fortran=True))
+    assert table["trianTestLabel"] == ["Training", "Test"] and table["failureType"] == ["Loc", "Donut"]
 
 
 class Call:
