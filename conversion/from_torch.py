@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from conversion import leaves
 from conversion.command import progress, run
-from conversion.leaves import LazyLeaf, Pieces
 from conversion.source import DTYPE_NAMES, open_source
+from omnivinci_jax import leaves
 from omnivinci_jax.config_json import write_config
+from omnivinci_jax.leaves import LazyLeaf, Pieces
 from omnivinci_jax.mesh.processes import atomic_directory
 
 
@@ -40,7 +40,7 @@ def from_torch(
         with progress(total, "from_torch") as bar:
             tracked = {path: _with_progress(leaf, bar) for path, leaf in opened.leaves.items()}
             leaves.save(part / "params", tracked)
-        write_config(opened.config, part / "config.json", opened.base, opened.untrained)
+        write_config(opened.config, part / "config.json", opened.base, opened.untrained, opened.quantization)
         if opened.tokenizer:
             opened.tokenizer.save(part)
     return opened.notes

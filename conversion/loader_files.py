@@ -6,10 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from conversion.layouts import Layout
+from conversion.compressed import quantization_config
+from conversion.layouts import Layout, file_name
+from conversion.mapping import HEAD, LINEAR
 from conversion.stored_model import StoredModel
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.config_json import to_json, to_released
+from omnivinci_jax.config_json import quantization_of, to_json, to_released
+from omnivinci_jax.models.quantized import GROUP_SIZE
 from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
 
 _ARCHITECTURE = "AudioVisualFlamingoForConditionalGeneration"
@@ -24,7 +27,7 @@ def write_loader_files(model: StoredModel, destination: Path, layout: Layout) ->
         UserError: the tokenizer is damaged or has no media tokens.
     """
     notes = []
-    root = to_json(model.config, model.root, model.untrained)
+    root = to_json(model.config, model.root, model.untrained, quantization_of(model.root))
     root.setdefault("architectures", [_ARCHITECTURE])
     files: dict[str, dict[str, Any]] = {}
     beside_tokenizer = ""
@@ -41,6 +44,9 @@ def write_loader_files(model: StoredModel, destination: Path, layout: Layout) ->
     else:
         notes.append(f"{model.folder} has no tokenizer, so the export has neither its files nor generation_config.json")
     files |= {"config.json": root} if layout == "merged" else to_released(root)
+    if model.schemes:
+        for folder, quantization in _quantization_configs(model, layout).items():
+            files[f"{folder}/config.json".lstrip("/")]["quantization_config"] = quantization
     for name, values in files.items():
         (destination / name).parent.mkdir(exist_ok=True)
         (destination / name).write_text(json.dumps(values, indent=2) + "\n")
@@ -48,6 +54,22 @@ def write_loader_files(model: StoredModel, destination: Path, layout: Layout) ->
         if (model.folder / name).is_file():
             shutil.copy(model.folder / name, destination / beside_tokenizer / name)
     return notes
+
+
+def _quantization_configs(model: StoredModel, layout: Layout) -> dict[str, dict[str, Any]]:
+    """Returns the `quantization_config` of each folder of the export with quantized layers."""
+    schemes, names = {}, {}
+    for tensor in model.tensors:
+        kernel = tensor.path.removesuffix("/values")
+        folder, name = file_name(tensor.name, layout)
+        module = name.rpartition(".")[0]
+        if kernel in model.schemes:
+            schemes.setdefault(folder, {})[module] = model.schemes[kernel]
+        if kernel in model.schemes or tensor.transform in (LINEAR, HEAD):
+            names.setdefault(folder, set()).add(module)
+    record = quantization_of(model.root) or {}
+    size = record.get("group_size", GROUP_SIZE)
+    return {folder: quantization_config(own, size, names[folder]) for folder, own in schemes.items()}
 
 
 def _processor_files(config: OmniVinciConfig, notes: list[str]) -> dict[str, dict[str, Any]]:

@@ -9,14 +9,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from conversion.leaves import LazyLeaf
 from conversion.source import open_source
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.generate.assistant import Assistant
-from omnivinci_jax.model_dir import shardings_of
+from omnivinci_jax.leaves import LazyLeaf
+from omnivinci_jax.model_dir import quantized_sharding, shardings_of
 from omnivinci_jax.models.compute import Compute
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.quantized import from_dicts
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 
@@ -35,8 +36,13 @@ def load_model(folder: Path, dtype: DTypeLike | None = None, mesh: Mesh | None =
     source = open_source(folder)
     model = OmniVinci(source.config, Compute(dtype=dtype or jnp.float32))
     shardings = flatten_dict(shardings_of(model, mesh), sep="/")
-    params = {path: jax.device_put(_array(leaf), shardings[path]) for path, leaf in source.leaves.items()}
-    return model, unflatten_dict(params, sep="/")
+
+    def sharding(path: str) -> jax.sharding.Sharding:
+        kernel, _, name = path.rpartition("/")
+        return shardings[path] if path in shardings else getattr(quantized_sharding(shardings[kernel]), name)
+
+    params = {path: jax.device_put(_array(leaf), sharding(path)) for path, leaf in source.leaves.items()}
+    return model, from_dicts(unflatten_dict(params, sep="/"))
 
 
 def _array(leaf: LazyLeaf) -> np.ndarray:

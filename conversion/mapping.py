@@ -134,13 +134,17 @@ TABLE: tuple[Row, ...] = (
 
 
 class Tensor(NamedTuple):
-    """One torch tensor: its name and shape, its leaf, and its index in the leaf (None: the whole leaf)."""
+    """One torch tensor: its name and shape, its leaf, and its index in the leaf (None: the whole leaf).
+
+    dtype: its type in a file, for tensors of quantized layers; None: the leaf's, or what the user chooses.
+    """
 
     name: str
     shape: Shape
     path: str
     index: int | None
     transform: Transform
+    dtype: np.dtype | None = None
 
 
 def tensors(config: OmniVinciConfig, leaves: dict[str, Shape]) -> Iterator[Tensor]:

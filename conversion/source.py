@@ -14,19 +14,21 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from conversion.compressed import leaf_shapes, quantized_tensors, scheme_of
 from conversion.gguf_file import GgufFile, GgufTensor
 from conversion.layouts import PARTS, UNPUBLISHED, drop_tied_head, read_layout, read_part
-from conversion.leaves import LazyLeaf, Pieces
 from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES, StoredTensor
 from conversion.tokenizer import SourceTokenizer, read_tokenizer, with_media_tokens
 from omnivinci_jax.config import OmniAlignConfig, OmniVinciConfig, one_of
 from omnivinci_jax.config_json import PARTS as CONFIG_PARTS
-from omnivinci_jax.config_json import describe_publisher, from_json, read_json, untrained_modules
+from omnivinci_jax.config_json import describe_publisher, from_json, quantization_of, read_json, untrained_modules
 from omnivinci_jax.config_json import read_part as read_part_config
 from omnivinci_jax.errors import UserError
+from omnivinci_jax.leaves import LazyLeaf, Pieces
 from omnivinci_jax.model_dir import in_modules
 from omnivinci_jax.models.initialization import boxed_params, parameter_shapes
+from omnivinci_jax.models.quantized import Scheme
 from omnivinci_jax.part_json import part_from_json
 
 DTYPE_NAMES = {"float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}
@@ -43,6 +45,7 @@ class Source(NamedTuple):
     tokenizer: None if the source has none.
     untrained: modules that were initialised, because the source does not have them.
     notes: what was initialised, skipped or added, for the user.
+    quantization: how the source was quantized; None if it was not.
     """
 
     config: OmniVinciConfig
@@ -51,6 +54,7 @@ class Source(NamedTuple):
     tokenizer: SourceTokenizer | None
     untrained: tuple[str, ...]
     notes: list[str]
+    quantization: dict[str, Any] | None
 
 
 class ExtendedTable(NamedTuple):
@@ -113,14 +117,14 @@ def open_source(
     found, notes = _collect_tensors(folder, parts, gguf, left_out)
     if config.text.tie_word_embeddings:
         drop_tied_head(found)
-    elif "llm.lm_head.weight" not in found:
+    elif not {"llm.lm_head.weight", "llm.lm_head.weight_packed"} & found.keys():
         raise UserError(
             f"{parts.get('llm', folder)}: no lm_head.weight, but tie_word_embeddings is False in config.json; a base "
             "model is saved without its head: convert the model with it (…ForCausalLM)"
         )
     if base:
         replaced = [CONFIG_PARTS[_CONFIG_FIELDS[part]][0] for part in parts]
-        base = {key: value for key, value in base.items() if key not in replaced}
+        base = {key: value for key, value in base.items() if key not in (*replaced, "quantization_config")}
 
     if gguf and tokenizer is None:
         pretrained = gguf.tokenizer()
@@ -144,6 +148,7 @@ def open_source(
         if not any(tensor.name in found for tensor in own):
             initialised |= {tensor.path for tensor in own}
     expected = [tensor for tensor in expected if tensor.path not in initialised]
+    expected, quantized = _with_quantized(expected, found, shapes)
     stored = {name: path for name, path in unpublished.items() if path not in initialised}
     expected += [Tensor(f"{UNPUBLISHED}.{name}", shapes[path], path, None, SAME) for name, path in stored.items()]
     _check_tensors(expected, found, folder, parts)
@@ -154,13 +159,41 @@ def open_source(
     target_dtype = DTYPE_NAMES[dtype] if dtype else None
     by_leaf: dict[str, list[Tensor]] = {}
     for tensor in expected:
-        by_leaf.setdefault(tensor.path, []).append(tensor)
+        if not tensor.name.endswith(".weight_shape"):
+            by_leaf.setdefault(tensor.path, []).append(tensor)
     leaves = {path: _stored_leaf(shapes[path], group, found, target_dtype) for path, group in by_leaf.items()}
+    for path, (shape, kind) in quantized.items():
+        leaves[path] = dataclasses.replace(leaves[path], shape=shape, dtype=kind)
     embedding = leaves["llm/embed_tokens/embedding"].dtype
     leaves |= _initialised_leaves(config, initialised, shapes, target_dtype or embedding)
     if base is not None:
         notes.insert(0, describe_publisher(base, config))
-    return Source(config, base, leaves, found_tokenizer, untrained, notes)
+    quantization = (quantization_of(base or {}) or {"name": "compressed-tensors"}) if quantized else None
+    return Source(config, base, leaves, found_tokenizer, untrained, notes, quantization)
+
+
+def _with_quantized(
+    expected: list[Tensor], found: Mapping[str, AnyTensor], shapes: dict[str, tuple[int, ...]]
+) -> tuple[list[Tensor], dict[str, tuple[tuple[int, ...], np.dtype]]]:
+    """Replaces the tensors of kernels that the source has quantized; returns also their leaves' shapes and types.
+
+    Raises:
+        UserError: a kernel is quantized in some layers, or not as in the others.
+    """
+    types = {name: tensor.dtype for name, tensor in found.items()}
+    kinds: dict[str, tuple[Scheme, int] | None] = {}
+    replaced, leaves = [], {}
+    for tensor in expected:
+        scheme = scheme_of(tensor.name, types)
+        kind = (scheme, found[f"{tensor.name}_scale"].shape[1]) if scheme else None
+        if kinds.setdefault(tensor.path, kind) != kind:
+            raise UserError(f"{tensor.name}: quantized otherwise than the layers before; all layers must agree")
+        replaced += quantized_tensors(tensor, *kind) if kind else [tensor]
+        if kind:
+            ends = leaf_shapes(shapes[tensor.path], *kind)
+            leaves |= {f"{tensor.path}/{end}": shape_and_type for end, shape_and_type in ends.items()}
+    shapes |= {path: shape for path, (shape, _) in leaves.items()}
+    return replaced, leaves
 
 
 def _configuration(
@@ -237,6 +270,8 @@ def _check_tensors(
             raise UserError(
                 f"{stored.file}: {tensor.name} has shape {tuple(stored.shape)}, but config.json expects {tensor.shape}"
             )
+        if tensor.dtype is None and stored.dtype not in DTYPES.values():
+            raise UserError(f"{stored.file}: {tensor.name} has type {stored.dtype}; supported: {', '.join(DTYPES)}")
     for name, stored in found.items():
         if name not in names:
             raise UserError(f"{stored.file}: this model has no tensor {name}")
@@ -249,6 +284,8 @@ def _stored_leaf(
     dtype: np.dtype | None,
 ) -> LazyLeaf:
     types = {found[tensor.name].dtype for tensor in group}
+    if group[0].dtype is not None:  # of a quantized layer
+        dtype = group[0].dtype
     if dtype is None and len(types) > 1:
         raise UserError(f"{group[0].name} has different types in different layers; choose one with --dtype")
     dtype = dtype or types.pop()

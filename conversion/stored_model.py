@@ -11,16 +11,18 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from conversion.compressed import quantized_tensors
 from conversion.layouts import UNPUBLISHED
-from conversion.leaves import StoredLeaf, contiguous
 from conversion.mapping import SAME, Tensor, tensors, unpublished_leaves
 from conversion.tensor_files import DTYPES
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import from_json, read_json, untrained_modules
 from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.leaves import StoredLeaf, contiguous
 from omnivinci_jax.model_dir import check_shapes, in_modules, stored_params
 from omnivinci_jax.models.initialization import abstract_params, parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.quantized import Scheme, as_dicts, is_quantized
 
 
 class StoredModel(NamedTuple):
@@ -30,6 +32,7 @@ class StoredModel(NamedTuple):
     untrained: modules that were initialised and never trained.
     tensors: every tensor by merged name; unpublished ones start with `omnivinci_jax.`.
     dtypes: stored type of each leaf, by path.
+    schemes: of the quantized kernels, by path.
     """
 
     folder: Path
@@ -38,6 +41,7 @@ class StoredModel(NamedTuple):
     tensors: list[Tensor]
     dtypes: dict[str, np.dtype]
     untrained: tuple[str, ...]
+    schemes: dict[str, Scheme]
 
 
 def open_model(folder: Path) -> StoredModel:
@@ -52,19 +56,27 @@ def open_model(folder: Path) -> StoredModel:
     stored = stored_params(folder)
     model = OmniVinci(config)
     check_shapes(stored, abstract_params(model.config), folder / "params")
-    leaves = cast("dict[str, jax.ShapeDtypeStruct]", flatten_dict(stored, sep="/"))
+    quantized = {path: leaf for path, leaf in flatten_dict(stored, sep="/").items() if is_quantized(leaf)}
+    leaves = cast("dict[str, jax.ShapeDtypeStruct]", flatten_dict(as_dicts(stored), sep="/"))
     dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
-    if unknown := [path for path, dtype in dtypes.items() if dtype not in DTYPES.values()]:
+    floats = {path: dtype for path, dtype in dtypes.items() if path.rpartition("/")[0] not in quantized}
+    if unknown := [path for path, dtype in floats.items() if dtype not in DTYPES.values()]:
         raise UserError(f"{folder / 'params'}: {unknown[0]} has type {dtypes[unknown[0]]}; it must be floating point")
     shapes = parameter_shapes(model.config)
-    all_tensors = [*tensors(config, shapes)]
+    all_tensors = []
+    for tensor in tensors(config, shapes):
+        leaf = quantized.get(tensor.path)
+        all_tensors += quantized_tensors(tensor, leaf.scheme, leaf.scales.shape[-1]) if leaf else [tensor]
     for name, path in unpublished_leaves(config, shapes).items():
+        if path in quantized:
+            raise UserError(f"{folder / 'params'}: {path} is quantized, but no published layer; quantize without it")
         all_tensors.append(Tensor(f"{UNPUBLISHED}.{name}", shapes[path], path, None, SAME))
     untrained = untrained_modules(root)
     for module in untrained:
         if not any(in_modules(path, [module]) for path in shapes):
             raise ConfigError(f"{folder / 'config.json'}: {UNPUBLISHED}.untrained: {module!r}: no such module")
-    return StoredModel(folder, root, config, all_tensors, dtypes, untrained)
+    schemes = {path: leaf.scheme for path, leaf in quantized.items()}
+    return StoredModel(folder, root, config, all_tensors, dtypes, untrained, schemes)
 
 
 def read_tensors(model: StoredModel, wanted: Iterable[Tensor]) -> Iterator[np.ndarray]:

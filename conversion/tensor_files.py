@@ -17,7 +17,15 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Of the tensors of quantized layers (conversion/compressed.py).
+QUANTIZED_DTYPES = {
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+}
+_STORED = DTYPES | QUANTIZED_DTYPES
+_NAMES = {dtype: name for name, dtype in _STORED.items()}
 SHARD_BYTES = 4 * 10**9
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -50,7 +58,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
     Raises:
         UserError: a missing or truncated file, an index that contradicts the files or names one outside the folder, a
-            type that is not floating point.
+            type that no parameter has.
     """
     if not (folder / INDEX).is_file():
         return _header(folder / SINGLE)
@@ -99,9 +107,9 @@ def _header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(file: Path, start: int, size: int, name: str, entry: Mapping) -> StoredTensor:
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in _STORED:
         raise UserError(f"{file}: {name} has type {entry['dtype']}; supported: {', '.join(DTYPES)}")
-    dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+    dtype, (begin, end) = _STORED[entry["dtype"]], entry["data_offsets"]
     tensor = StoredTensor(file, start + begin, tuple(entry["shape"]), dtype)
     if end - begin != int(np.prod(tensor.shape)) * dtype.itemsize or start + end > size:
         raise UserError(f"{file}: {name} exceeds the file, which is truncated or damaged; copy it again")

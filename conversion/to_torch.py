@@ -53,7 +53,7 @@ def to_torch(folder: Path, destination: Path, *, layout: Layout, dtype: str | No
         folders: dict[str, list[_Export]] = {}
         for tensor in trained:
             subfolder, name = file_name(tensor.name, layout)
-            export_dtype = DTYPE_NAMES[dtype] if dtype else model.dtypes[tensor.path]
+            export_dtype = tensor.dtype or (DTYPE_NAMES[dtype] if dtype else model.dtypes[tensor.path])
             folders.setdefault(subfolder, []).append(_Export(tensor, name, export_dtype))
         total = sum(export.nbytes for exports in folders.values() for export in exports)
         with progress(total, "to_torch") as bar:

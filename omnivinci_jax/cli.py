@@ -130,6 +130,26 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=_path, required=True, help="model directory to create")
     _mesh_flag(command, "one device")
 
+    command = _command(commands, "quantize", _quantize, "make a smaller model of int4, int8 or float8 weights")
+    command.add_argument("--model", type=Path, required=True, help="model directory")
+    command.add_argument("--out", type=Path, required=True, help="model directory to create; the same command resumes")
+    command.add_argument(
+        "--recipe", choices=("paper", "w4a16", "w8a8", "fp8"), default="paper",
+        help="paper: int8 towers and int4 decoder; w4a16: int4 decoder; w8a8, fp8: towers and decoder in 8 bits",
+    )  # fmt: skip
+    command.add_argument(
+        "--calibration", type=Path, help="JSONL file, or folder of shards, with images or video, and sound"
+    )
+    command.add_argument(
+        "--method", choices=("rtn", "calibrated"),
+        help="rtn: round to nearest; calibrated: AWQ and SmoothQuant; default: calibrated, for fp8 rtn",
+    )  # fmt: skip
+    command.add_argument(
+        "--modules", action="append", default=[], metavar="REGEX",
+        help="dense layers to quantize, for example 'llm/(layers/.*|lm_head)'; may be repeated; default: the recipe's",
+    )  # fmt: skip
+    command.add_argument("--group_size", type=_positive, default=128, help="inputs that share a scale in int4")
+
     command = _command(commands, "generate", _generate, "answer a prompt about any mix of media, in the given order")
     _generation_flags(command)
     for flag, kind in _MEDIA_FLAGS.items():
@@ -429,6 +449,12 @@ def _export(arguments) -> int:
     export(arguments.workdir, arguments.out, arguments.mesh and _make_mesh(arguments.mesh))
     print(f"model: {arguments.out}")
     return 0
+
+
+def _quantize(arguments) -> int:
+    from omnivinci_jax.quantize.command import run
+
+    return run(arguments)
 
 
 def _generate(arguments) -> int:

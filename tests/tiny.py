@@ -7,10 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.models.initialization import abstract_boxes, unbox_abstract
+from omnivinci_jax.models.quantized import quantize
+from omnivinci_jax.quantize.recipes import Recipe
 from omnivinci_jax.sequence.tokenizer import Tokenizer
 from omnivinci_jax.settings import TrainConfig, load_config
 
@@ -45,6 +48,14 @@ def random_boxes(config: OmniVinciConfig, seed: int = 0) -> dict:
 
 def random_params(config: OmniVinciConfig, seed: int = 0) -> dict:
     return unbox_abstract(random_boxes(config, seed))
+
+
+def quantized_params(params: dict, recipe: Recipe, config: OmniVinciConfig) -> dict:
+    """Rounds the kernels that a recipe names to the nearest."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for path, scheme in recipe.schemes(config).items():
+        flat[path] = quantize(flat[path], scheme, recipe.group_size)
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 @cache

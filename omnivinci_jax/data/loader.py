@@ -23,6 +23,7 @@ from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.packing import pack, row_size
 from omnivinci_jax.settings import DataConfig
 
+NO_LIMIT = Capacity(*[2**31] * 5)
 _ENDLESS = 2**40  # steps
 
 # For each group its rows, for each row the indices of its samples.
@@ -36,6 +37,22 @@ def plan_all(index: Index, settings: DataConfig) -> Planned:
         part = pack(index.sizes[start : start + PACKED_TOGETHER], settings.capacity)
         groups += [[[start + sample for sample in row] for row in rows] for rows in part]
     return groups + [[] for _ in range(-len(groups) % settings.groups)]
+
+
+def whole_file(index: Index, rows: int, groups: int = 1, divisor: int = 1, max_skipped: float = 0.01) -> DataConfig:
+    """Returns settings under which every sample of a file fits, read in this process.
+
+    Args:
+        index: made with NO_LIMIT.
+        rows: conversations per group; rows are as long as the longest conversation.
+        groups: groups per batch.
+        divisor: slots, tiles and windows of a group become multiples of it.
+        max_skipped: see DataConfig.
+    """
+    slots, tiles, windows, clips = (int(largest) for largest in index.sizes.max(axis=0))
+    slots, tiles, windows = (-(-max(n, 1) // divisor) * divisor for n in (slots, rows * tiles, rows * windows))
+    capacity = Capacity(rows, slots, tiles, windows, max(rows * clips, 1))
+    return DataConfig(capacity=capacity, groups=groups, workers=0, max_skipped=max_skipped)
 
 
 class Plan:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from omnivinci_jax import model_dir
 from omnivinci_jax.data.index import Index, build_index
-from omnivinci_jax.data.loader import plan_all, read_batches
+from omnivinci_jax.data.loader import NO_LIMIT, plan_all, read_batches, whole_file
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.data.records import check_skipped
 from omnivinci_jax.data.sources import open_records
@@ -25,12 +25,9 @@ from omnivinci_jax.mesh.mesh import on_mesh
 from omnivinci_jax.mesh.processes import is_main
 from omnivinci_jax.mesh.rules import BATCH_AXES, local_groups, put_batch
 from omnivinci_jax.models.attention_kernels import choose_implementation
-from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import valid_text
 from omnivinci_jax.settings import DataConfig
 from omnivinci_jax.train.losses import contrastive_loss
-
-_NO_LIMIT = Capacity(*[2**31] * 5)
 
 
 @dataclass(frozen=True)
@@ -139,18 +136,15 @@ def evaluate_file(
     """
     model, params, processor = model_dir.load(folder, mesh=mesh)
     processor = dataclasses.replace(processor, drop=drop)
-    index = build_index(open_records(data), processor, _NO_LIMIT, "skip")
+    index = build_index(open_records(data), processor, NO_LIMIT, "skip")
     if not len(index):
         raise DataError(f"{data}: no usable sample:\n  " + "\n  ".join(index.problems[:20]))
     check_skipped(index.problems, len(index) + len(index.problems), max_skipped, data)
-    slots, tiles, windows, clips = (int(largest) for largest in index.sizes.max(axis=0))
     divisor = mesh.shape["context"] * mesh.shape["tensor"]  # of the slots, tiles and windows of a group
-    slots, tiles, windows = (-(-max(n, 1) // divisor) * divisor for n in (slots, rows * tiles, rows * windows))
-    capacity = Capacity(rows, slots, tiles, windows, max(rows * clips, 1))
     attention = choose_implementation("auto", mesh.devices.flat[0].platform)
     model = model.clone(compute=dataclasses.replace(model.compute, attention=attention))
     groups = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    settings = DataConfig(capacity=capacity, groups=groups, workers=0, max_skipped=max_skipped)
+    settings = whole_file(index, rows, groups, divisor, max_skipped)
     with on_mesh(mesh):
         return evaluate(make_eval_step(model, mesh), params, index, processor, settings, mesh)
 

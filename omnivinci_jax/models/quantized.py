@@ -111,7 +111,7 @@ def quantize(
     x = jnp.swapaxes(kernel.astype(jnp.float32), -1, -2)
     x = x.reshape(*x.shape[:-1], -1, group_size if scheme == "w4a16" else x.shape[-1])
     largest = jnp.abs(x).max(axis=-1) if clip is None else clip
-    scales = jnp.maximum(largest, _TINY) / _LARGEST[scheme]
+    scales = jnp.where(largest > _TINY, largest / _LARGEST[scheme], 1.0)
     values = _round(x / scales[..., None], scheme).reshape(*x.shape[:-2], -1)
     if scheme == "w4a16":
         pairs = (values + 8).astype(jnp.uint8)
