@@ -83,7 +83,7 @@ class MediaReader:
         if item.kind != "video":
             return item if item.kind == "sound" else None
         with on_disk(item) as file:
-            has_sound = _probe_video(*file_state(file.path), file.track).audio_seconds > 0
+            has_sound = not item.muted and _probe_video(*file_state(file.path), file.track).audio_seconds > 0
         return dataclasses.replace(item, kind="sound") if has_sound else None
 
     def _measure(self, item: Media, tiled: bool, max_frames: int | None) -> MediaSize:

@@ -8,6 +8,7 @@
   `conversation` of `human` and `assistant`.
 - Video-R1 and AVQA-R1 (EchoInk): `problem` with `options`, `solution`, and `path` of one file or of one per kind.
 
+In every form, `"use_audio_in_video": false` beside the conversation reads its videos without their sound.
 Placeholders exist only in the user's turns of forms with lists; everywhere else the same characters are text.
 """
 
@@ -79,6 +80,12 @@ class _Parser:
             raise self._error("the conversation has no messages")
         check_unused(self._record, self._used, self._where)
         self._fill(turns)
+        if not self._has_sound():
+            for turn in turns:
+                turn.content = [
+                    replace(item, muted=item.kind == "video") if isinstance(item, Media) else item
+                    for item in turn.content
+                ]
         messages = (
             Message(turn.role, tuple(item for item in turn.content if item and not isinstance(item, _Slot)))
             for turn in turns
@@ -87,6 +94,13 @@ class _Parser:
 
     def _error(self, text: str) -> DataError:
         return DataError(f"{self._where}: {text}")
+
+    def _has_sound(self) -> bool:
+        """Returns whether videos are read with their sound."""
+        given = self._record.get("use_audio_in_video", True)
+        if not isinstance(given, bool):
+            raise self._error(f"'use_audio_in_video' must be true or false: {shown(given)}")
+        return given
 
     def _turns(self) -> list[_Turn]:
         record = self._record

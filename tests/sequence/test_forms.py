@@ -184,3 +184,13 @@ def test_a_problem_with_options_and_a_solution():
 def test_an_answer_and_options_may_stand_beside_the_messages():
     record = asked("Who?", answer="B", options=["Ann", "Bob"])
     assert parse(record) == parse(asked("Who?"))
+
+
+def test_videos_without_their_sound():
+    muted = Media("video", "/data/c.mp4", muted=True)
+    record = asked("<video>Who? <audio>", videos=["c.mp4"], audios=["d.wav"])
+    assert user(record | {"use_audio_in_video": False}) == [muted, "Who? ", SOUND]
+    assert user(record | {"use_audio_in_video": True}) == user(record) == [VIDEO, "Who? ", SOUND]
+    problem = {"problem": "How many?", "data_type": "video", "path": "c.mp4", "use_audio_in_video": False}
+    assert user(problem) == [muted, "How many?"]
+    assert "'use_audio_in_video' must be true or false: 0" in error(record | {"use_audio_in_video": 0})
