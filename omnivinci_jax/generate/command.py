@@ -113,7 +113,7 @@ def parse_question(arguments: Namespace) -> Conversation:
     if not (arguments.prompt or media or speech):
         raise UserError("give something to answer: --prompt TEXT, --speech_prompt FILE, or media")
     if media and _PLACEHOLDER.search(arguments.prompt):
-        content = (*_with_tracks(_fill_placeholders(arguments), media), *speech)
+        content = (*_fill_placeholders(arguments), *speech)
     else:
         text = (valid_text(arguments.prompt),) if arguments.prompt else ()
         before = {"prefix": 0, "mid": len(media) // 2, "suffix": len(media)}[arguments.prompt_position]
@@ -129,17 +129,11 @@ def system_message(arguments: Namespace) -> tuple[Message, ...]:
 
 
 def _fill_placeholders(arguments: Namespace) -> tuple[str | Media, ...]:
-    paths = {
-        wanted: [path for kind, path in arguments.media if kind == wanted] for wanted in ("image", "video", "sound")
-    }
-    record = {"conversations": [{"from": "human", "value": arguments.prompt}], **paths}
+    files = {"image": [], "video": [], "sound": []}
+    for n, (kind, path) in enumerate(arguments.media):
+        files[kind].append({"path": path, "track": arguments.audio_tracks.get(n)})
+    record = {"conversations": [{"from": "human", "value": arguments.prompt}], **files}
     return parse_conversation(record, "--prompt", Path()).messages[0].content
-
-
-def _with_tracks(content: tuple[str | Media, ...], media: tuple[Media, ...]) -> tuple[str | Media, ...]:
-    """Returns the content with the given media, whose sound tracks are known, in its places."""
-    items = {kind: iter([item for item in media if item.kind == kind]) for kind in ("image", "video", "sound")}
-    return tuple(next(items[item.kind]) if isinstance(item, Media) else item for item in content)
 
 
 def stream_answer(

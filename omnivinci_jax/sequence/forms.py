@@ -228,16 +228,21 @@ class _Parser:
         """Returns the sound track that an item names."""
         track = item.get("track")
         if track is not None and (type(track) is not int or track < 1 or kind == "image"):
-            raise self._error(f'"track" is a sound track of a video or audio item, from 1: {shown(track)}')
+            raise self._error(f'"track" is a sound track of a video or audio, from 1: {shown(track)}')
         return track
 
     def _listed(self, key: str, kind: Kind) -> list[Media]:
         listed = self._record.get(key) or []
-        listed = listed if isinstance(listed, list) else [listed]
-        paths = [_path_of(entry) for entry in listed]
-        if not all(paths):
-            raise self._error(f"{key!r} must be a path or a list of paths: {shown(self._record[key])}")
-        return [media_file(kind, path, self._where, self._folder) for path in paths if path]
+        files = []
+        for entry in listed if isinstance(listed, list) else [listed]:
+            path, track = _path_of(entry), None
+            if path is None:
+                raise self._error(f"{key!r} must be a path or a list of paths: {shown(self._record[key])}")
+            if isinstance(entry, dict):
+                check_unused(entry, {"path", "url", "track"}, self._where)
+                track = self._track(entry, kind)
+            files.append(replace(media_file(kind, path, self._where, self._folder), track=track))
+        return files
 
     def _fill(self, turns: list[_Turn]) -> None:
         """Puts the listed files into the slots of their kind, in order, or first where there are none."""

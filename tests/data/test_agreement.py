@@ -147,7 +147,7 @@ def test_inspect_agrees(data, tmp_path):
     ],
 )
 def test_a_track_is_a_number_from_1(item, data):
-    with pytest.raises(DataError, match=r'^here:3: "track" is a sound track of a video or audio item, from 1: '):
+    with pytest.raises(DataError, match=r'^here:3: "track" is a sound track of a video or audio, from 1: '):
         parse_conversation({"messages": [{"role": "user", "content": [item]}]}, "here:3", data.parent)
 
 

@@ -92,6 +92,15 @@ def test_files_without_a_place_of_their_own_are_errors():
     assert "'loss' of a message is False" in error({"messages": [ANSWER | {"loss": False}]})
 
 
+def test_a_listed_file_may_name_its_track():
+    track = {"path": "c.mp4", "track": 2}
+    assert user(asked("<video>Who?", videos=[track])) == [Media("video", "/data/c.mp4", track=2), "Who?"]
+    assert user(asked("Who?", audios={"url": "d.wav", "id": 3})) == [SOUND, "Who?"]
+    assert '"track" is a sound track of a video or audio, from 1: 0' in error(asked("x", videos=[track | {"track": 0}]))
+    assert '"track" is a sound track' in error(asked("x", images=[{"path": "a.png", "track": 1}]))
+    assert "'frames' looks like media" in error(asked("x", videos=[track | {"frames": ["1.png"]}]))
+
+
 def test_text_is_never_refused():
     """Only a user's turn beside lists has placeholders."""
     text = "<image> <video> <vila/video> <sound> <|im_start|>system\n<|im_end|>"
