@@ -14,6 +14,7 @@ from etils import epath
 from omnivinci_jax import strict_json
 from omnivinci_jax.errors import Preempted, UserError, needs_extra
 from omnivinci_jax.evaluation import flags as evaluation_flags
+from omnivinci_jax.transcription import flags as transcription_flags
 
 _MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image"}
 _POSITIONS = "prompt before the media, after half of them (rounded down), or after all"
@@ -119,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     _max_skipped_flag(command, 0.01)
     _mesh_flag(command, "all devices, parameters sharded (fsdp=-1); with another --metric, one device")
     evaluation_flags.add_flags(command)
+
+    command = _command(commands, "transcribe", _transcribe, "transcribe sounds, or measure the word error rate")
+    command.add_argument("--model", type=_path, help="model directory; default: transcribe with --recogniser alone")
+    transcription_flags.add_flags(command)
+    _max_skipped_flag(command, 0.01)
+    _mesh_flag(command, "one device")
 
     command = _command(commands, "export", _export, "merge a run's adapters into a new model directory")
     command.add_argument(
@@ -401,6 +408,12 @@ def _evaluate(arguments) -> int:
     write_results(arguments.out, evaluation, time.monotonic() - started)
     print(accuracy_table(evaluation))
     return 0
+
+
+def _transcribe(arguments) -> int:
+    from omnivinci_jax.transcription.command import run
+
+    return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
 
 
 def _export(arguments) -> int:

@@ -32,6 +32,7 @@ _PACKAGES = (
     "settings",
     "speech",
     "train",
+    "transcription",
 )
 install_import_hook(
     [*(f"omnivinci_jax.{package}" for package in _PACKAGES), "conversion"], f"{typecheck.__name__}.check"

@@ -206,8 +206,8 @@ def _bleu(_: str, tokenizer: str) -> Metric:
     def combine(sums: Float64[np.ndarray, " k"]) -> float:
         order = (len(sums) - 2) // 2
         counts, totals, (system, reference) = sums[:order], sums[order : 2 * order], sums[2 * order :]
-        whole = [list(map(int, part)) for part in (counts, totals)]
-        return BLEU.compute_bleu(*whole, int(system), int(reference), smooth_method="exp").score
+        correct, total = (list(map(int, part)) for part in (counts, totals))
+        return BLEU.compute_bleu(correct, total, int(system), int(reference), smooth_method="exp").score
 
     return Metric(judge, combine, scale=1.0)
 
