@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=_path, required=True, help="JSONL file, or folder of shards")
     command.add_argument("--out", type=_path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="stream to drop")
-    command.add_argument("--rows", type=int, default=8, help="conversations per batch shard")
+    command.add_argument("--rows", type=_positive, default=8, help="conversations per batch shard")
     _max_skipped_flag(command, 0.01)
     _mesh_flag(command, "all devices, parameters sharded (fsdp=-1); with another --metric, one device")
     evaluation_flags.add_flags(command)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from omnivinci_jax import strict_json
@@ -15,7 +16,7 @@ from omnivinci_jax.config_json import read_config
 from omnivinci_jax.data.cascade import with_transcripts
 from omnivinci_jax.data.records import Entry, Records
 from omnivinci_jax.data.sources import open_records
-from omnivinci_jax.errors import ConfigError, describe_at
+from omnivinci_jax.errors import ConfigError, UserError, describe_at
 from omnivinci_jax.evaluation.answer_log import AnswerLog, answer_fields, check_failures, digest
 from omnivinci_jax.evaluation.metrics import make_metric
 from omnivinci_jax.evaluation.samples import Sample, read_sample
@@ -58,6 +59,13 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     return 0
 
 
+def model_settings(folder: epath.Path) -> dict[str, Any]:
+    """Returns what tells a model from others, and from what stood in its folder before; raises UserError."""
+    if not (folder / "params").exists():
+        raise UserError(f"{folder}: has no params: give a model directory")
+    return {"model": str(folder), "written": int((folder / "params").stat().mtime)}
+
+
 def recogniser_settings(arguments: Namespace) -> dict[str, Any]:
     """Returns the settings of an external recogniser; none without one."""
     if not arguments.recogniser:
@@ -88,8 +96,7 @@ def _settings(arguments: Namespace) -> dict[str, Any]:
     """Returns what an answer depends on."""
     config = read_config(arguments.model / "config.json")
     return {
-        "model": str(arguments.model),
-        "written": int((arguments.model / "params").stat().mtime),
+        **model_settings(arguments.model),
         "data": str(arguments.data),
         "frames": arguments.frames or config.num_video_frames,
         "fps": config.fps,

@@ -69,3 +69,5 @@ def check_flags(arguments: Namespace) -> None:
             setattr(arguments, name, default)
         elif arguments.metric == FORWARD:
             raise ConfigError(f"--{name} belongs to metrics of generated answers: add --metric, for example choice")
+        elif name in ("max_new_tokens", "frames", "candidates") and getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(arguments, name)}: it must be 1 or more")

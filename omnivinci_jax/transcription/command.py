@@ -16,7 +16,7 @@ from omnivinci_jax.data.cascade import with_transcripts
 from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import ConfigError, describe_at, printable
 from omnivinci_jax.evaluation.answer_log import AnswerLog, check_failures, digest
-from omnivinci_jax.evaluation.command import recogniser_settings
+from omnivinci_jax.evaluation.command import model_settings, recogniser_settings
 from omnivinci_jax.evaluation.metrics import Reference, make_metric
 from omnivinci_jax.evaluation.samples import Sample
 from omnivinci_jax.evaluation.scores import describe_scores, judge_answers, write_scores
@@ -194,8 +194,7 @@ def _settings(arguments: Namespace, utterances: Sequence[Utterance]) -> dict[str
     settings: dict[str, Any] = {"data": str(arguments.data), "window_seconds": arguments.window_seconds}
     if arguments.model:
         settings |= {
-            "model": str(arguments.model),
-            "written": int((arguments.model / "params").stat().mtime),
+            **model_settings(arguments.model),
             "prompt": arguments.prompt or TRANSCRIBE,
             "max_new_tokens": arguments.max_new_tokens,
             "dtype": arguments.dtype,
