@@ -17,6 +17,7 @@ from omnivinci_jax.downstream import command as convert_data
 from omnivinci_jax.errors import Preempted, UserError, needs_extra
 from omnivinci_jax.evaluation import flags as evaluation_flags
 from omnivinci_jax.paths import expanded, is_remote
+from omnivinci_jax.transcription import flags as transcription_flags
 
 _MEDIA_FLAGS = {"--video": "video", "--audio": "sound", "--image": "image"}
 _POSITIONS = "prompt before the media, after half of them (rounded down), or after all"
@@ -118,10 +119,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=_path, required=True, help="JSONL file, or folder of shards")
     command.add_argument("--out", type=_path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="stream to drop")
-    command.add_argument("--rows", type=int, default=8, help="conversations per batch shard")
+    command.add_argument("--rows", type=_positive, default=8, help="conversations per batch shard")
     _max_skipped_flag(command, 0.01)
     _mesh_flag(command, "all devices, parameters sharded (fsdp=-1); with another --metric, one device")
     evaluation_flags.add_flags(command)
+
+    command = _command(commands, "transcribe", _transcribe, "transcribe sounds, or measure the word error rate")
+    command.add_argument("--model", type=_path, help="model directory; default: transcribe with --recogniser alone")
+    transcription_flags.add_flags(command)
+    _max_skipped_flag(command, 0.01)
+    _mesh_flag(command, "one device")
 
     command = _command(commands, "export", _export, "merge a run's adapters into a new model directory")
     command.add_argument(
@@ -441,6 +448,12 @@ def _evaluate(arguments) -> int:
     for problem in evaluation.skipped:
         logging.getLogger("omnivinci").warning("skipped: %s", problem)
     return 0
+
+
+def _transcribe(arguments) -> int:
+    from omnivinci_jax.transcription.command import run
+
+    return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
 
 
 def _export(arguments) -> int:

@@ -36,6 +36,7 @@ _PACKAGES = (
     "settings",
     "speech",
     "train",
+    "transcription",
 )
 install_import_hook(
     [*(f"omnivinci_jax.{package}" for package in _PACKAGES), "conversion"], f"{typecheck.__name__}.check"

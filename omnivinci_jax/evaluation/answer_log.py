@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from omnivinci_jax import strict_json
-from omnivinci_jax.data.records import Entry, check_skipped
+from omnivinci_jax.data.records import check_skipped
 from omnivinci_jax.errors import UserError, describe_at
 from omnivinci_jax.evaluation.samples import Sample
 from omnivinci_jax.generate.answers import Answer
@@ -107,7 +107,6 @@ def check_failures(problems: dict[int, str], questions: int, max_skipped: float,
         check_skipped([problems[index] for index in sorted(problems)], questions, max_skipped, path)
 
 
-def digest(entries: Iterable[Entry]) -> str:
-    """Returns a hash of the questions of a data file."""
-    lines = b"\n".join(hashlib.sha256(entry.data.strip()).digest() for entry in entries)
-    return hashlib.sha256(lines).hexdigest()[:16]
+def digest(questions: Iterable[bytes]) -> str:
+    """Returns a hash of questions."""
+    return hashlib.sha256(b"".join(hashlib.sha256(question).digest() for question in questions)).hexdigest()[:16]

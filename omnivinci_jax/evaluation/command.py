@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from omnivinci_jax import strict_json
 from omnivinci_jax.config_json import read_config
+from omnivinci_jax.data.cascade import with_transcripts
 from omnivinci_jax.data.records import Entry, Records
 from omnivinci_jax.data.sources import open_records
-from omnivinci_jax.errors import ConfigError, describe_at
+from omnivinci_jax.errors import ConfigError, UserError, describe_at
 from omnivinci_jax.evaluation.answer_log import AnswerLog, answer_fields, check_failures, digest
 from omnivinci_jax.evaluation.metrics import make_metric
 from omnivinci_jax.evaluation.samples import Sample, read_sample
@@ -23,6 +25,8 @@ from omnivinci_jax.generate.assistant import Assistant, load
 from omnivinci_jax.generate.command import use_program_cache
 from omnivinci_jax.paths import atomic_file, is_remote
 from omnivinci_jax.sequence.chat import Conversation
+from omnivinci_jax.speech.http import ServerDown
+from omnivinci_jax.speech.recognition import make_recogniser
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -31,11 +35,13 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     """Runs the command; the same command goes on after it was killed, and asks nothing twice."""
     if is_remote(arguments.out):
         raise ConfigError(f"--out {arguments.out}: answers are written one by one: give a file on a disk")
+    if arguments.recogniser and arguments.drop == "sound":
+        raise ConfigError("--recogniser hears the sound that --drop sound takes away: omit one of them")
     started, out = time.monotonic(), Path(arguments.out)
     metric = make_metric(arguments.metric, arguments.normalizer, arguments.bleu_tokenizer)
     records = open_records(arguments.data)
     entries = records.entries()
-    settings = {**_settings(arguments), "questions": digest(entries)}
+    settings = {**_settings(arguments), "questions": digest(entry.data.strip() for entry in entries)}
     samples, problems = _read_samples(records, entries, arguments.metric)
     check_failures(problems, len(entries), arguments.max_skipped, records.path)
     log = AnswerLog(out.with_suffix(".answers.jsonl"), settings)
@@ -51,6 +57,23 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
             write_predictions(path, key, samples, log)
     print(describe_scores(arguments.metric, scores, settings))
     return 0
+
+
+def model_settings(folder: epath.Path) -> dict[str, Any]:
+    """Returns what tells a model from others, and from what stood in its folder before; raises UserError."""
+    if not (folder / "params").exists():
+        raise UserError(f"{folder}: has no params: give a model directory")
+    return {"model": str(folder), "written": int((folder / "params").stat().mtime)}
+
+
+def recogniser_settings(arguments: Namespace) -> dict[str, Any]:
+    """Returns the settings of an external recogniser; none without one."""
+    if not arguments.recogniser:
+        return {}
+    settings = {"recogniser": arguments.recogniser, "candidates": arguments.candidates}
+    if arguments.recogniser != "pocketsphinx":
+        settings["recogniser_model"] = arguments.recogniser_model
+    return settings
 
 
 def _read_samples(records: Records, entries: list[Entry], metric: str) -> tuple[list[Sample | None], dict[int, str]]:
@@ -73,8 +96,7 @@ def _settings(arguments: Namespace) -> dict[str, Any]:
     """Returns what an answer depends on."""
     config = read_config(arguments.model / "config.json")
     return {
-        "model": str(arguments.model),
-        "written": int((arguments.model / "params").stat().mtime),
+        **model_settings(arguments.model),
         "data": str(arguments.data),
         "frames": arguments.frames or config.num_video_frames,
         "fps": config.fps,
@@ -84,6 +106,7 @@ def _settings(arguments: Namespace) -> dict[str, Any]:
         "vision": "off" if arguments.drop == "vision" else "on",
         "answer": "likeliest option" if arguments.metric == "likelihood" else "generated, greedy",
         "max_new_tokens": arguments.max_new_tokens,
+        **recogniser_settings(arguments),
         "dtype": arguments.dtype,
     }
 
@@ -98,9 +121,15 @@ def _load(arguments: Namespace, mesh: Mesh | None) -> Assistant:
 
 
 def _prompts(model: Assistant, samples: list[Sample], arguments: Namespace) -> Iterator[Conversation | Exception]:
+    recogniser = make_recogniser(arguments.recogniser, arguments.recogniser_model) if arguments.recogniser else None
     for sample in samples:
         try:
-            yield model.processor.select(sample.conversation).with_line(arguments.prompt)
+            conversation = model.processor.select(sample.conversation)
+            if recogniser:
+                conversation = with_transcripts(conversation, recogniser, arguments.candidates)
+            yield conversation.with_line(arguments.prompt)
+        except ServerDown:
+            raise
         except Exception as error:  # whatever one question raises leaves the others alone
             yield error
 

@@ -8,7 +8,9 @@ from omnivinci_jax.errors import ConfigError
 
 FORWARD = "tokens"  # the metric of one forward pass, without generation
 METRICS = (FORWARD, "exact", "choice", "likelihood", "string_match", "relaxed", "anls", "vqa", "wer", "bleu")
+RECOGNISER = {"recogniser": "", "recogniser_model": "whisper-1", "candidates": 1}
 _DEFAULTS = {
+    **RECOGNISER,
     "prompt": "",
     "max_new_tokens": 64,
     "frames": None,
@@ -35,6 +37,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--bleu_tokenizer", choices=("13a", "intl", "char", "zh", "none"), help="sacrebleu's; default: 13a"
     )
+    add_recogniser_flags(command)
     command.add_argument("--mmar", type=Path, metavar="FILE", help="also write answers for MMAR's own scorer")
     command.add_argument("--mmau", type=Path, metavar="FILE", help="also write answers for MMAU's own scorer")
 
@@ -47,6 +50,18 @@ def add_normalizer_flag(command: argparse.ArgumentParser, default: str | None) -
     )  # fmt: skip
 
 
+def add_recogniser_flags(command: argparse.ArgumentParser, **defaults: object) -> None:
+    """Adds the flags of an external recogniser; RECOGNISER has their defaults."""
+    command.add_argument(
+        "--recogniser", metavar="NAME",
+        help="external recogniser, pocketsphinx or http://HOST:PORT with /v1/audio/transcriptions; the prompt then has "
+        "what it heard beside each sound",
+    )  # fmt: skip
+    command.add_argument("--recogniser_model", help="model of that server; default: whisper-1")
+    command.add_argument("--candidates", type=int, help="texts that pocketsphinx gives for each sound; default: 1")
+    command.set_defaults(**defaults)
+
+
 def check_flags(arguments: Namespace) -> None:
     """Fills in defaults; raises ConfigError for flags that the metric does not read."""
     for name, default in _DEFAULTS.items():
@@ -54,3 +69,5 @@ def check_flags(arguments: Namespace) -> None:
             setattr(arguments, name, default)
         elif arguments.metric == FORWARD:
             raise ConfigError(f"--{name} belongs to metrics of generated answers: add --metric, for example choice")
+        elif name in ("max_new_tokens", "frames", "candidates") and getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(arguments, name)}: it must be 1 or more")

@@ -117,6 +117,10 @@ def _choice(answer: str, reference: Reference) -> tuple[float, str]:
     return float(found.index == right), found.why
 
 
+def _likelihood(answer: str, reference: Reference) -> tuple[float, str]:
+    return _choice(answer, reference)[0], f"{answer} is the likeliest option"
+
+
 def _string_match(answer: str, reference: Reference) -> tuple[float, str]:
     """MMAU's and MMAR's: the answer has all words of the right choice, and no word that only wrong ones have."""
     right, said = reference.answers[0], _words(answer)
@@ -206,8 +210,8 @@ def _bleu(_: str, tokenizer: str) -> Metric:
     def combine(sums: Float64[np.ndarray, " k"]) -> float:
         order = (len(sums) - 2) // 2
         counts, totals, (system, reference) = sums[:order], sums[order : 2 * order], sums[2 * order :]
-        whole = [list(map(int, part)) for part in (counts, totals)]
-        return BLEU.compute_bleu(*whole, int(system), int(reference), smooth_method="exp").score
+        correct, total = (list(map(int, part)) for part in (counts, totals))
+        return BLEU.compute_bleu(correct, total, int(system), int(reference), smooth_method="exp").score
 
     return Metric(judge, combine, scale=1.0)
 
@@ -215,7 +219,7 @@ def _bleu(_: str, tokenizer: str) -> Metric:
 METRICS: dict[str, Callable[[str, str], Metric]] = {
     "exact": partial(_mean, _exact),
     "choice": partial(_mean, _choice),
-    "likelihood": partial(_mean, _choice),  # of the likeliest option
+    "likelihood": partial(_mean, _likelihood),
     "string_match": partial(_mean, _string_match),
     "relaxed": partial(_mean, _relaxed),
     "anls": lambda *_: _mean(_anls()),

@@ -43,10 +43,12 @@ def read_sample(records: Records, entry: Entry) -> Sample:
 def _reference(record: dict[str, Any], conversation: Conversation) -> Reference:
     where, last = conversation.where, conversation.messages[-1]
     if people := record.get("answers"):
-        answers = [item.get("answer") if isinstance(item, dict) else item for item in people]  # VQA's are objects
-        if not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        listed = people if isinstance(people, list) else [None]
+        given = [item.get("answer") if isinstance(item, dict) else item for item in listed]  # VQA's are objects
+        answers = tuple(answer for answer in given if isinstance(answer, str) and answer.strip())
+        if len(answers) < len(given):
             raise DataError(f"{where}: 'answers' must be a list of texts, none of them empty: {shown(people)}")
-        return Reference(tuple(answers))
+        return Reference(answers)
     question: dict[str, Any] = {key: record[key] for key in ("answer", "solution") if key in record}
     if not question and last.role == "assistant":
         question["answer"] = "".join(item for item in last.content if isinstance(item, str))

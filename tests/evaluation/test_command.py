@@ -163,6 +163,10 @@ def test_flags_of_other_metrics_are_refused(model, tmp_path, capsys):
     for flags in (("--prompt", "x"), ("--frames", 4), ("--mmau", "x.json")):
         code, _, err = run(capsys, model, data, *flags)
         assert code == 2 and f"{flags[0]} belongs to metrics of generated answers: add --metric" in err
+    _, _, err = run(capsys, model, data, "--metric", "exact", "--frames", 0)
+    assert err == "omnivinci evaluate: --frames is 0: it must be 1 or more\n"
+    (model / "params").rmdir()
+    assert f"{model}: has no params: give a model directory" in run(capsys, model, data, "--metric", "exact")[2]
 
 
 def test_answers_for_the_scorers_of_mmar_and_mmau(model, tmp_path, capsys):
@@ -206,3 +210,4 @@ def test_a_model_generates_and_chooses(tmp_path, capsys):
         scores = assistant.score(messages, options)
         assert sample["logprobs"] == pytest.approx(dict(zip(options, scores, strict=True)), abs=1e-3)
         assert sample["answer"] == options[int(np.argmax(scores))]
+        assert sample["why"] == f"{sample['answer']} is the likeliest option"

@@ -1,0 +1,29 @@
+"""The flags of `omnivinci transcribe`. Does not import jax."""
+
+import argparse
+from pathlib import Path
+
+from omnivinci_jax.evaluation.flags import RECOGNISER, add_normalizer_flag, add_recogniser_flags
+
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """Adds the flags but --model, --mesh and --max_skipped."""
+    command.add_argument(
+        "data", type=Path,
+        help="a sound or video; a folder of them; a corpus: LibriSpeech's, a Hugging Face audio folder, JSONL",
+    )  # fmt: skip
+    target = command.add_mutually_exclusive_group()
+    target.add_argument(
+        "--out", type=Path, help="folder to write transcripts to; files that are there already are left out"
+    )
+    target.add_argument("--wer", type=Path, metavar="FILE", help="JSON file for the word error rate of a corpus")
+    command.add_argument("--format", choices=("text", "vtt", "srt", "json"), default="text", help="default: text")
+    add_normalizer_flag(command, "english")
+    command.add_argument("--prompt", help="default: Transcribe the Speech.")
+    command.add_argument(
+        "--window_seconds", type=float, default=30.0, help="longer sound is cut where it is quiet; default: 30"
+    )
+    command.add_argument("--max_new_tokens", type=int, default=256, help="longest text of a window in tokens")
+    command.add_argument("--rows", type=int, default=8, help="windows that are transcribed together")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
+    add_recogniser_flags(command, **RECOGNISER)
