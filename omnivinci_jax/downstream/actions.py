@@ -7,7 +7,7 @@ joins up to three equal ones.
 import re
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from omnivinci_jax.errors import DataError
 
@@ -18,9 +18,9 @@ _TEXT = re.compile(r"(?:move (forward) (\d+) cm|turn (left|right) (\d+) degrees?
 
 
 class Action(NamedTuple):
-    """An action; the amount is in centimetres or degrees, 0 for stop."""
+    """An action: forward, left, right or stop; the amount is in centimetres or degrees, 0 for stop."""
 
-    kind: Literal["forward", "left", "right", "stop"]
+    kind: str
     amount: int = 0
 
     @property

@@ -1,4 +1,4 @@
-"""Line plots of series (Appendix B.5.2), drawn with Pillow: Matplotlib takes ten times as long."""
+"""Line plots of series (Appendix B.5.2), drawn with Pillow."""
 
 from collections.abc import Sequence
 
@@ -26,14 +26,14 @@ def line_plot(
     low, high = limits or ((known.min(), known.max()) if known.size else (0.0, 1.0))
     inside = SIDE - 2 * MARGIN
 
-    def height(value: np.ndarray | float) -> np.ndarray | float:
-        position = (np.clip(value, low, high) - low) / (high - low) if high > low else np.zeros_like(value) + 0.5
+    def height(values: np.ndarray) -> np.ndarray:
+        position = (np.clip(values, low, high) - low) / (high - low) if high > low else 0 * values + 0.5
         return SIDE - MARGIN - inside * position
 
     picture = Image.new("RGB", (SIDE, SIDE), "white")
     draw = ImageDraw.Draw(picture)
-    for level in levels:
-        draw.line([(MARGIN, height(level)), (SIDE - MARGIN, height(level))], fill="#c0c0c0", width=WIDTH // 3)
+    for y in height(np.array(levels, float)).tolist():
+        draw.line([(MARGIN, y), (SIDE - MARGIN, y)], fill="#c0c0c0", width=WIDTH // 3)
     x = MARGIN + inside * np.arange(values.shape[1]) / max(values.shape[1] - 1, 1)
     for index, curve in enumerate(values):
         points = np.stack([x, height(curve)], axis=1)

@@ -4,7 +4,6 @@ A map has 0 outside the wafer, 1 for a die that passes and 2 for one that fails.
 (`wafer_pickle.py`); generated ones have the same classes.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +125,7 @@ def _scratch(
 
 def generate(out: Path, train: int, test: int, seed: int) -> dict[str, int]:
     """Writes generated maps as train.jsonl and test.jsonl; the classes take turns. Returns the numbers of rows."""
-    rows: dict[str, Iterable[dict]] = {}
+    rows: dict[str, list[dict]] = {}
     for number, (split, count) in enumerate({"train": train, "test": test}.items()):
         kinds = [CLASSES[index % len(CLASSES)] for index in range(count)]
         wafers = [draw_wafer(kind, np.random.default_rng((seed, number, index))) for index, kind in enumerate(kinds)]
@@ -137,7 +136,7 @@ def generate(out: Path, train: int, test: int, seed: int) -> dict[str, int]:
     return _write(out, rows)
 
 
-def _write(out: Path, rows: dict[str, Iterable[dict]]) -> dict[str, int]:
+def _write(out: Path, rows: dict[str, list[dict]]) -> dict[str, int]:
     for split, made in rows.items():
         write_rows(out / f"{split}.jsonl", made)
-    return {split: len(list(made)) for split, made in rows.items()}
+    return {split: len(made) for split, made in rows.items()}

@@ -55,6 +55,8 @@ def test_dimensions_are_separate_curves_and_missing_values_gaps(ts):
     bottom, top, middle = SIDE - MARGIN, MARGIN, SIDE // 2
     assert tuple(picture[top, middle]) == ORANGE
     assert tuple(picture[bottom, middle]) == (255, 255, 255)
+    flat = line_plot(np.array([[3.0, 3.0, np.nan, 3.0, 3.0]]))
+    assert tuple(flat[middle, middle]) == (255, 255, 255) and tuple(flat[middle, MARGIN + 30]) == BLUE
     assert tuple(picture[bottom, MARGIN + 30]) == tuple(picture[bottom, SIDE - MARGIN - 30]) == BLUE
 
 
