@@ -7,6 +7,7 @@ BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
 .PHONY: demo test check-optimized check-smollm2 check-gpu fuzz lint clean
+.PHONY: demo test check-optimized check-smollm2 check-data-engine fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -29,6 +30,9 @@ check-smollm2: .venv/test.stamp
 # Runs the measurements for a GPU at tiny sizes, so that nothing is tried for the first time on rented minutes.
 check-gpu: .venv/test.stamp
 	$(BIN)/python -m benchmarks.gpu --dry --out runs/gpu_dry_$$(date +%s)
+# Kills the data engine 20 times at random.
+check-data-engine: .venv/test.stamp
+	OMNIVINCI_KILLS=20 $(BIN)/pytest -n0 tests/data_engine/test_engine.py -k killed
 
 # Reads ten times as many damaged lines of JSONL as the tests do, and 10,000 damaged media files.
 fuzz: .venv/test.stamp

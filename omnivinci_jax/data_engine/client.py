@@ -79,9 +79,10 @@ class Model:
         self._slots = asyncio.Semaphore(config.concurrency)
         self._limiter = Limiter(config.requests_per_minute, config.tokens_per_minute)
         self._running: dict[bytes, asyncio.Task[str]] = {}
-        self._url = f"{config.url.rstrip('/')}/v1/chat/completions"
+        self._url = httpx.URL(f"{config.url.rstrip('/')}/v1/chat/completions")
         key = os.environ.get(config.key_variable)
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._headers = {"Content-Type": "application/json", "User-Agent": "omnivinci"}
+        self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
 
     async def ask(self, content: Sequence[str | Attachment]) -> str:
         """Returns the answer to a message of texts and media; a stored one if it has been asked before.
@@ -158,15 +159,14 @@ class Model:
             self._check()
             try:
                 async with asyncio.timeout(config.timeout):  # httpx's own starts again with every byte
-                    response = await self._http.post(self._url, content=data, headers=self._headers, timeout=None)
+                    request = httpx.Request("POST", self._url, headers=self._headers, content=data)
+                    response = await self._http.send(request)
                 if response.status_code == 200:
                     answer = _read_response(response.content, data)
                     self._limiter.used(answer.prompt_tokens + answer.answer_tokens)
                     return answer
             except TimeoutError:
                 problem = f"no answer within {config.timeout:g} s"
-            except httpx.InvalidURL as error:
-                raise ServerError(f"{self._url}: {error}") from None
             except httpx.HTTPError as error:
                 problem = str(error) or type(error).__name__
             except _BadResponse as error:

@@ -49,13 +49,11 @@ def segment_spans(probed: dict[str, Any], segment_seconds: float, clip_seconds: 
 
 
 def cut_segments(path: Path, sha256: str, segments: list[dict[str, Any]], out: Path) -> list[Path]:
-    """Returns the files of a video's segments below `out`, cut if missing; a video of one segment is its own file.
+    """Returns the files of a video's segments below `out`, cut if missing.
 
     Raises:
         MediaError: it cannot be cut.
     """
-    if len(segments) == 1:
-        return [path]
     folder, suffix = out / "clips" / sha256[:2], part_suffix(path)
     names = [f"{sha256[:32]}_{_milliseconds(one['start'])}_{_milliseconds(one['end'])}{suffix}" for one in segments]
     files = [folder / name for name in names]

@@ -49,7 +49,7 @@ class Engine:
         """`transport` replaces the network."""
         self.config, self.prompts, self.store, self.out = config, prompts, store, out.absolute()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        self._http = httpx.AsyncClient(transport=transport, limits=limits)
+        self._http = httpx.AsyncClient(transport=transport, limits=limits, timeout=None)
         self._threads = ThreadPoolExecutor(config.threads)
         self._closing = False
         media = MediaCache(_CACHED_CLIPS)
@@ -123,7 +123,9 @@ class Engine:
             probed = await self.probed(path, source)
             stage = "cut"
             segments = segment_spans(probed, self.config.segment_seconds, self.config.clip_seconds)
-            files = await asyncio.to_thread(cut_segments, path, probed["sha256"], segments, self.out)
+            files = [path]
+            if len(segments) > 1:
+                files = await asyncio.to_thread(cut_segments, path, probed["sha256"], segments, self.out)
         except Exception as error:  # whatever one file raises ends that row alone
             return [_failed(row, stage, error)]
         rows = [

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import py3langid
 from jaxtyping import UInt64
 
 from omnivinci_jax.data_engine.settings import QualityConfig
@@ -135,6 +136,4 @@ def _permutations() -> tuple[UInt64[np.ndarray, " hashes"], UInt64[np.ndarray, "
 
 
 def _language(text: str) -> str:
-    import py3langid  # here: its model takes a second to load
-
     return str(py3langid.classify(text)[0])

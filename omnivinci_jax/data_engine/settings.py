@@ -1,5 +1,6 @@
 """Settings of the data engine, read from configs/data_engine.py with `--config.a.b=...` overrides."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -130,7 +131,7 @@ class EngineConfig:
             if not valid:
                 raise ConfigError(f"config.{name} is {getattr(self, name)}: it must be {allowed}")
         for role, model in self.models.items():
-            if not model.url.startswith(("http://", "https://")):
+            if not re.fullmatch(r"https?://[\w.\-\[\]:]+(/\S*)?", model.url):
                 raise ConfigError(f"config.{role}.url is {model.url!r}: give the server's http://HOST:PORT")
 
     @property

@@ -11,15 +11,20 @@ from typing import Any, NamedTuple
 from omnivinci_jax.errors import UserError
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS results (key BLOB PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS results (
+    key BLOB PRIMARY KEY, value TEXT NOT NULL, kind TEXT NOT NULL, prompt_tokens INTEGER, answer_tokens INTEGER
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS totals (
     kind TEXT PRIMARY KEY, results INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL
 );
+CREATE TRIGGER IF NOT EXISTS count AFTER INSERT ON results BEGIN
+    INSERT INTO totals VALUES (new.kind, 1, new.prompt_tokens, new.answer_tokens) ON CONFLICT (kind) DO UPDATE SET
+        results = results + 1, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+        answer_tokens = answer_tokens + excluded.answer_tokens;
+END;
 """
-_ADD = """
-INSERT INTO totals VALUES (?, 1, ?, ?) ON CONFLICT (kind) DO UPDATE SET results = results + 1,
-    prompt_tokens = prompt_tokens + excluded.prompt_tokens, answer_tokens = answer_tokens + excluded.answer_tokens
-"""
+_PUT = "INSERT INTO results VALUES (?, ?, ?, ?, ?)"
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class Total(NamedTuple):
@@ -32,8 +37,7 @@ class Total(NamedTuple):
 
 def digest(*content: Any) -> bytes:
     """Returns a key for JSON values."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).digest()[:16]
+    return hashlib.sha256(_ENCODER.encode(content).encode()).digest()[:16]
 
 
 class Store:
@@ -60,19 +64,14 @@ class Store:
 
     def put(self, key: bytes, kind: str, value: str, prompt_tokens: int = 0, answer_tokens: int = 0) -> str:
         """Stores a result; returns the one that is kept, which is the first of equal keys."""
-        with self._as_user_error():
-            self._database.execute("BEGIN")
-            try:
-                added = self._database.execute("INSERT OR IGNORE INTO results VALUES (?, ?)", (key, value)).rowcount
-                # A second answer to the same request has been paid for, too.
-                self._database.execute(_ADD, (kind, prompt_tokens, answer_tokens))
-            finally:
-                self._database.execute("COMMIT")
-        if added:
+        try:
+            with self._as_user_error():
+                self._database.execute(_PUT, (key, value, kind, prompt_tokens, answer_tokens))
             return value
-        kept = self.get(key)
-        assert kept is not None
-        return kept
+        except sqlite3.IntegrityError:
+            kept = self.get(key)
+            assert kept is not None
+            return kept
 
     def totals(self) -> dict[str, Total]:
         """Returns the totals of each kind, over all runs."""
@@ -83,5 +82,7 @@ class Store:
     def _as_user_error(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.IntegrityError:
+            raise
         except sqlite3.Error as error:
             raise UserError(f"{self._path}: {error}; free some space there, or delete a damaged file") from None

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import av
 import av.error
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Stream
+from av.video import VideoStream
 
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.media import container as ffmpeg
@@ -52,7 +53,9 @@ def part_suffix(path: PathLike) -> str:
     return suffix if suffix in _FORMATS else ".mkv"
 
 
-def cut(path: PathLike, starts: Sequence[float], outs: Sequence[Path], end: float | None = None, sound: bool = True):
+def cut(
+    path: PathLike, starts: Sequence[float], outs: Sequence[Path], end: float | None = None, sound: bool = True
+) -> None:
     """Copies each part of a video, from a keyframe's time to the next start, into a file, in one pass over the video.
 
     Args:
@@ -69,7 +72,8 @@ def cut(path: PathLike, starts: Sequence[float], outs: Sequence[Path], end: floa
     with ffmpeg.open_container(path) as container, ExitStack() as stack:
         video = ffmpeg.video_stream(container, path)
         heard = ffmpeg.sound_stream(container, path) if sound and container.streams.audio else None
-        zero, streams = _start(container, video, path), [video, heard] if heard else [video]
+        zero = _start(container, video, path)
+        streams: list[Stream] = [video, heard] if heard else [video]
         parts = [_Part(out, start + zero, streams) for start, out in zip(starts, outs, strict=True)]
         stack.callback(lambda: [part.abandon() for part in parts])
         limit = float("inf") if end is None else end + zero - _ROUNDING_SECONDS
@@ -139,5 +143,5 @@ class _Part:
             self._files.__exit__(MediaError, MediaError("abandoned"), None)
 
 
-def _start(container, video, path: PathLike) -> float:
+def _start(container: InputContainer, video: VideoStream, path: PathLike) -> float:
     return ffmpeg.clip_start(video, ffmpeg.sound_stream(container, path) if container.streams.audio else None)

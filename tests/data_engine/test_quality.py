@@ -128,13 +128,14 @@ def test_prompts_of_ones_own_are_checked(tmp_path):
         read_prompts(str(tmp_path / "none"))
 
 
-def test_the_store_keeps_the_first_result_and_counts_all(tmp_path):
+def test_the_store_keeps_the_first_result(tmp_path):
     store, key = Store(tmp_path / "results.sqlite"), digest("a", {"b": [1, 2.5, None]})
     assert store.get(key) is None
     assert store.put(key, "vision", "one", 10, 2) == "one" and store.put(key, "vision", "two", 5, 1) == "one"
+    assert store.put(digest("b"), "vision", "three", 7, 3) == "three" and store.put(digest("c"), "rows", "[]") == "[]"
     store.close()
     again = Store(tmp_path / "results.sqlite")
-    assert again.get(key) == "one" and again.totals() == {"vision": Total(2, 15, 3)}
+    assert again.get(key) == "one" and again.totals() == {"vision": Total(2, 17, 5), "rows": Total(1, 0, 0)}
     (tmp_path / "bad.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(UserError, match=r"bad\.sqlite: file is not a database"):
         Store(tmp_path / "bad.sqlite")
