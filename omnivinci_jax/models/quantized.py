@@ -31,7 +31,7 @@ _TINY = 1e-12
 # int8 product is fast except for a single token.
 _FEW_TOKENS = {"w4a16": 8, "w8a8": 1, "fp8": 8}
 # Values that a CPU dequantizes at a time, into its cache; but at least so many outputs.
-_BLOCK_VALUES, _MIN_BLOCK = 2**17, 32
+_BLOCK_VALUES, _MIN_BLOCK = 2**15, 32
 
 
 @struct.dataclass
@@ -219,7 +219,7 @@ def _by_blocks(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
 
     def multiply(part: QuantizedArray) -> Array:
         if part.scheme != "w4a16":
-            return _dot(tokens, part.values.astype(x.dtype), out_dtype) * part.scales[:, 0]
+            return _dot(tokens, part.values.astype(x.dtype), out_dtype)
         # Two products with halves of the inputs: putting the pairs in order would take longer.
         low, high = ((half.astype(x.dtype) - 8) for half in (part.values & 15, part.values >> 4))
         low, high = (_scaled(half, part.scales.astype(x.dtype)) for half in (low, high))
@@ -234,4 +234,6 @@ def _by_blocks(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
         return jax.lax.fori_loop(0, size // block, add, jnp.zeros((len(tokens), size), out_dtype))
 
     out = jnp.concatenate([run(part * size) for part in range(parts)], axis=-1)
+    if weight.scheme != "w4a16":
+        out *= weight.scales[:, 0]
     return out.reshape(*x.shape[:-1], -1)

@@ -83,7 +83,7 @@ def test_rounding_resumes_after_the_finished_layers(capsys, folder, tmp_path, mo
     assert record["name"] == "paper" and record["method"] == "rtn" and record["group_size"] == 128
     assert root["omnivinci_jax"]["untrained"] == ["omni_align"]
     message = error(capsys, tmp_path / "whole", tmp_path / "twice", "--method", "rtn")
-    assert "already quantized (recipe paper); quantize the model it was made from" in message
+    assert "already quantized (recipe paper); quantize the model that it was made from" in message
 
 
 def test_calibration(capsys, folder, av_world, tmp_path):
