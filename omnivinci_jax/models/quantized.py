@@ -23,7 +23,6 @@ from omnivinci_jax.models.weights import Axes, Weight
 
 Scheme = Literal["w4a16", "w8a8", "fp8"]
 GROUP_SIZE = 128
-FIELDS = {"values", "scales"}
 _TYPES = {"w4a16": jnp.dtype(jnp.uint8), "w8a8": jnp.dtype(jnp.int8), "fp8": jnp.dtype(jnp.float8_e4m3fn)}
 # What the largest absolute value becomes. int4 ends at -8 and 7: 7.5 splits the difference.
 _LARGEST = {"w4a16": 7.5, "w8a8": 127.0, "fp8": 448.0}
@@ -31,7 +30,8 @@ _TINY = 1e-12
 # A CPU multiplies up to so many tokens block by block: with more, not the memory but the product is the limit. XLA's
 # int8 product is fast except for a single token.
 _FEW_TOKENS = {"w4a16": 8, "w8a8": 1, "fp8": 8}
-_BLOCK, _MIN_BLOCK = 64, 32  # outputs that a CPU dequantizes at a time, into its cache
+# Values that a CPU dequantizes at a time, into its cache; but at least so many outputs.
+_BLOCK_VALUES, _MIN_BLOCK = 2**15, 32
 
 
 @struct.dataclass
@@ -74,24 +74,20 @@ def is_quantized(leaf: object) -> bool:
 
 def as_dicts(params: dict) -> dict:
     """Returns parameters with a dict in place of each quantized array, as they are stored."""
-    return {
-        name: dict(values=leaf.values, scales=leaf.scales)
-        if is_quantized(leaf)
-        else as_dicts(leaf)
-        if isinstance(leaf, dict)
-        else leaf
-        for name, leaf in params.items()
-    }
+
+    def stored(leaf: Any) -> Any:
+        if is_quantized(leaf):
+            return {"values": leaf.values, "scales": leaf.scales}
+        return as_dicts(leaf) if isinstance(leaf, dict) else leaf
+
+    return {name: stored(leaf) for name, leaf in params.items()}
 
 
 def from_dicts(stored: dict) -> Any:
     """Inverts `as_dicts`."""
-    return {
-        name: (QuantizedArray(**leaf) if leaf.keys() == FIELDS else from_dicts(leaf))
-        if isinstance(leaf, dict)
-        else leaf
-        for name, leaf in stored.items()
-    }
+    if stored.keys() == {"values", "scales"}:
+        return QuantizedArray(**stored)
+    return {name: from_dicts(leaf) if isinstance(leaf, dict) else leaf for name, leaf in stored.items()}
 
 
 def quantize(
@@ -152,7 +148,7 @@ def _product(x: Array, weight: QuantizedArray, axes: Axes, out_dtype: DTypeLike)
         names = [None if axis == "embed" else axis for axis in reversed(axes)]
         weight = QuantizedArray(constrain(weight.values, *names), constrain(weight.scales, names[0], None))
     x, token_scales = (x, None) if scheme == "w4a16" else _quantize_tokens(x, scheme)
-    few = math.prod(x.shape[:-1]) <= _FEW_TOKENS[scheme] and math.gcd(weight.shape[1], _BLOCK) >= _MIN_BLOCK
+    few = math.prod(x.shape[:-1]) <= _FEW_TOKENS[scheme] and _block(weight) >= _MIN_BLOCK
     on_cpu = _by_blocks if few and alone else _dequantized if scheme == "fp8" else _whole
     product = jax.lax.platform_dependent(x, weight, cpu=partial(on_cpu, out_dtype), default=partial(_whole, out_dtype))
     return product if token_scales is None else (product * token_scales).astype(out_dtype)
@@ -199,6 +195,13 @@ def _dequantized(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Arra
     return _dot(x, _scaled(_values(weight.values), weight.scales).astype(x.dtype), out_dtype)
 
 
+def _block(weight: QuantizedArray) -> int:
+    """Returns how many outputs a CPU dequantizes at a time: a power of two that divides them, in several blocks."""
+    width, outputs = weight.shape
+    largest = max(_MIN_BLOCK, min(_BLOCK_VALUES // width, outputs // 2))
+    return math.gcd(outputs, 2 ** (largest.bit_length() - 1))
+
+
 def _by_blocks(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
     """Dequantizes some outputs at a time, so that they stay in the cache: memory only delivers the quantized bytes.
 
@@ -209,14 +212,14 @@ def _by_blocks(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
     tokens = x.reshape(-1, x.shape[-1])
     if weight.scheme == "w4a16":
         halves = tokens[:, 0::2], tokens[:, 1::2]
-    block = math.gcd(weight.shape[1], _BLOCK)
+    block = _block(weight)
     blocks = weight.shape[1] // block
     parts = max(n for n in range(1, min(os.cpu_count() or 1, blocks) + 1) if blocks % n == 0)
     size = blocks // parts * block
 
     def multiply(part: QuantizedArray) -> Array:
         if part.scheme != "w4a16":
-            return _dot(tokens, part.values.astype(x.dtype), out_dtype) * part.scales[:, 0]
+            return _dot(tokens, part.values.astype(x.dtype), out_dtype)
         # Two products with halves of the inputs: putting the pairs in order would take longer.
         low, high = ((half.astype(x.dtype) - 8) for half in (part.values & 15, part.values >> 4))
         low, high = (_scaled(half, part.scales.astype(x.dtype)) for half in (low, high))
@@ -231,4 +234,6 @@ def _by_blocks(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
         return jax.lax.fori_loop(0, size // block, add, jnp.zeros((len(tokens), size), out_dtype))
 
     out = jnp.concatenate([run(part * size) for part in range(parts)], axis=-1)
+    if weight.scheme != "w4a16":
+        out *= weight.scales[:, 0]
     return out.reshape(*x.shape[:-1], -1)

@@ -1,6 +1,5 @@
 """Calibration data, and what each layer sees of it."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -24,8 +23,8 @@ from omnivinci_jax.models.siglip import SiglipTower
 from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.sequence.batch import Batch
 
-CONVERSATIONS = 64
-TOKENS = 512  # a random sample of so many tokens decides between candidates
+ROWS = 64
+TOKENS = 512  # a random sample of about so many tokens decides between candidates
 
 
 class Inputs(NamedTuple):
@@ -45,24 +44,20 @@ class Statistics(NamedTuple):
 
 
 def read_calibration(path: AnyPath, processor: Processor) -> list[Batch]:
-    """Reads the first CONVERSATIONS conversations of a data file, one a batch.
+    """Reads ROWS rows of packed conversations from the start of a data file, one a batch.
 
     Raises:
         UserError: the file cannot be read, or has no media.
     """
     index = build_index(open_records(path), processor, NO_LIMIT, "skip", quiet=True)
     check_skipped(index.problems, len(index) + len(index.problems), 0.1, path)
-    sizes = index.sizes[:CONVERSATIONS]
-    if not len(sizes):
+    if not len(index):
         raise UserError(f"{path}: no usable conversation: {index.problems[0]}")
-    if not sizes[:, 1].any() or not sizes[:, 2].any():
-        missing = "images or video" if not sizes[:, 1].any() else "sound"
-        raise UserError(
-            f"{path}: the first {len(sizes)} conversations have no {missing}; calibrate with the media that the model "
-            "will see"
-        )
+    for column, media in ((1, "images or video"), (2, "sound")):
+        if not index.sizes[:, column].any():
+            raise UserError(f"{path}: the conversations have no {media}; calibrate with what the model will see")
     settings = whole_file(index, rows=1)
-    plan = plan_all(index, settings)[:CONVERSATIONS]
+    plan = plan_all(index, settings)[:ROWS]
     loaded = read_batches(index, plan, processor, settings, [0], start=0, stop=len(plan))
     return [batch for batch, _ in loaded]
 
@@ -127,17 +122,26 @@ def _used(x: Array, present: Array) -> Array:
 
 def observe(layer: nn.Module, params: dict, batches: list[Inputs]) -> tuple[list[Inputs], dict[str, Statistics]]:
     """Runs one layer on all batches; returns the inputs of the next one, and the statistics of each dense layer."""
-    outputs, seen = [], []
+    outputs: list[Inputs] = []
+    seen: dict[str, list[tuple[int, Statistics]]] = {}
+    share, random = -(-TOKENS // len(batches)), np.random.default_rng(0)
     for inputs in batches:
         output, batch_seen = run_layer(layer, params, inputs)
-        used = np.asarray(inputs.used)
         outputs.append(output)
-        seen.append({path: np.asarray(x, np.float32)[used] for path, x in batch_seen.items()})
-    return outputs, {path: _statistics(batch[path] for batch in seen) for path in seen[0]}
+        used = np.asarray(inputs.used)
+        if not used.any():
+            continue
+        chosen = np.sort(random.permutation(used.sum())[:share])
+        for path, x in batch_seen.items():
+            tokens = np.asarray(x, np.float32)[used]
+            absolute = np.abs(tokens)
+            statistics = Statistics(absolute.mean(axis=0), absolute.max(axis=0), tokens[chosen])
+            seen.setdefault(path, []).append((len(tokens), statistics))
+    return outputs, {path: _merge(parts) for path, parts in seen.items()}
 
 
-def _statistics(parts: Iterator[np.ndarray]) -> Statistics:
-    tokens = np.concatenate(list(parts))
-    chosen = np.random.default_rng(0).permutation(len(tokens))[:TOKENS]
-    absolute = np.abs(tokens)
-    return Statistics(absolute.mean(axis=0), absolute.max(axis=0), tokens[np.sort(chosen)])
+def _merge(parts: list[tuple[int, Statistics]]) -> Statistics:
+    """Merges the statistics of batches, given the number of tokens of each."""
+    counts, statistics = zip(*parts, strict=True)
+    means, largest, samples = zip(*statistics, strict=True)
+    return Statistics(np.average(means, axis=0, weights=counts), np.max(largest, axis=0), np.concatenate(samples))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -140,7 +141,8 @@ def _quantize_stack(
         if batches is not None:
             batches, seen = observe(module, traverse_util.unflatten_dict(layer, sep="/"), batches)
         if not finished:
-            quantized = quantize_layer(layer, schemes, recipe.group_size, seen, where)
+            norms = {source.shapes[f"{stack}/{place.source}/scale"].dtype for place in where if place.after_norm}
+            quantized = quantize_layer(layer, schemes, recipe.group_size, seen, where, np.dtype(norms.pop()))
             for path, leaf in quantized.items():
                 if not is_quantized(leaf):
                     quantized[path] = leaf.astype(source.shapes[f"{stack}/{path}"].dtype)
@@ -153,6 +155,7 @@ def quantize_layer(
     group_size: int,
     seen: dict[str, Statistics] | None = None,
     where: Iterable[Fold] = (),
+    norm_dtype: Any = np.float32,
 ) -> dict[str, Any]:
     """Quantizes one layer; returns the leaves that change, by path.
 
@@ -162,12 +165,13 @@ def quantize_layer(
         group_size: of w4a16.
         seen: what its dense layers see, by path; None rounds to nearest.
         where: the folds that AWQ (w4a16) and SmoothQuant (w8a8, after norms) may use.
+        norm_dtype: the type in which norms are stored.
     """
     original, layer, clips = layer, dict(layer), {}
     if seen is not None:
         seen = dict(seen)
         for place in where:
-            _rescale(layer, place, schemes, group_size, seen)
+            _rescale(layer, place, schemes, group_size, seen, norm_dtype)
         for path, scheme in schemes.items():
             dense = path.removesuffix("/kernel")
             # Clipping q and k harms attention (AWQ).
@@ -185,6 +189,7 @@ def _rescale(
     schemes: dict[str, Scheme],
     group_size: int,
     seen: dict[str, Statistics],
+    norm_dtype: np.dtype,
 ) -> None:
     """Chooses the scales of one fold, and changes the layer and what its dense layers see."""
     targets = [target for target in place.targets if f"{target}/kernel" in schemes]
@@ -196,6 +201,10 @@ def _rescale(
     kernels = [layer[f"{target}/kernel"] for target in targets]
     candidates = awq_candidates(statistics) if scheme == "w4a16" else smooth_candidates(statistics, kernels)
     scales = best_scales(candidates, statistics.sample, kernels, scheme, group_size)
+    if place.after_norm:  # exact for the norm as it is stored
+        norm = layer[f"{place.source}/scale"]
+        stored = (norm / scales).astype(norm_dtype).astype(np.float32)
+        scales = np.divide(norm, stored, out=scales, where=stored != 0)
     layer |= traverse_util.flatten_dict(fold(traverse_util.unflatten_dict(layer, sep="/"), place, scales), sep="/")
     for target in place.targets:
         seen[target] = Statistics(*(value / scales for value in seen[target]))
@@ -245,10 +254,8 @@ def _assemble(source: _Source, out: Path, recipe: Recipe, schemes: dict[str, Sch
     for path, shape in source.shapes.items():
         stack = next((stack for stack in STACKS if path.startswith(f"{stack}/")), None)
         if path in schemes:
-            kernel = jax.ShapeDtypeStruct(shape.shape, np.float32)
-            abstract: QuantizedArray = jax.eval_shape(
-                lambda k, p=path: quantize(k, schemes[p], recipe.group_size), kernel
-            )
+            make = partial(quantize, scheme=schemes[path], group_size=recipe.group_size)
+            abstract: QuantizedArray = jax.eval_shape(make, shape)
             for name, leaf in (("values", abstract.values), ("scales", abstract.scales)):
                 lazy[f"{path}/{name}"] = _finished(staging, stack, path, f"/{name}", leaf)
         elif stack and _changed(staging, schemes, stack, path):

@@ -45,8 +45,10 @@ class Recipe:
         """Returns the scheme of each kernel that is quantized, by path.
 
         Raises:
-            UserError: an expression is invalid or matches no dense layer, or the group does not divide a width.
+            UserError: an expression is invalid or matches no dense layer, or the group does not fit.
         """
+        if self.group_size % 8:
+            raise UserError(f"--group_size is {self.group_size}: must be a multiple of 8, the int4 values of an int32")
         kernels = _kernels(config)
         modules = [path.removesuffix("/kernel") for path in kernels]
         expressions = self.modules or _MODULES[self.name]

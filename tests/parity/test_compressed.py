@@ -34,8 +34,9 @@ def test_packing(shape):
     np.testing.assert_array_equal(unpack_from_int32(packed, 4, values.shape).numpy(), values)
 
 
-@pytest.mark.parametrize("recipe", ["w4a16", "w8a8", "fp8"])
-def test_transformers_computes_our_logits(recipe, tmp_path):
+# compressed-tensors' own int8 rounds tokens to multiples of max / 127.5; we do to max / 127, as GPU engines do.
+@pytest.mark.parametrize(("recipe", "tolerance"), [("w4a16", 1e-3), ("fp8", 1e-3), ("w8a8", 0.05)])
+def test_transformers_computes_our_logits(recipe, tolerance, tmp_path):
     chosen = Recipe(recipe, modules=("llm/layers/.*",), group_size=64)
     params = quantized_params(random_params(CONFIG), chosen, CONFIG)
     model_dir.save(tmp_path / "model", CONFIG, params, tiny_tokenizer(), quantization=chosen.to_json())
@@ -53,4 +54,4 @@ def test_transformers_computes_our_logits(recipe, tmp_path):
         return model.apply(variables, hidden, method=model.logits)[..., :500]
 
     actual = jax.jit(logits)({"llm": params["llm"]}, jnp.asarray(tokens, jnp.int32))
-    np.testing.assert_allclose(actual, expected, atol=1e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max())

@@ -83,7 +83,7 @@ def test_rounding_resumes_after_the_finished_layers(capsys, folder, tmp_path, mo
     assert record["name"] == "paper" and record["method"] == "rtn" and record["group_size"] == 128
     assert root["omnivinci_jax"]["untrained"] == ["omni_align"]
     message = error(capsys, tmp_path / "whole", tmp_path / "twice", "--method", "rtn")
-    assert "already quantized (recipe paper); quantize the model it was made from" in message
+    assert "already quantized (recipe paper); quantize the model that it was made from" in message
 
 
 def test_calibration(capsys, folder, av_world, tmp_path):
@@ -108,7 +108,8 @@ def test_calibration(capsys, folder, av_world, tmp_path):
         (("--method", "rtn", "--modules", "llm/layer/.*"), "'llm/layer/.*' matches no dense layer; paths look like "),
         (("--method", "rtn", "--modules", "("), "'(' is not a regular expression"),
         (("--method", "rtn", "--group_size", "96"), "its width 128 is not a multiple of the group of 96"),
-        (("--calibration", "missing.jsonl"), "missing.jsonl"),
+        (("--method", "rtn", "--group_size", "12"), "--group_size is 12: must be a multiple of 8"),
+        (("--calibration", "missing.jsonl"), "missing.jsonl: no such file"),
     ],
 )
 def test_mistakes(capsys, folder, tmp_path, flags, message):
@@ -119,5 +120,5 @@ def test_calibration_data_without_media(capsys, folder, tmp_path):
     data = tmp_path / "text.jsonl"
     chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]
     data.write_text(json.dumps({"messages": chat}) + "\n")
-    expected = "the first 1 conversations have no images or video; calibrate with the media"
+    expected = "the conversations have no images or video; calibrate with what the model will see"
     assert expected in error(capsys, folder, tmp_path / "out", "--calibration", data)
