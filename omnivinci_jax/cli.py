@@ -232,6 +232,10 @@ def _av_world_parsers(av_world: argparse.ArgumentParser) -> None:
     command.add_argument("--scale", type=float, default=1.0, help="factor for the number of clips")
     command.add_argument("--paired", action="store_true", help="pair every colour of a clip with its own sound")
 
+    command = _command(actions, "reasoning", _av_world_reasoning, "generate questions to reason about, for GRPO")
+    _data_set_flags(command)
+    command.add_argument("--scale", type=float, default=1.0, help="factor for the number of clips")
+
     command = _command(actions, "audit", _av_world_audit, "measure blind baselines on the held-out questions")
     command.add_argument("data", type=Path, help="folder of the data set")
 
@@ -553,6 +557,13 @@ def _av_world_ablations(arguments) -> int:
     from omnivinci_jax.av_world.ablations import write_ablation_data
 
     write_ablation_data(arguments.out, arguments.paired, arguments.seed, arguments.scale, arguments.workers)
+    return 0
+
+
+def _av_world_reasoning(arguments) -> int:
+    from omnivinci_jax.av_world.reasoning import write_reasoning_data
+
+    write_reasoning_data(arguments.out, arguments.seed, arguments.scale, arguments.workers)
     return 0
 
 

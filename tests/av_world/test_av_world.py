@@ -28,9 +28,11 @@ from omnivinci_jax.av_world.questions import (
     training_conversations,
     vocabulary_text,
 )
+from omnivinci_jax.av_world.reasoning import question_rows, supervised_rows
 from omnivinci_jax.av_world.render import RGB
 from omnivinci_jax.av_world.timeline import BASE, COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips
 from omnivinci_jax.errors import ConfigError, DataError
+from omnivinci_jax.rl.questions import read_question
 
 COUNTS = {"train_clips": 1, "val_clips": 1, "held_out_clips": 1}
 
@@ -189,6 +191,28 @@ def test_rank_questions_ask_every_rank_of_both_streams_once(clips):
                 assert question.answer == stream[RANKS.index(question.asked)].name
                 assert set(question.options) == {event.name for event in stream}
                 assert question.text.endswith(f" {question.asked}?")
+
+
+def test_reasoning_lists_what_is_seen_or_heard_in_half_of_the_answers(clips):
+    formatted = [0, 0]
+    for clip in clips:
+        for row in supervised_rows(clip):
+            kinds = set()
+            for asked, answered in zip(row["messages"][::2], row["messages"][1::2], strict=True):
+                text, answer = asked["content"][-1]["text"], answered["content"]
+                kinds.add(text.split()[1])
+                events = clip.sights if "colour" in text else clip.sounds
+                formatted[answer.startswith("<think>")] += 1
+                if found := re.fullmatch(r"<think>(.*)</think><answer>(.*)</answer>", answer):
+                    assert found[1].split() == [event.name for event in events]
+                    answer = found[2]
+                assert answer in [event.name for event in events]
+            assert kinds == {"colour,", "sound,"}
+    assert 0.45 < formatted[1] / sum(formatted) < 0.55
+    rows = question_rows(clips[0], 1)
+    assert [row["kind"] for row in rows] == ["seen", "heard"]
+    for row in map(json.loads, map(json.dumps, rows)):
+        assert read_question(row, "x").answer in row["options"] and row["messages"][-1]["role"] == "user"
 
 
 def test_the_vocabulary_has_every_word(clips, tmp_path):
