@@ -6,8 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo test check-optimized check-smollm2 check-gpu fuzz lint clean
-.PHONY: demo test check-optimized check-smollm2 check-data-engine fuzz lint clean
+.PHONY: demo test check-optimized check-smollm2 check-gpu check-data-engine fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -30,6 +29,7 @@ check-smollm2: .venv/test.stamp
 # Runs the measurements for a GPU at tiny sizes, so that nothing is tried for the first time on rented minutes.
 check-gpu: .venv/test.stamp
 	$(BIN)/python -m benchmarks.gpu --dry --out runs/gpu_dry_$$(date +%s)
+
 # Kills the data engine 20 times at random.
 check-data-engine: .venv/test.stamp
 	OMNIVINCI_KILLS=20 $(BIN)/pytest -n0 tests/data_engine/test_engine.py -k killed
