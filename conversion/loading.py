@@ -1,12 +1,13 @@
 """Loads a PyTorch checkpoint directly, without a model directory in between."""
 
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from conversion.source import open_source
@@ -35,9 +36,9 @@ def load_model(folder: Path, dtype: DTypeLike | None = None, mesh: Mesh | None =
     """Returns the module and its parameters, without a tokenizer, for callers that have token ids."""
     source = open_source(folder)
     model = OmniVinci(source.config, Compute(dtype=dtype or jnp.float32))
-    shardings = flatten_dict(shardings_of(model, mesh), sep="/")
+    shardings = cast("dict[str, Sharding]", flatten_dict(shardings_of(model, mesh), sep="/"))
 
-    def sharding(path: str) -> jax.sharding.Sharding:
+    def sharding(path: str) -> Sharding:
         kernel, _, name = path.rpartition("/")
         return shardings[path] if path in shardings else getattr(quantized_sharding(shardings[kernel]), name)
 

@@ -56,7 +56,8 @@ def open_model(folder: Path) -> StoredModel:
     stored = stored_params(folder)
     model = OmniVinci(config)
     check_shapes(stored, abstract_params(model.config), folder / "params")
-    quantized = {path: leaf for path, leaf in flatten_dict(stored, sep="/").items() if is_quantized(leaf)}
+    weights = cast("dict[str, Any]", flatten_dict(stored, sep="/"))
+    quantized = {path: leaf for path, leaf in weights.items() if is_quantized(leaf)}
     leaves = cast("dict[str, jax.ShapeDtypeStruct]", flatten_dict(as_dicts(stored), sep="/"))
     dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
     floats = {path: dtype for path, dtype in dtypes.items() if path.rpartition("/")[0] not in quantized}

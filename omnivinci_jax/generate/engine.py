@@ -311,7 +311,8 @@ class Engine:
         with self._on_mesh():
             if self.mesh:
                 leaves = cast("dict[tuple[str, ...], jax.Array]", traverse_util.flatten_dict(params))
-                shardings = traverse_util.flatten_dict(shardings_of(self.model, self.mesh))
+                flat = traverse_util.flatten_dict(shardings_of(self.model, self.mesh))
+                shardings = cast("dict[tuple[str, ...], jax.sharding.Sharding]", flat)
                 # Adapters stay where they are: they come from a training run on the same mesh.
                 for path, sharding in shardings.items():
                     target = quantized_sharding(sharding) if is_quantized(leaves[path]) else sharding

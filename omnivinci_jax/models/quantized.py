@@ -23,7 +23,11 @@ from omnivinci_jax.models.weights import Axes, Weight
 
 Scheme = Literal["w4a16", "w8a8", "fp8"]
 GROUP_SIZE = 128
-_TYPES = {"w4a16": jnp.dtype(jnp.uint8), "w8a8": jnp.dtype(jnp.int8), "fp8": jnp.dtype(jnp.float8_e4m3fn)}
+_TYPES: dict[Scheme, Any] = {
+    "w4a16": jnp.dtype(jnp.uint8),
+    "w8a8": jnp.dtype(jnp.int8),
+    "fp8": jnp.dtype(jnp.float8_e4m3fn),
+}
 # What the largest absolute value becomes. int4 ends at -8 and 7: 7.5 splits the difference.
 _LARGEST = {"w4a16": 7.5, "w8a8": 127.0, "fp8": 448.0}
 _TINY = 1e-12

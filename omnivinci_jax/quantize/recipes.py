@@ -1,15 +1,15 @@
 """Recipes: which dense kernels become which quantized arrays (Appendix D.2)."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from flax import traverse_util
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.models.initialization import abstract_params, parameter_roles
+from omnivinci_jax.models.initialization import abstract_params, parameter_roles, parameter_shapes
+from omnivinci_jax.models.parameters import Role
 from omnivinci_jax.models.quantized import GROUP_SIZE, Scheme
 
 Method = Literal["rtn", "calibrated"]
@@ -77,9 +77,9 @@ class Recipe:
 
 def _kernels(config: OmniVinciConfig) -> dict[str, tuple[int, ...]]:
     params = abstract_params(config)
-    roles: Mapping[str, Any] = traverse_util.flatten_dict(parameter_roles(config, params), sep="/")
-    shapes: Mapping[str, Any] = traverse_util.flatten_dict(params, sep="/")
-    return {path: shapes[path].shape for path, role in roles.items() if role.adaptable}
+    roles = cast("dict[str, Role]", traverse_util.flatten_dict(parameter_roles(config, params), sep="/"))
+    shapes = parameter_shapes(config)
+    return {path: shapes[path] for path, role in roles.items() if role.adaptable}
 
 
 def _matches(expression: str, modules: list[str]) -> list[str]:
