@@ -115,7 +115,7 @@ def test_failures_that_pass_change_no_row(server, flags, calm, tmp_path):
         return faults[(len(key) + seen[key]) % len(faults)] if seen[key] <= 1 + len(key) % 2 else None
 
     server.fault = fault
-    patience = [f"--config.{role}.{name}" for role in ROLES for name in ("timeout=1.0", "retries=8")]
+    patience = [f"--config.{role}.{name}" for role in ROLES for name in ("timeout=5.0", "retries=8")]
     assert main([*flags, *patience, "--out", str(tmp_path)]) == 0
     assert read(tmp_path) == read(calm[0])
 
