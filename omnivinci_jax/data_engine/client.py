@@ -16,6 +16,7 @@ from omnivinci_jax.data_engine.limiter import Limiter
 from omnivinci_jax.data_engine.settings import ModelConfig
 from omnivinci_jax.data_engine.store import Store, digest
 from omnivinci_jax.errors import UserError
+from omnivinci_jax.sequence.chat import valid_text
 
 _LONGEST_WAIT = 60.0  # seconds
 _RETRIED = {408, 409, 425, 429}  # and 500 and above
@@ -204,7 +205,7 @@ def _read_response(content: bytes, request: bytes) -> _Answer:
         raise _BadResponse("its answer is empty")
     estimates = len(request) // 4, len(text) // 4
     counts = [count if type(count) is int else other for count, other in zip(tokens, estimates, strict=True)]
-    return _Answer(text.strip(), *counts)
+    return _Answer(valid_text(text.strip()), *counts)
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -20,7 +20,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the engine, or converts questions; returns 1 if a server was away for some rows."""
+    """Runs the engine, or converts questions; returns 1 if some rows failed for now, as when a server is away."""
     try:
         from omnivinci_jax.data_engine.run import run
     except ModuleNotFoundError as error:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import httpx
 
-from omnivinci_jax.data_engine.client import MediaCache, Model, ServerError, Stopped
+from omnivinci_jax.data_engine.answers import AnswerError
+from omnivinci_jax.data_engine.client import MediaCache, Model, Stopped
 from omnivinci_jax.data_engine.clips import cut_segments, probe, segment_spans, source_identity
 from omnivinci_jax.data_engine.prompts import Prompt
 from omnivinci_jax.data_engine.settings import EngineConfig
 from omnivinci_jax.data_engine.stages import STAGES, Row, Stage, Tools
 from omnivinci_jax.data_engine.store import Store, digest
-from omnivinci_jax.errors import describe
+from omnivinci_jax.errors import MediaError, describe
 from omnivinci_jax.speech import make_voice
 
 VERSION = 1  # raise it when the same requests' answers give other rows
@@ -104,7 +105,6 @@ class Engine:
             if all(Path(row["file"]).exists() for row in rows if "file" in row):
                 return rows
         rows = await self._make_rows(path, video, source)
-        # A server that was away is no result.
         if not any(row.get("error", {}).get("again") for row in rows):
             self.store.put(key, "rows", json.dumps(rows))
         return rows
@@ -181,4 +181,6 @@ async def run_stage(stage: Stage, row: Row, tools: Tools) -> Row:
 
 
 def _failed(row: Row, stage: str, error: Exception) -> Row:
-    return row | {"error": {"stage": stage, "reason": describe(error), "again": isinstance(error, ServerError)}}
+    # A bad answer and a bad file are results; a server that was away, or a full disk, is none.
+    again = not isinstance(error, AnswerError | MediaError)
+    return row | {"error": {"stage": stage, "reason": describe(error), "again": again}}

@@ -53,7 +53,10 @@ def convert(questions: Path, videos: Path, out: Path, store: Store, threads: int
     with ExitStack() as stack:
         names = ("with_sound", "without_sound", "skipped", "sounds")
         parts = {name: stack.enter_context(atomic_file(out / f"{name}.jsonl")) for name in names}
-        files = {name: stack.enter_context(open(part, "w", encoding="utf-8")) for name, part in parts.items()}
+        files = {
+            name: stack.enter_context(open(part, "w", encoding="utf-8", errors="backslashreplace"))
+            for name, part in parts.items()
+        }
 
         def write(name: str, record: dict[str, Any]) -> None:
             files[name].write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -55,7 +55,8 @@ class Output:
         remove_unfinished(self._out)
         for name in FILES:
             part = self._stack.enter_context(atomic_file(self._out / f"{name}.jsonl"))
-            self._files[name] = self._stack.enter_context(open(part, "w", encoding="utf-8"))
+            # The backslash form of half a surrogate pair, as in a path that is not UTF-8, is JSON's, too.
+            self._files[name] = self._stack.enter_context(open(part, "w", encoding="utf-8", errors="backslashreplace"))
         return self
 
     def __exit__(self, *error) -> None:

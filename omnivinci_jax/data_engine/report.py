@@ -47,7 +47,7 @@ def write_report(out: Path, table: str, costs: str, examples: list[Row]) -> None
     page = f"<!doctype html><meta charset=utf-8><title>Data engine</title><style>{_STYLE}</style><h1>Data engine</h1>"
     numbers = f"<details><summary>Counts and costs</summary><pre>{escape(table)}\n\n{escape(costs)}</pre></details>"
     with atomic_file(out / "report.html") as part:
-        part.write_text(page + numbers + sections, encoding="utf-8")
+        part.write_text(page + numbers + sections, encoding="utf-8", errors="backslashreplace")
 
 
 def _section(row: Row, out: Path) -> str:

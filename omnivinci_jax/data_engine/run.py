@@ -22,10 +22,12 @@ from omnivinci_jax.train.claim import claim_workdir
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the engine, or converts questions; returns 1 if a server was away for some rows."""
+    """Runs the engine, or converts questions; returns 1 if some rows failed for now, as when a server is away."""
     videos, out, questions = arguments.videos, arguments.out, arguments.questions
     if not videos.is_dir():
         raise UserError(f"--videos {videos}: there is no such folder")
+    if out.resolve().is_relative_to(videos.resolve()):
+        raise UserError(f"--out {out}: is inside --videos, so its clips would be taken for videos; give another folder")
     if questions and (arguments.config_arguments or arguments.dry_run):
         raise UserError("--questions asks no model: leave out --config and --dry_run")
     config = None if questions else load_config(arguments.config_arguments, EngineConfig)
@@ -63,5 +65,5 @@ async def _make(config: EngineConfig, videos: Path, out: Path, store: Store, dry
     write_report(out, table, costs, output.examples())
     print(f"{table}\n\n{costs}\n\n{out / 'report.html'}")
     if again := output.counts.again:
-        print(f"{again} rows failed because a server was away; the same command asks again")
+        print(f"{again} rows failed for now ({out / 'errors.jsonl'} says why); the same command tries them again")
     return 1 if again else 0

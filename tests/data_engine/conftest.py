@@ -31,7 +31,10 @@ class ModelServer:
             protocol_version = "HTTP/1.1"
 
             def do_POST(handler):
-                body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+                content = handler.rfile.read(int(handler.headers["Content-Length"]))
+                if not content:  # the client has gone
+                    return
+                body = json.loads(content)
                 with self.lock:
                     self.requests.append(body)
                     fault = self.fault(body)
@@ -55,7 +58,7 @@ class ModelServer:
         elif fault == "no choices":
             content = b'{"choices": []}'
         elif fault == "never":
-            time.sleep(2)
+            time.sleep(8)  # longer than the timeout of the test
         else:
             content = response(body)
             if fault == "half":

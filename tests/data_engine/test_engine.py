@@ -98,6 +98,11 @@ def test_a_folder_of_videos_becomes_conversations(server, flags, tmp_path, capsy
     assert shards["conversations"] == 3 * SEGMENTS
 
 
+def test_results_among_the_videos_are_refused(flags, videos, capsys):
+    assert main([*flags, "--out", str(videos / "out")]) == 2
+    assert "is inside --videos" in capsys.readouterr().err and not (videos / "out").exists()
+
+
 def test_failures_that_pass_change_no_row(server, flags, calm, tmp_path):
     faults, seen = ["429", "500", "garbage", "half", "no choices"], Counter()
 
@@ -110,7 +115,7 @@ def test_failures_that_pass_change_no_row(server, flags, calm, tmp_path):
         return faults[(len(key) + seen[key]) % len(faults)] if seen[key] <= 1 + len(key) % 2 else None
 
     server.fault = fault
-    patience = [f"--config.{role}.{name}" for role in ROLES for name in ("timeout=1.0", "retries=8")]
+    patience = [f"--config.{role}.{name}" for role in ROLES for name in ("timeout=5.0", "retries=8")]
     assert main([*flags, *patience, "--out", str(tmp_path)]) == 0
     assert read(tmp_path) == read(calm[0])
 
