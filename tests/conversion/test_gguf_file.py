@@ -103,7 +103,9 @@ def whole(tmp_path_factory):
     return make_trained(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("arch, tied, kind", [("llama", True, Q4_1), ("llama", False, BF16), ("qwen2", True, Q4_1)])
+@pytest.mark.parametrize(
+    "arch, tied, kind", [("llama", True, Q4_1), ("llama", False, BF16), ("qwen2", True, Q4_1), ("qwen2", False, BF16)]
+)
 def test_output_equals_transformers(arch, tied, kind, whole, tmp_path):
     write(tmp_path / "decoder.gguf", arch, tied, kind)
     opened = open_source(whole, {"llm": tmp_path / "decoder.gguf"})
