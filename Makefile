@@ -7,12 +7,22 @@ BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
 .PHONY: demo test check-optimized check-smollm2 check-gpu check-data-engine fuzz lint clean
+.PHONY: demo demo-grpo test check-optimized check-smollm2 fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
 	$(BIN)/omnivinci train --config configs/tiny.py --workdir runs/tiny
 	$(BIN)/omnivinci generate --model runs/tiny/model --video runs/av_world/clips/held_out_000000.webm \
 		--prompt "Which colour, orange, yellow, magenta or red, was on screen while the hum sounded?"
+
+# A supervised model that uses the format half of the time and is often wrong, then GRPO, with and without sound.
+demo-grpo: .venv/demo.stamp
+	$(BIN)/omnivinci av_world reasoning --out runs/reasoning
+	$(BIN)/omnivinci train --config configs/tiny.py --workdir runs/reasoning_sft --config.steps=300 \
+		--config.data.train=runs/reasoning/supervised.jsonl --config.data.val= --config.data.held_out=
+	$(BIN)/omnivinci train --config configs/grpo_tiny.py:runs/reasoning_sft --workdir runs/grpo
+	$(BIN)/omnivinci train --config configs/grpo_tiny.py:runs/reasoning_sft --workdir runs/grpo_no_sound \
+		--config.data.drop=sound
 
 test: .venv/test.stamp
 	$(BIN)/pytest

@@ -11,29 +11,21 @@ from omnivinci_jax import strict_json
 from omnivinci_jax.evaluation.accuracy import Evaluation, accuracy_table, retrieval_table
 from omnivinci_jax.paths import AnyPath
 from omnivinci_jax.train.metrics import read_metrics
+from omnivinci_jax.train.report import report_head, skipped_lines
 
 
 def write_report(workdir: Path, evaluation: Evaluation | None, seconds: float, parameters: int) -> None:
     """Writes report.md and loss.png into `workdir`, and with an evaluation results.json and accuracy.png."""
     metrics = read_metrics(workdir / "metrics.jsonl")
     plot_losses(metrics, workdir / "loss.png")
-    train = [line for line in metrics if line["split"] == "train"]
-    lines = [
-        f"# {workdir.name}",
-        "",
-        f"{parameters:,} parameters, {train[-1]['step'] if train else 0} steps, {seconds:.0f} s.",
-        "",
-        "![loss](loss.png)",
-    ]
+    lines = report_head(workdir, metrics, "loss", seconds, parameters)
     if evaluation:
         write_results(workdir / "results.json", evaluation, seconds)
         plot_accuracy(evaluation, workdir / "accuracy.png")
         lines += ["", "Held-out accuracy:", "", accuracy_table(evaluation), "", "![accuracy](accuracy.png)"]
         if evaluation.retrieval:
             lines += ["", "OmniAlignNet finds the other stream of a video:", "", retrieval_table(evaluation)]
-        if evaluation.skipped:
-            lines += ["", f"{len(evaluation.skipped)} samples were skipped:", ""]
-            lines += [f"- {line}" for line in evaluation.skipped[:20]]
+        lines += skipped_lines(evaluation.skipped, "samples")
     (workdir / "report.md").write_text("\n".join(lines) + "\n", errors="backslashreplace")
 
 

@@ -127,6 +127,9 @@ def train(
         def score(params: dict, index: Index) -> RewardScore:
             return evaluate(engine, params, index, rewards, grpo.max_new_tokens, grpo.prompts)
 
+        if held_out and metrics_log and not progress.step:
+            metrics_log.write(0, score(state.params, held_out).metrics, "held_out")
+
         def save_now(trainer: Trainer) -> None:
             save.save(trainer)
             session.checkpoints.wait()

@@ -1,5 +1,6 @@
 """The report of a GRPO run: curves as in Figure 6, the held-out rewards, and answers with their rewards."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ from matplotlib import pyplot as plt
 from omnivinci_jax import strict_json
 from omnivinci_jax.rl.evaluate import RewardScore
 from omnivinci_jax.train.metrics import read_metrics
+from omnivinci_jax.train.report import report_head, skipped_lines
 
 _SHOWN_PROMPTS = 2  # at each end of the run
 
@@ -18,23 +20,17 @@ def write_report(folder: Path, score: RewardScore | None, seconds: float, parame
     """Writes report.md and rewards.png into `folder`, and with a score results.json."""
     metrics = read_metrics(folder / "metrics.jsonl")
     plot_rewards(metrics, folder / "rewards.png")
-    train = [line for line in metrics if line["split"] == "train"]
-    lines = [
-        f"# {folder.name}",
-        "",
-        f"{parameters:,} parameters, {train[-1]['step'] if train else 0} steps, {seconds:.0f} s.",
-        "",
-        "![rewards](rewards.png)",
-    ]
+    lines = report_head(folder, metrics, "rewards", seconds, parameters)
     if score:
         (folder / "results.json").write_text(
             strict_json.dumps({**score.metrics, "count": score.count}, indent=2) + "\n"
         )
-        lines += ["", f"Greedy answers to {score.count} held-out prompts:", "", "| | mean |", "|---|---|"]
-        lines += [f"| {name} | {value:.3f} |" for name, value in score.metrics.items()]
-        if score.skipped:
-            lines += ["", f"{len(score.skipped)} prompts were skipped:", ""]
-            lines += [f"- {line}" for line in score.skipped[:20]]
+        before = next((line for line in metrics if line["split"] == "held_out"), {})
+        lines += ["", f"Greedy answers to {score.count} held-out prompts:", ""]
+        lines += ["| mean | before | after |", "|---|---|---|"]
+        for name, value in score.metrics.items():
+            lines.append(f"| {name} | {before.get(name, math.nan):.3f} | {value:.3f} |")
+        lines += skipped_lines(score.skipped, "prompts")
     answered = read_metrics(folder / "answers.jsonl")
     first, last = answered[:_SHOWN_PROMPTS], answered[_SHOWN_PROMPTS:][-_SHOWN_PROMPTS:]
     for line in first + last:

@@ -135,6 +135,9 @@ def test_lora_trains_adapters_against_the_base_and_evaluates(config, tmp_path, m
     assert score is not None and score.metrics["reward"] == pytest.approx(best)
     assert score.metrics["reward"] == pytest.approx(2 * score.metrics["vowels_reward"])
     assert json.loads((tmp_path / "lora" / "results.json").read_text())["count"] == 4
+    (before,) = (line for line in read_metrics(tmp_path / "lora" / "metrics.jsonl") if line["split"] == "held_out")
+    row = f"| reward | {before['reward']:.3f} | {score.reward:.3f} |"
+    assert before["step"] == 0 and row in (tmp_path / "lora" / "report.md").read_text()
 
 
 def test_a_model_that_does_not_know_the_format_stops_with_what_it_said(config, tmp_path):
@@ -152,6 +155,6 @@ def test_the_configurations_start_from_a_model(config, repository):
     assert paper.model.num_video_frames == 64 and paper.objective == "grpo"
     assert prompt_capacity(paper) == Capacity(1, 13_312 - 2048 - 16, 64, 20, 8)
     tiny = load_config([f"--config={repository}/configs/grpo_tiny.py:{config.start_from}", "--config.grpo.beta=0.0"])
-    assert prompt_capacity(tiny).tiles == 40 and tiny.grpo.beta == 0
+    assert prompt_capacity(tiny) == Capacity(1, 144, 24, 2, 1) and tiny.grpo.beta == 0
     with pytest.raises(ConfigError, match=r"config.grpo.variant is 'ppo'; supported: 'grpo', 'dapo', 'dr_grpo'"):
         load_config([f"--config={repository}/configs/grpo_tiny.py:{config.start_from}", "--config.grpo.variant=ppo"])

@@ -1,6 +1,7 @@
 """Rollouts of a tiny random model, and the rows in which their answers are trained."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import ConfigError, DataError
+from omnivinci_jax.generate import media as media_module
 from omnivinci_jax.generate.engine import Engine
 from omnivinci_jax.generate.request import Sampling
 from omnivinci_jax.models.omnivinci import OmniVinci
@@ -20,6 +22,7 @@ from omnivinci_jax.rl.prompts import LoadedPrompt, load_prompt, open_prompts, pr
 from omnivinci_jax.rl.rewards import BUILT_IN, Rewards
 from omnivinci_jax.rl.rollouts import rollout
 from omnivinci_jax.sequence.batch import AUDIO, VISION, Capacity
+from omnivinci_jax.sequence.slices import sound_slices, vision_slices
 from omnivinci_jax.settings import DataConfig, GRPOConfig, RewardConfig, TrainConfig
 from tests.rl.data import write_prompts
 from tests.tiny import random_params, tiny_settings, tiny_tokenizer
@@ -60,11 +63,16 @@ def sampled(engine: Engine, prompts: list[LoadedPrompt], rewards: Rewards, resam
 
 
 def test_sampler_and_trainer_agree_on_packed_rows(config, engine, prompts, monkeypatch):
-    encoded = []
-    encode = Engine.encode
-    monkeypatch.setattr(Engine, "encode", lambda *arguments: encoded.append(1) or encode(*arguments))
+    encoded = Counter()
+    for name in ("encode_vision", "encode_sound"):
+        encode = getattr(media_module, name)
+        monkeypatch.setattr(
+            media_module, name, lambda *given, name=name, encode=encode: encoded.update([name]) or encode(*given)
+        )
     found = sampled(engine, prompts, Rewards(config.grpo))
-    assert len(encoded) == len(prompts)  # the media of a prompt once, not once for each answer
+    # The encoders run on each slice of a prompt's media once, not once for each answer.
+    assert encoded["encode_vision"] == sum(len(list(vision_slices(p.row, p.tiles, config.model))) for p in prompts) > 1
+    assert encoded["encode_sound"] == sum(len(list(sound_slices(p.row, p.windows, config.model))) for p in prompts) > 1
     assert [len(group) for group in found.requests] == [ANSWERS] * 4
     assert len({text for texts in found.texts for text in texts}) > 8
     assert found.texts[1][2] == engine.processor.tokenizer.decode(
