@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from omnivinci_jax.data.questions import Question, without_letters
 from omnivinci_jax.errors import UserError
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -34,6 +35,16 @@ class AskedQuestion(BaseModel):
     answer: str = Field(min_length=1)
     reasoning: str = Field(min_length=1)
     kind: str = Field(min_length=1)
+
+    @property
+    def texts(self) -> list[str]:
+        """The options without their letters."""
+        return without_letters(self.options)
+
+    @property
+    def right(self) -> int | None:
+        """Index of the right option; None if the answer is none of them."""
+        return Question("", tuple(self.texts)).option(self.answer)
 
 
 class AskedQuestions(BaseModel):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omnivinci_jax.data.questions import Question
 from omnivinci_jax.data_engine import quality
 from omnivinci_jax.data_engine.answers import AnswerError, AskedQuestions, Corrected
 from omnivinci_jax.data_engine.client import Attachment, Model
@@ -113,20 +114,18 @@ async def ask_questions(row: Row, tools: Tools) -> Row:
 
     def check(asked: AskedQuestions) -> None:
         for question in asked.questions:
-            if question.options and _option_index(question.answer, question.options) is None:
+            if question.options and question.right is None:
                 raise AnswerError(f"the answer {question.answer!r} is none of the options {question.options}")
 
     asked = await tools.models["questioner"].ask_for(AskedQuestions, [prompt], tools.repair, check)
     questions = []
     for question in asked.questions[: tools.config.questions]:
-        options, right = [_without_letter(option, question.options) for option in question.options], None
-        if options:
-            right = options[_option_index(question.answer, question.options) or 0]
-            options = sorted(options, key=lambda option: digest(row["id"], question.question, option))
+        options, right = question.texts, question.right
+        order = sorted(range(len(options)), key=lambda index: digest(row["id"], question.question, options[index]))
         questions.append({
             "question": question.question.strip(),
-            "options": options,
-            "answer": question.answer.strip() if right is None else LETTERS[options.index(right)],
+            "options": [options[index] for index in order],
+            "answer": question.answer.strip() if right is None else LETTERS[order.index(right)],
             "reasoning": question.reasoning.strip(),
             "kind": " ".join(question.kind.lower().split()),
         })  # fmt: skip
@@ -203,34 +202,10 @@ async def _knows(row: Row, question: Row, known: str, tools: Tools) -> bool:
 
 
 def _is_right(answer: str, question: Row, order: list[int]) -> bool:
-    options = [question["options"][index] for index in order]
-    if not options:
-        return _plain(answer) == _plain(question["answer"])
-    return _option_index(answer, options) == order.index(LETTERS.index(question["answer"]))
-
-
-def _option_index(answer: str, options: list[str]) -> int | None:
-    """Returns the index of the option that an answer names by its letter or its text."""
-    plain, texts = _plain(answer), [_plain(_without_letter(option, options)) for option in options]
-    if plain in texts:
-        return texts.index(plain)
-    letter, _, rest = plain.lstrip("(").partition(" ")
-    letter = letter.rstrip(".:)")
-    index = LETTERS.lower().find(letter) if len(letter) == 1 else -1
-    named = 0 <= index < len(options) and rest in ("", texts[index])
-    return index if named else None
-
-
-def _without_letter(option: str, options: list[str]) -> str:
-    """Returns an option without "A. " if all of them begin with their letter."""
-    labels = tuple(f"{LETTERS[index]}{mark}" for index in range(len(options[:26])) for mark in ".):")
-    if all(other.strip().startswith(labels[3 * index : 3 * index + 3]) for index, other in enumerate(options[:26])):
-        return option.strip()[2:].strip()
-    return option.strip()
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).rstrip(".").casefold()
+    if not question["options"]:
+        return Question(question["answer"]).is_right(answer)
+    right = LETTERS[order.index(LETTERS.index(question["answer"]))]
+    return Question(right, tuple(question["options"][index] for index in order)).is_right(answer)
 
 
 def _sight(row: Row, clip: list[float], config: EngineConfig) -> Attachment:

@@ -11,7 +11,6 @@ from omnivinci_jax.data_engine.answers import AnswerError, AskedQuestions, Corre
 from omnivinci_jax.data_engine.limiter import Limiter
 from omnivinci_jax.data_engine.prompts import read_prompts
 from omnivinci_jax.data_engine.settings import QualityConfig
-from omnivinci_jax.data_engine.stages import _option_index, _without_letter
 from omnivinci_jax.data_engine.store import Store, Total, digest
 from omnivinci_jax.errors import UserError
 from tests.data_engine.answering import TEXT
@@ -75,18 +74,6 @@ def test_near_duplicate_captions_are_found():
     assert found.add("new", captions[18].upper()) == "id18"
     words = captions[19].split()
     assert found.add("half", " ".join(words[:40] + drawn.choices(TEXT.split(), k=40))) is None
-
-
-def test_options_are_named_by_letter_or_text():
-    options = ["a dog", "a seal", "C"]
-    for answer, index in (
-        ("a seal", 1), ("A Seal.", 1), ("B", 1), ("(b)", 1), ("B.", 1), ("B. a seal", 1), ("B. a dog", None),
-        ("D", None), ("a cat", None), ("", None), ("c", 2),
-    ):  # fmt: skip
-        assert _option_index(answer, options) == index, answer
-    labelled = ["A. a dog", "B) a seal"]
-    assert [_without_letter(option, labelled) for option in labelled] == ["a dog", "a seal"]
-    assert _without_letter("A. a dog", ["A. a dog", "a seal"]) == "A. a dog"
 
 
 def test_structured_answers_are_read_from_what_models_write():
