@@ -61,8 +61,8 @@ class Log(Hook):
         steps: range,
         values: Sequence[Callable[[], Mapping[str, float]]] = (),
     ):
-        self._log, self._schedule, self._every, self._steps = metrics_log, schedule, every, steps
-        self._values = values
+        self._log, self._every, self._steps, self._values = metrics_log, every, steps, values
+        self._schedule = jax.jit(schedule)  # one program, not a dozen
 
     def __enter__(self) -> "Log":
         self._bar = tqdm(
