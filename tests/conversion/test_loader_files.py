@@ -51,7 +51,7 @@ def write(tmp_path, config, layout="merged", files=()):
     for name in files:
         shutil.copy(REPOSITORY / "configs" / "tiny_tokenizer" / name, model)
     (tmp_path / "export").mkdir()
-    notes = write_loader_files(StoredModel(model, {}, config, [], {}, ()), tmp_path / "export", layout)
+    notes = write_loader_files(StoredModel(model, {}, config, [], {}, (), {}), tmp_path / "export", layout)
     return tmp_path / "export", notes
 
 
@@ -168,7 +168,7 @@ def test_a_generation_config_of_the_model_is_kept(tmp_path):
     assert GenerationConfig.from_pretrained(export / "llm").temperature != 0.25
     values = {"eos_token_id": [484, 482], "pad_token_id": 482, "do_sample": True, "temperature": 0.25}
     (tmp_path / "given" / "model" / "generation_config.json").write_text(json.dumps(values))
-    model = StoredModel(tmp_path / "given" / "model", {}, CONFIG, [], {}, ())
+    model = StoredModel(tmp_path / "given" / "model", {}, CONFIG, [], {}, (), {})
     write_loader_files(model, export, "released")
     assert GenerationConfig.from_pretrained(export / "llm").temperature == 0.25
 
@@ -187,7 +187,7 @@ def test_settings_that_the_port_has_no_words_for(tmp_path):
 def test_the_source_keeps_its_other_keys(tmp_path):
     root = to_json(CONFIG) | {"image_aspect_ratio": "resize", "chat_template": "mine"}
     (tmp_path / "export").mkdir()
-    write_loader_files(StoredModel(tmp_path, root, CONFIG, [], {}, ()), tmp_path / "export", "merged")
+    write_loader_files(StoredModel(tmp_path, root, CONFIG, [], {}, (), {}), tmp_path / "export", "merged")
     exported = read(tmp_path / "export" / "config.json")
     assert exported["chat_template"] == "mine" and exported["image_aspect_ratio"] == "dynamic_s2"
     assert exported["architectures"] == ["AudioVisualFlamingoForConditionalGeneration"]
