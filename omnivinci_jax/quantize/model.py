@@ -155,7 +155,7 @@ def quantize_layer(
     group_size: int,
     seen: dict[str, Statistics] | None = None,
     where: Iterable[Fold] = (),
-    norm_dtype: Any = np.float32,
+    norm_dtype: np.dtype = np.dtype(np.float32),
 ) -> dict[str, Any]:
     """Quantizes one layer; returns the leaves that change, by path.
 

@@ -84,7 +84,7 @@ def test_answers_and_their_speed(assistant, folder, clips, capsys):
     assert (code, out) == (0, expected.text + "\n")
     assert err.startswith("first token after ") and err.endswith(" tokens/s\n") and len(err.splitlines()) == 1
     code, out, _ = run(capsys, *flags, "--json")
-    assert json.loads(out)["text"] == expected.text and json.loads(out)["finish"] == "length"
+    assert json.loads(out)["text"] == expected.text and json.loads(out)["finish"] == expected.finish
     code, out, _ = run(capsys, *flags, "--json", "--samples", 2, "--temperature", 2)
     assert len({json.loads(line)["text"] for line in out.split("\n") if line}) == 2
     _, _, err = run(capsys, *flags[:-1], 1)  # one token has no rate
