@@ -39,6 +39,7 @@ STACKS: dict[str, Callable[[OmniVinciConfig], nn.Module]] = {
     "sound_tower/layers": lambda config: AFWhisperLayer(config.audio),
     "llm/layers": lambda config: Qwen2Layer(config.text),
 }
+_FLOAT32 = np.dtype(np.float32)
 _quantize = jax.jit(quantize, static_argnums=(1, 2))
 
 
@@ -155,7 +156,7 @@ def quantize_layer(
     group_size: int,
     seen: dict[str, Statistics] | None = None,
     where: Iterable[Fold] = (),
-    norm_dtype: np.dtype = np.dtype(np.float32),
+    norm_dtype: np.dtype = _FLOAT32,
 ) -> dict[str, Any]:
     """Quantizes one layer; returns the leaves that change, by path.
 
