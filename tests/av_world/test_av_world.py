@@ -9,7 +9,6 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from omnivinci_jax.rl.questions import read_question
 from PIL import Image
 
 from omnivinci_jax.av_world import audit as auditing
@@ -32,6 +31,7 @@ from omnivinci_jax.av_world.questions import (
 from omnivinci_jax.av_world.reasoning import question_rows, supervised_rows
 from omnivinci_jax.av_world.render import RGB
 from omnivinci_jax.av_world.timeline import BASE, COLOURS, LONGEST, SOUNDS, Clip, Event, draw_clips
+from omnivinci_jax.data.questions import read_question
 from omnivinci_jax.errors import ConfigError, DataError
 
 COUNTS = {"train_clips": 1, "val_clips": 1, "held_out_clips": 1}
