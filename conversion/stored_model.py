@@ -1,6 +1,5 @@
 """Reads a model directory as PyTorch tensors, one at a time."""
 
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -18,7 +17,7 @@ from conversion.tensor_files import DTYPES
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import from_json, read_json, untrained_modules
 from omnivinci_jax.errors import ConfigError, UserError
-from omnivinci_jax.leaves import StoredLeaf, contiguous
+from omnivinci_jax.leaves import StoredLeaves, contiguous
 from omnivinci_jax.model_dir import check_shapes, in_modules, stored_params
 from omnivinci_jax.models.initialization import abstract_params, parameter_shapes
 from omnivinci_jax.models.omnivinci import OmniVinci
@@ -94,8 +93,8 @@ def read_tensors(model: StoredModel, wanted: Iterable[Tensor]) -> Iterator[np.nd
 
 
 def _read(params: Path, wanted: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    metadata = json.loads((params / "_METADATA").read_text())
+    leaves = StoredLeaves(params)
     for path, slices in groupby(wanted, key=lambda tensor: tensor.path):
-        leaf = StoredLeaf(params, path, use_ocdbt=metadata["use_ocdbt"], use_zarr3=metadata["use_zarr3"])
+        leaf = leaves.open(path)
         for tensor in slices:
             yield contiguous(tensor.transform.to_torch(leaf.read(tensor.index), tensor.shape))

@@ -1,7 +1,7 @@
 """Errors that a user can cause: the command line prints them as one line and exits with code 2."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -30,6 +30,13 @@ class ConfigError(UserError):
 
 class Preempted(Exception):
     """The run was interrupted from outside; the same command resumes it from its last checkpoint."""
+
+
+def check_values(settings: object, rules: Iterable[tuple[str, bool, str]], prefix: str = "") -> None:
+    """Raises ConfigError for the first field that is invalid; a rule is its name, whether it is valid, what is."""
+    for name, valid, allowed in rules:
+        if not valid:
+            raise ConfigError(f"{prefix}{name} is {getattr(settings, name)}: it must be {allowed}")
 
 
 @contextmanager

@@ -5,9 +5,11 @@ pieces; a custom type handler writes the pieces through TensorStore, uncompresse
 result is an ordinary checkpoint.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -38,16 +40,29 @@ def save(folder: Path, leaves: dict[str, LazyLeaf]) -> None:
         checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(unflatten_dict(leaves, sep="/")))
 
 
-class StoredLeaf:
-    """A leaf of a checkpoint on disk, in any format that Orbax writes."""
+class StoredLeaves:
+    """The leaves of a checkpoint on disk, in any format that Orbax writes."""
 
-    def __init__(self, folder: Path, path: str, use_ocdbt: bool, use_zarr3: bool):
-        """Opens the leaf `path` (with slashes) of the checkpoint `folder`."""
-        base, name = f"{folder.absolute()}/", path.replace("/", ".")
-        kvstore = {"driver": "file", "path": f"{base}{name}/"}
-        if use_ocdbt:
-            kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": base}, "path": f"{name}/"}
-        spec = {"driver": "zarr3" if use_zarr3 else "zarr", "kvstore": kvstore}
+    def __init__(self, folder: Path):
+        """Reads the format of the checkpoint `folder`."""
+        metadata = json.loads((folder / "_METADATA").read_text())
+        self._base, self._use_ocdbt = f"{folder.absolute()}/", metadata["use_ocdbt"]
+        self._driver = "zarr3" if metadata["use_zarr3"] else "zarr"
+
+    def open(self, path: str) -> "StoredLeaf":
+        """Opens the leaf `path`, with slashes."""
+        name = path.replace("/", ".")
+        kvstore = {"driver": "file", "path": f"{self._base}{name}/"}
+        if self._use_ocdbt:
+            kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": self._base}, "path": f"{name}/"}
+        return StoredLeaf({"driver": self._driver, "kvstore": kvstore})
+
+
+class StoredLeaf:
+    """A leaf of a checkpoint on disk; see `StoredLeaves`."""
+
+    def __init__(self, spec: dict[str, Any]):
+        """Opens the array of a TensorStore spec."""
         # A chunk may hold several slices: cache it until the last one is read.
         context = ts.Context({"cache_pool": {"total_bytes_limit": 2 * CHUNK_BYTES}})
         self._array = ts.open(spec, open=True, context=context).result()

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.errors import ConfigError, UserError
+from omnivinci_jax.errors import ConfigError, UserError, check_values
 from omnivinci_jax.sequence.batch import Capacity
 
 
@@ -172,7 +172,7 @@ class GRPOConfig:
     max_sampler_difference: float = 0.05
 
     def __post_init__(self):
-        for name, valid, allowed in (
+        rules = (
             ("answers", self.answers >= 2, "2 or more, since an advantage compares the answers to one prompt"),
             ("prompts", self.prompts >= 1, "1 or more"),
             ("updates", self.updates >= 1, "1 or more"),
@@ -186,9 +186,8 @@ class GRPOConfig:
             ("reward_seconds", self.reward_seconds > 0, "above 0"),
             ("resamples", self.resamples >= 0, "0 or more"),
             ("rewards", any(reward.weight for reward in self.rewards), "at least one with a weight that is not 0"),
-        ):
-            if not valid:
-                raise ConfigError(f"config.grpo.{name} is {getattr(self, name)}: it must be {allowed}")
+        )
+        check_values(self, rules, "config.grpo.")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 from omnivinci_jax.errors import DataError
@@ -71,7 +72,7 @@ def without_letters(options: Sequence[str]) -> list[str]:
     """Returns the options; removes "A. ", "B. ", ... if every option begins with its letter."""
     labelled = [_LABELLED.fullmatch(option.strip()) for option in options]
     letters = "".join(found[1].upper() for found in labelled if found)
-    if letters == "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]:
+    if letters == ascii_uppercase[: len(options)]:
         return [found[2] for found in labelled if found]
     return list(options)
 

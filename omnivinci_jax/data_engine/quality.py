@@ -6,6 +6,7 @@ import sqlite3
 import zlib
 from collections.abc import Sequence
 from functools import cache
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def _question_problem(question: dict[str, Any], config: QualityConfig) -> str | 
     if len({" ".join(option.casefold().split()) for option in options}) < len(options):
         return "equal options"
     lengths = [len(option) for option in options]
-    right = lengths.pop(ord(question["answer"]) - ord("A"))
+    right = lengths.pop(ascii_uppercase.index(question["answer"]))
     # Readers choose the option that is longest by far without having seen anything.
     return "the right option is the longest by far" if right > config.longest_option * max(*lengths, 8) else None
 

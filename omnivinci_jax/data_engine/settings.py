@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.errors import ConfigError, check_values
 from omnivinci_jax.settings import VoiceConfig
 
 
@@ -117,7 +117,7 @@ class EngineConfig:
     sound_tokens: float = 25.0
 
     def __post_init__(self):
-        for name, valid, allowed in (
+        rules = (
             ("clip_seconds", self.clip_seconds > 0, "above 0"),
             ("segment_seconds", self.segment_seconds >= self.clip_seconds, "at least clip_seconds"),
             ("frames", self.frames >= 1, "1 or more"),
@@ -127,9 +127,8 @@ class EngineConfig:
             ("speech_share", 0 <= self.speech_share <= 1, "0 to 1"),
             ("rows", self.rows >= 1, "1 or more"),
             ("threads", self.threads >= 1, "1 or more"),
-        ):
-            if not valid:
-                raise ConfigError(f"config.{name} is {getattr(self, name)}: it must be {allowed}")
+        )
+        check_values(self, rules, "config.")
         for role, model in self.models.items():
             if not re.fullmatch(r"https?://[\w.\-\[\]:]+(/\S*)?", model.url):
                 raise ConfigError(f"config.{role}.url is {model.url!r}: give the server's http://HOST:PORT")

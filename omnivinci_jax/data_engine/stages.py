@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from omnivinci_jax.data.questions import Question
@@ -24,7 +25,6 @@ from omnivinci_jax.speech import Voice, spoken_file
 
 Row = dict[str, Any]
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SILENT = "Nothing can be heard."
 
 _EVIDENCE = {
@@ -125,7 +125,7 @@ async def ask_questions(row: Row, tools: Tools) -> Row:
         questions.append({
             "question": question.question.strip(),
             "options": [options[index] for index in order],
-            "answer": question.answer.strip() if right is None else LETTERS[order.index(right)],
+            "answer": question.answer.strip() if right is None else ascii_uppercase[order.index(right)],
             "reasoning": question.reasoning.strip(),
             "kind": " ".join(question.kind.lower().split()),
         })  # fmt: skip
@@ -178,7 +178,9 @@ def prompt_of(question: Row, order: list[int] | None = None) -> str:
     """Returns a question with its options, a line each; `order` is that of the options."""
     options = question["options"]
     shown = options if order is None else [options[index] for index in order]
-    return "\n".join([question["question"], *(f"{LETTERS[index]}. {option}" for index, option in enumerate(shown))])
+    return "\n".join(
+        [question["question"], *(f"{ascii_uppercase[index]}. {option}" for index, option in enumerate(shown))]
+    )
 
 
 async def _knows(row: Row, question: Row, known: str, tools: Tools) -> bool:
@@ -204,7 +206,7 @@ async def _knows(row: Row, question: Row, known: str, tools: Tools) -> bool:
 def _is_right(answer: str, question: Row, order: list[int]) -> bool:
     if not question["options"]:
         return Question(question["answer"]).is_right(answer)
-    right = LETTERS[order.index(LETTERS.index(question["answer"]))]
+    right = ascii_uppercase[order.index(ascii_uppercase.index(question["answer"]))]
     return Question(right, tuple(question["options"][index] for index in order)).is_right(answer)
 
 

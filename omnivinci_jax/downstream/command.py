@@ -95,14 +95,11 @@ def _wafer_maps(arguments: argparse.Namespace) -> dict[str, int]:
 
 def _r2r_ce(arguments: argparse.Namespace) -> dict[str, int]:
     from omnivinci_jax.downstream.navigation import convert
-    from omnivinci_jax.settings import VoiceConfig
-    from omnivinci_jax.speech.backends import make_voice
+    from omnivinci_jax.speech import voice_or_server
 
     voice = None
     if arguments.instruction != "text":
-        url = arguments.speech_server
-        backend = "server" if url else "espeak-ng"
-        voice = make_voice(VoiceConfig(backend, arguments.voice, url, arguments.speech_model))
+        voice = voice_or_server(arguments.voice, arguments.speech_server, arguments.speech_model)
     return convert(arguments.episodes, arguments.actions, arguments.frames, arguments.out, voice, arguments.instruction)
 
 

@@ -3,12 +3,12 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from string import ascii_uppercase
 from typing import NamedTuple
 
 from omnivinci_jax.data.questions import Question
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # "The answer is B", "Answer: (C)", "I choose option D"
 _STATED = r"(?i:\b(?:answer|option|choice|choose|pick|select)\b(?:\s+(?:is|be|would\s+be))?\s*:?\s*(?:option\s+)?)\(?"
 # "A" before a word is an article, and "I" a pronoun, unless "because" or the like follows.
@@ -42,7 +42,7 @@ def find_option(answer: str, options: Sequence[str]) -> Choice:
     if whole is not None:
         return Choice(whole, "the answer is the option")
     rest, named = _take_texts(text, texts)
-    letters = _ALPHABET[: len(options)]
+    letters = ascii_uppercase[: len(options)]
     letter = rf"([{letters}])(?![\w'’-])"
     article = {found.start() for found in _ARTICLE.finditer(rest)}
     stated = [

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,8 +28,6 @@ from omnivinci_jax.paths import atomic_file, is_remote
 from omnivinci_jax.sequence.chat import Conversation
 from omnivinci_jax.speech.http import ServerDown
 from omnivinci_jax.speech.recognition import make_recogniser
-
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def run(arguments: Namespace, mesh: Mesh | None) -> int:
@@ -147,7 +146,7 @@ def _choose_options(
     for sample, prompt in zip(samples, _prompts(model, samples, arguments), strict=True):
         options = sample.reference.options
         if len(sample.reference.answers[0]) == 1:
-            options = tuple(_LETTERS[: len(options)])
+            options = tuple(ascii_uppercase[: len(options)])
         try:
             if isinstance(prompt, Exception):
                 raise prompt

@@ -22,8 +22,7 @@ from omnivinci_jax.media.container import check_file
 from omnivinci_jax.sequence.chat import Conversation, Media, Message, valid_text
 from omnivinci_jax.sequence.forms import parse_conversation
 from omnivinci_jax.sequence.references import media_file
-from omnivinci_jax.settings import VoiceConfig
-from omnivinci_jax.speech import Voice, make_voice, read_aloud
+from omnivinci_jax.speech import Voice, read_aloud, voice_or_server
 
 _PLACEHOLDER = re.compile(r"<(?:image|video|audio|sound)>")
 
@@ -70,8 +69,7 @@ def parse_voice(arguments: Namespace) -> Voice | None:
         raise UserError(f"{arguments.speak}: already exists; nothing was overwritten")
     if not arguments.speak.absolute().parent.is_dir():
         raise UserError(f"{arguments.speak}: its folder does not exist")
-    backend = "server" if arguments.speech_server else "espeak-ng"
-    return make_voice(VoiceConfig(backend, arguments.voice, arguments.speech_server, arguments.speech_model))
+    return voice_or_server(arguments.voice, arguments.speech_server, arguments.speech_model)
 
 
 def load_for_command(arguments: Namespace, mesh: Mesh | None) -> Assistant:

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int32, Int64
 
-from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.errors import check_values
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
 from omnivinci_jax.sequence.row import Row
 
@@ -37,7 +37,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name, valid, allowed in (
+        rules = (
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, and at most 1"),
@@ -45,9 +45,8 @@ class Sampling:
             ("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1"),
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("stop", all(self.stop), "texts that are not empty"),
-        ):
-            if not valid:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be {allowed}")
+        )
+        check_values(self, rules)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -34,7 +33,7 @@ from omnivinci_jax.sequence.assemble import check_capacity, empty_group
 from omnivinci_jax.sequence.batch import Batch
 from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train.optimizer import make_optimizer
-from omnivinci_jax.train.shardings import bytes_per_device
+from omnivinci_jax.train.shardings import tree_bytes
 from omnivinci_jax.train.state import TrainState, abstract_state, cast_frozen, make_model
 from omnivinci_jax.train.step import make_train_step
 from omnivinci_jax.train.supervised_loss import SupervisedLoss
@@ -157,7 +156,7 @@ def plan(config: TrainConfig, topology: Topology, hlo: Path | None = None) -> Pl
         if config.grpo.beta and not config.lora.rank:
             copy = jax.eval_shape(partial(cast_frozen, model), state.trainable)
             shardings = jax.tree.map(lambda leaf: leaf.sharding, state.trainable)
-            reference = _tree_bytes(jax.tree.map(_with_sharding, copy, shardings))
+            reference = tree_bytes(jax.tree.map(_with_sharding, copy, shardings))
     return Plan(
         topology,
         dict(mesh.shape),
@@ -227,7 +226,7 @@ def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) 
 def _memory(state: TrainState, reference: int, compiled: jax.stages.Compiled, chip: Chip) -> Memory:
     analysis = compiled.memory_analysis()
     assert analysis is not None  # all supported compilers provide it
-    parameters, optimizer = (_tree_bytes(tree) for tree in ((state.trainable, state.frozen), state.opt_state))
+    parameters, optimizer = (tree_bytes(tree) for tree in ((state.trainable, state.frozen), state.opt_state))
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     if chip.torus:
         # The total of all temporaries exceeds the peak: it can exceed the chip's memory in a step that fits.
@@ -245,11 +244,6 @@ def _memory(state: TrainState, reference: int, compiled: jax.stages.Compiled, ch
         program=analysis.generated_code_size_in_bytes,
         available=int(share * chip.memory),
     )
-
-
-def _tree_bytes(tree: Any) -> int:
-    """Returns the bytes of abstract arrays on each device."""
-    return sum(bytes_per_device(leaf, leaf.sharding) for leaf in jax.tree.leaves(tree))
 
 
 def _bandwidth(axes: tuple[str, ...], mesh: Mesh, chip: Chip) -> float:

@@ -17,7 +17,7 @@ from omnivinci_jax.mesh.rules import replicated
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.rl.grpo import rollout_shape
 from omnivinci_jax.settings import TrainConfig
-from omnivinci_jax.train.shardings import bytes_per_device
+from omnivinci_jax.train.shardings import tree_bytes
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,8 @@ def plan_rollout(
     return RolloutMemory(
         rows,
         slots,
-        decoder=sum(_bytes(leaf) for leaf in (*jax.tree.leaves(weights.layers), *copied)),
-        caches=sum(_bytes(leaf) for leaf in jax.tree.leaves(state)),
+        decoder=tree_bytes((weights.layers, copied)),
+        caches=tree_bytes(state),
         temporaries=analysis.temp_size_in_bytes,
         program=analysis.generated_code_size_in_bytes,
     )
-
-
-def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    assert leaf.sharding is not None
-    return bytes_per_device(leaf, leaf.sharding)

@@ -18,7 +18,7 @@ from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.config_json import from_json, quantization_of, read_json, untrained_modules, write_config
 from omnivinci_jax.data.processor import Processor
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.leaves import LazyLeaf, Pieces, StoredLeaf
+from omnivinci_jax.leaves import LazyLeaf, Pieces, StoredLeaf, StoredLeaves
 from omnivinci_jax.mesh.processes import atomic_directory
 from omnivinci_jax.model_dir import check_shapes, load_params, shardings_of, stored_params
 from omnivinci_jax.models.af_whisper import AFWhisperLayer
@@ -50,15 +50,12 @@ class _Source(NamedTuple):
     root: dict[str, Any]
     config: OmniVinciConfig
     shapes: dict[str, jax.ShapeDtypeStruct]
-
-    def leaf(self, path: str) -> StoredLeaf:
-        metadata = json.loads((self.folder / "params" / "_METADATA").read_text())
-        return StoredLeaf(self.folder / "params", path, metadata["use_ocdbt"], metadata["use_zarr3"])
+    leaves: StoredLeaves
 
     def layer(self, stack: str, index: int) -> dict[str, np.ndarray]:
         """Reads one layer in float32, by path within the layer."""
         paths = [path for path in self.shapes if path.startswith(f"{stack}/")]
-        return {path.removeprefix(f"{stack}/"): self.leaf(path).read(index).astype(np.float32) for path in paths}
+        return {path.removeprefix(f"{stack}/"): self.leaves.open(path).read(index).astype(np.float32) for path in paths}
 
 
 def quantize_model(folder: Path, out: Path, recipe: Recipe, calibration: Path | None = None) -> None:
@@ -92,7 +89,7 @@ def quantize_model(folder: Path, out: Path, recipe: Recipe, calibration: Path | 
             _quantize_stack(source, stack, own, recipe, batches.get(stack), staging)
     for path in (path for path in schemes if not any(path.startswith(f"{stack}/") for stack in STACKS)):
         if not staging.file(path).exists():
-            kernel = source.leaf(path).read().astype(np.float32)
+            kernel = source.leaves.open(path).read().astype(np.float32)
             staging.save(path, {"": _quantize(kernel, schemes[path], recipe.group_size)})
     _assemble(source, out, recipe, schemes, staging)
     staging.remove()
@@ -107,7 +104,8 @@ def _open(folder: Path) -> _Source:
     config = from_json(root, str(folder / "config.json"))
     stored = stored_params(folder)
     check_shapes(stored, abstract_params(config), folder / "params")
-    return _Source(folder, root, config, cast("dict", traverse_util.flatten_dict(stored, sep="/")))
+    shapes = cast("dict", traverse_util.flatten_dict(stored, sep="/"))
+    return _Source(folder, root, config, shapes, StoredLeaves(folder / "params"))
 
 
 def _within(schemes: dict[str, Scheme], stack: str) -> dict[str, Scheme]:
@@ -262,7 +260,7 @@ def _assemble(source: _Source, out: Path, recipe: Recipe, schemes: dict[str, Sch
         elif stack and _changed(staging, schemes, stack, path):
             lazy[path] = _finished(staging, stack, path, "", shape)
         else:
-            lazy[path] = LazyLeaf(shape.shape, np.dtype(shape.dtype), lambda path=path: _copy(source.leaf(path)))
+            lazy[path] = LazyLeaf(shape.shape, np.dtype(shape.dtype), lambda path=path: _copy(source.leaves.open(path)))
     with atomic_directory(out, replace=False) as part:
         part = Path(part)
         leaves.save(part / "params", lazy)

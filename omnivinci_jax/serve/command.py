@@ -17,8 +17,7 @@ from omnivinci_jax.serve.app import make_app
 from omnivinci_jax.serve.content import Sources
 from omnivinci_jax.serve.decoding import Limits
 from omnivinci_jax.serve.service import Settings
-from omnivinci_jax.settings import VoiceConfig
-from omnivinci_jax.speech import make_voice
+from omnivinci_jax.speech import voice_or_server
 
 
 def run(arguments: Namespace, mesh: Mesh | None) -> int:
@@ -38,8 +37,7 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     )
     voice = None
     if arguments.speech_server or arguments.voice:
-        backend = "server" if arguments.speech_server else "espeak-ng"
-        voice = make_voice(VoiceConfig(backend, arguments.voice, arguments.speech_server, arguments.speech_model))
+        voice = voice_or_server(arguments.voice, arguments.speech_server, arguments.speech_model)
     listener = _bind(arguments.host, arguments.port)
     use_program_cache()
     model = load(arguments.model, jnp.dtype(arguments.dtype), mesh)

@@ -54,5 +54,10 @@ def bytes_per_device(leaf: jax.ShapeDtypeStruct, sharding: Sharding) -> int:
     return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
+def tree_bytes(tree: Any) -> int:
+    """Returns the bytes of abstract arrays, which have shardings, on each device."""
+    return sum(bytes_per_device(leaf, leaf.sharding) for leaf in jax.tree.leaves(tree))
+
+
 def _axes(entry: str | tuple[str, ...] | None) -> str:
     return "-" if entry is None else entry if isinstance(entry, str) else "+".join(entry)
