@@ -3,11 +3,14 @@
 import argparse
 from pathlib import Path
 
-from omnivinci_jax.errors import UserError
+from omnivinci_jax.errors import needs_extra
+from omnivinci_jax.flags import add_command
 
 
-def add_flags(command: argparse.ArgumentParser) -> None:
-    """Adds the flags; settings are --config FILE and --config.key=value."""
+def add_commands(commands) -> None:
+    """Adds the command; settings are --config FILE and --config.key=value."""
+    text = "make omni-modal conversations of a folder of videos"
+    command = add_command(commands, "data-engine", _run, text, keeps_unparsed=True)
     command.add_argument("--videos", type=Path, required=True, help="folder of videos, searched with its subfolders")
     command.add_argument("--out", type=Path, required=True, help="folder of results; the same command resumes")
     command.add_argument(
@@ -19,11 +22,8 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry_run", action="store_true", help="read the videos and tell what asking the models costs")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     """Runs the engine, or converts questions; returns 1 if some rows failed for now, as when a server is away."""
-    try:
+    with needs_extra("data-engine"):
         from omnivinci_jax.data_engine.run import run
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'omnivinci-jax[data-engine]'") from None
-
     return run(arguments)

@@ -28,9 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--videos {videos}: there is no such folder")
     if out.resolve().is_relative_to(videos.resolve()):
         raise UserError(f"--out {out}: is inside --videos, so its clips would be taken for videos; give another folder")
-    if questions and (arguments.config_arguments or arguments.dry_run):
+    if questions and (arguments.unparsed or arguments.dry_run):
         raise UserError("--questions asks no model: leave out --config and --dry_run")
-    config = None if questions else load_config(arguments.config_arguments, EngineConfig)
+    config = None if questions else load_config(arguments.unparsed, EngineConfig)
     out.mkdir(parents=True, exist_ok=True)
     with claim_workdir(epath.Path(out)):
         store = Store(out / "results.sqlite")

@@ -4,9 +4,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from omnivinci_jax.flags import add_command, add_voice_flags
 
-def add_parsers(command: argparse.ArgumentParser) -> None:
-    """Adds a sub-command for each data set."""
+
+def add_commands(commands) -> None:
+    """Adds `convert-data`, with an action for each data set."""
+    command = add_command(commands, "convert-data", None, "turn published data sets into conversations")
     actions = command.add_subparsers(dest="action", required=True, metavar="NAME")
 
     action = _action(actions, "ucr", _ucr, "time series of the UCR archive as line plots")
@@ -29,9 +32,7 @@ def add_parsers(command: argparse.ArgumentParser) -> None:
     action.add_argument("actions", type=Path, metavar="SPLIT_gt.json.gz")
     action.add_argument("--frames", type=Path, required=True, help="folder with EPISODE/STEP.png (or .jpg)")
     action.add_argument("--instruction", choices=("speech", "text", "both"), default="speech")
-    action.add_argument("--voice", default="", help="voice of the speech; default: the backend's")
-    action.add_argument("--speech_server", default="", metavar="URL", help="server with OpenAI's /v1/audio/speech")
-    action.add_argument("--speech_model", default="tts-1", help="speech model of that server")
+    add_voice_flags(action)
 
     action = _action(actions, "pillar_world", _pillar_world, "a small world to navigate in: a guide's actions")
     action.add_argument("--episodes", type=int, default=400, help="default: 400")
@@ -53,9 +54,8 @@ def _action(actions, name: str, run: Callable[[argparse.Namespace], dict[str, in
             print(f"{arguments.out / split}.jsonl: {count} conversations")
         return 0
 
-    action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+    action = add_command(actions, name, print_counts, text)
     action.add_argument("--out", type=Path, required=True, help="folder to write")
-    action.set_defaults(run=print_counts)
     return action
 
 

@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from omnivinci_jax.errors import ConfigError
+from omnivinci_jax.flags import add_dtype_flag
 
 FORWARD = "tokens"  # the metric of one forward pass, without generation
 METRICS = (FORWARD, "exact", "choice", "likelihood", "string_match", "relaxed", "anls", "vqa", "wer", "bleu")
@@ -32,7 +33,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompt", help="a line to add to every question, such as the form of the answer")
     command.add_argument("--max_new_tokens", type=int, help="longest answer in tokens; default: 64")
     command.add_argument("--frames", type=int, help="most frames of a video; default: the model's")
-    command.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of activations; default: float32")
+    add_dtype_flag(command, None)
     add_normalizer_flag(command, None)
     command.add_argument(
         "--bleu_tokenizer", choices=("13a", "intl", "char", "zh", "none"), help="sacrebleu's; default: 13a"

@@ -54,7 +54,7 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
 
 
 def parse_sampling(arguments: Namespace) -> Sampling:
-    """Builds a Sampling from the flags that `_generation_flags` in cli.py defines. Raises ConfigError."""
+    """Builds a Sampling from the flags that `generate` and `chat` share. Raises ConfigError."""
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "max_new_tokens")
     return Sampling(stop=tuple(arguments.stop), **{name: getattr(arguments, name) for name in names})
 

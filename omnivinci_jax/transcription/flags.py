@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from omnivinci_jax.evaluation.flags import RECOGNISER, add_normalizer_flag, add_recogniser_flags
+from omnivinci_jax.flags import add_dtype_flag
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -25,5 +26,5 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--max_new_tokens", type=int, default=256, help="longest text of a window in tokens")
     command.add_argument("--rows", type=int, default=8, help="windows that are transcribed together")
-    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
+    add_dtype_flag(command)
     add_recogniser_flags(command, **RECOGNISER)

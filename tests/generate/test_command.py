@@ -31,7 +31,7 @@ def loaded(assistant, folder, monkeypatch):
 
 
 def arguments(*flags: object):
-    return cli._parser().parse_args(["generate", "--model", "x", *map(str, flags)])
+    return cli.parser().parse_args(["generate", "--model", "x", *map(str, flags)])
 
 
 def content(*flags: object) -> list:
