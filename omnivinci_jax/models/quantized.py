@@ -8,7 +8,6 @@ Three schemes, told apart by the type of the values:
 """
 
 import math
-import os
 from functools import partial
 from typing import Any, Literal
 
@@ -31,11 +30,12 @@ _TYPES: dict[Scheme, Any] = {
 # What the largest absolute value becomes. int4 ends at -8 and 7: 7.5 splits the difference.
 _LARGEST = {"w4a16": 7.5, "w8a8": 127.0, "fp8": 448.0}
 _TINY = 1e-12
-# A CPU multiplies up to so many tokens block by block: with more, not the memory but the product is the limit. XLA's
+# A CPU multiplies up to so many tokens by `_by_lanes`: with more, not the memory but the product is the limit. XLA's
 # int8 product is fast except for a single token.
-_FEW_TOKENS = {"w4a16": 8, "w8a8": 1, "fp8": 8}
-# Values that a CPU dequantizes at a time, into its cache; but at least so many outputs.
-_BLOCK_VALUES, _MIN_BLOCK = 2**15, 32
+_FEW_TOKENS = {"w4a16": 4, "w8a8": 1, "fp8": 1}
+# Of an output: with more slices, XLA uses no vector instructions.
+_MAX_SLICES = 64
+_MIN_LANES = 16
 
 
 @struct.dataclass
@@ -152,9 +152,8 @@ def _product(x: Array, weight: QuantizedArray, axes: Axes, out_dtype: DTypeLike)
         names = [None if axis == "embed" else axis for axis in reversed(axes)]
         weight = QuantizedArray(constrain(weight.values, *names), constrain(weight.scales, names[0], None))
     x, token_scales = (x, None) if scheme == "w4a16" else _quantize_tokens(x, scheme)
-    few = math.prod(x.shape[:-1]) <= _FEW_TOKENS[scheme] and _block(weight) >= _MIN_BLOCK
-    on_cpu = _by_blocks if few and alone else _dequantized if scheme == "fp8" else _whole
-    product = jax.lax.platform_dependent(x, weight, cpu=partial(on_cpu, out_dtype), default=partial(_whole, out_dtype))
+    on_cpu = partial(_on_cpu, alone, out_dtype)
+    product = jax.lax.platform_dependent(x, weight, cpu=on_cpu, default=partial(_whole, out_dtype))
     return product if token_scales is None else (product * token_scales).astype(out_dtype)
 
 
@@ -199,45 +198,53 @@ def _dequantized(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Arra
     return _dot(x, _scaled(_values(weight.values), weight.scales).astype(x.dtype), out_dtype)
 
 
-def _block(weight: QuantizedArray) -> int:
-    """Returns how many outputs a CPU dequantizes at a time: a power of two that divides them, in several blocks."""
-    width, outputs = weight.shape
-    largest = max(_MIN_BLOCK, min(_BLOCK_VALUES // width, outputs // 2))
-    return math.gcd(outputs, 2 ** (largest.bit_length() - 1))
+def _on_cpu(alone: bool, out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
+    # Without the barrier XLA dequantizes before the loop over decode steps, and every step reads float32.
+    x, weight = jax.lax.optimization_barrier((x, weight))
+    few = alone and math.prod(x.shape[:-1]) <= _FEW_TOKENS[weight.scheme] and _lanes(weight) >= _MIN_LANES
+    product = _by_lanes if few else _dequantized if weight.scheme == "fp8" else _whole
+    return product(out_dtype, x, weight)
 
 
-def _by_blocks(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
-    """Dequantizes some outputs at a time, so that they stay in the cache: memory only delivers the quantized bytes.
+def _lanes(weight: QuantizedArray) -> int:
+    """Returns how many neighbouring columns of the stored values a CPU multiplies at once: a power of two."""
+    columns, group = weight.values.shape[-1], weight.values.shape[-1] // weight.scales.shape[-1]
+    lanes = math.gcd(group, _MIN_LANES)
+    while columns // lanes > _MAX_SLICES and group % (2 * lanes) == 0:
+        lanes *= 2
+    return lanes
 
-    XLA runs the independent loops over the parts on different cores.
+
+def _by_lanes(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
+    """Dequantizes values in registers, so that memory delivers only the quantized bytes.
+
+    XLA compiles the sum over slices of the inputs as one loop, with vector instructions over the lanes of a slice, and
+    divides the outputs between cores.
     """
-    if weight.scheme != "w4a16":
-        x, out_dtype = x.astype(jnp.float32), jnp.float32
-    tokens = x.reshape(-1, x.shape[-1])
-    if weight.scheme == "w4a16":
-        halves = tokens[:, 0::2], tokens[:, 1::2]
-    block = _block(weight)
-    blocks = weight.shape[1] // block
-    parts = max(n for n in range(1, min(os.cpu_count() or 1, blocks) + 1) if blocks % n == 0)
-    size = blocks // parts * block
+    tokens = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    columns, lanes, packed = weight.values.shape[-1], _lanes(weight), weight.scheme == "w4a16"
+    inputs = (tokens[:, 0::2], tokens[:, 1::2]) if packed else (tokens,)
 
-    def multiply(part: QuantizedArray) -> Array:
-        if part.scheme != "w4a16":
-            return _dot(tokens, part.values.astype(x.dtype), out_dtype)
-        # Two products with halves of the inputs: putting the pairs in order would take longer.
-        low, high = ((half.astype(x.dtype) - 8) for half in (part.values & 15, part.values >> 4))
-        low, high = (_scaled(half, part.scales.astype(x.dtype)) for half in (low, high))
-        return _dot(halves[0], low, out_dtype) + _dot(halves[1], high, out_dtype)
+    def multiply(start: int) -> Array:
+        stored = weight.values[:, start : start + lanes]
+        halves = ((stored & 15).astype(jnp.int8), (stored >> 4).astype(jnp.int8)) if packed else (stored,)
+        return sum(
+            part[:, None, start : start + lanes] * half.astype(jnp.float32)
+            for part, half in zip(inputs, halves, strict=True)
+        )
 
-    def run(first: int) -> Array:
-        def add(index: Array, y: Array) -> Array:
-            start = index * block
-            part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first + start, block), weight)
-            return jax.lax.dynamic_update_slice(y, multiply(part), (0, start))
-
-        return jax.lax.fori_loop(0, size // block, add, jnp.zeros((len(tokens), size), out_dtype))
-
-    out = jnp.concatenate([run(part * size) for part in range(parts)], axis=-1)
-    if weight.scheme != "w4a16":
-        out *= weight.scales[:, 0]
-    return out.reshape(*x.shape[:-1], -1)
+    # Runs of slices that one loop adds up; in w4a16 within a run, groups with a scale each.
+    run = lanes * _MAX_SLICES
+    group = min(run, columns // weight.scales.shape[-1])
+    product = jnp.zeros((len(tokens), weight.values.shape[0]))
+    for first in range(0, columns, run):
+        total = 0.0
+        for start in range(first, min(first + run, columns), group):
+            part = sum(map(multiply, range(start, min(start + group, columns), lanes)))
+            total += part * weight.scales[:, start // group, None] if packed else part
+        product += jnp.dot(total, jnp.ones(lanes))
+    if packed:  # the halves are values plus 8
+        product -= 8 * jnp.dot(tokens.reshape(len(tokens), -1, 2 * group).sum(axis=-1), weight.scales.T)
+    else:
+        product *= weight.scales[:, 0]
+    return product.astype(out_dtype).reshape(*x.shape[:-1], -1)
