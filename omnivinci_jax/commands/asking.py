@@ -49,6 +49,7 @@ def add_commands(commands) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     command.add_argument("--port", type=int, default=8000, help="0: any free port")
     command.add_argument("--rows", type=positive, default=16, help="answers that run at once")
+    command.add_argument("--max_length", type=positive, default=8192, help="positions of a prompt with its answer")
     command.add_argument("--queue", type=positive, default=64, help="answers that may wait; more are refused with 429")
     command.add_argument("--timeout", type=float, default=600.0, help="seconds that a request may take")
     command.add_argument("--media_dir", type=Path, help="folder whose files requests may name as file:// URLs")

@@ -88,6 +88,17 @@ def gather_rows(state: DecodeState, rows: Int32[Array, " R"]) -> DecodeState:
     return state._replace(layers=layers, remaining=jnp.where(rows < 0, 0, state.remaining))
 
 
+def select_rows(state: DecodeState, rows: Int32[Array, " R"]) -> DecodeState:
+    """Selects everything but the keys and values of some rows: those stay with all rows."""
+    return jax.tree.map(lambda x: x[rows], state._replace(layers=()))._replace(layers=state.layers)
+
+
+def replace_rows(state: DecodeState, rows: Int32[Array, " R"], selected: DecodeState) -> DecodeState:
+    """Puts rows of `select_rows` back, with the keys and values of all rows."""
+    put = jax.tree.map(lambda x, new: x.at[rows].set(new), state._replace(layers=()), selected._replace(layers=()))
+    return put._replace(layers=selected.layers)
+
+
 @partial(jax.jit, donate_argnums=0)
 def copy_row(state: DecodeState, source: Int32[Array, ""], target: Int32[Array, ""]) -> DecodeState:
     """Copies keys, values and length of row `source` to row `target`."""

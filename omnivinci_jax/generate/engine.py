@@ -28,6 +28,7 @@ from omnivinci_jax.generate.request import MEDIA, Prompt, Request, Sampling, mak
 from omnivinci_jax.generate.sampling import sampling_arrays
 from omnivinci_jax.generate.scheduler import (
     PREFILL_WIDTHS,
+    SMALL_PREFILL_WIDTHS,
     Action,
     CopyRow,
     Decode,
@@ -73,6 +74,7 @@ class Engine:
         rows: int | None = None,
         capacity: int | None = None,
         media_bytes: int = CACHE_BYTES,
+        responsive: bool = False,
     ):
         """Copies the decoder's parameters, layer by layer.
 
@@ -84,6 +86,9 @@ class Engine:
             rows, capacity: requests that run at once, and slots for prompt and answer of each. If both are given,
                 everything is compiled once. None: as many as the requests need, rounded up.
             media_bytes: bytes of encoded media to cache, in host memory.
+            responsive: for many users of one CPU: encode and prefill less at a time, and decode only the rows that
+                answer, at the price of more programs. An accelerator is fast enough, and reads all weights for one row
+                as for all.
 
         Raises:
             ConfigError: a mesh that shards a row's slots.
@@ -98,8 +103,12 @@ class Engine:
         self._weights: Weights | None = self._load(params)
         weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights.layers))
         steps = min(DECODE_STEPS, max(1, _BYTES_PER_CALL // weight_bytes))
-        self.scheduler = Scheduler(shards=self._shards, decode_steps=steps, rows=rows, capacity=capacity)
-        self.media = MediaCache(model, processor, mesh.size if mesh else 1, media_bytes)
+        widths = SMALL_PREFILL_WIDTHS if responsive else PREFILL_WIDTHS
+        self.scheduler = Scheduler(
+            shards=self._shards, decode_steps=steps, rows=rows, capacity=capacity, prefill_widths=widths
+        )
+        self._responsive = responsive
+        self.media = MediaCache(model, processor, mesh.size if mesh else 1, media_bytes, responsive)
         self._state: DecodeState | None = None
 
     @property
@@ -108,6 +117,31 @@ class Engine:
         if self._weights is None:
             raise RuntimeError("Engine.release has freed the weights: call Engine.update first")
         return self._weights
+
+    def compile(self) -> None:
+        """Compiles what answers need, so that no request waits for it; not the towers.
+
+        Raises:
+            ValueError: `rows` and `capacity` were not given: programs depend on them.
+        """
+        if self._state is not None:
+            return
+        rows, capacity = self.scheduler.fixed_size
+        text, end_token, first = self.model.config.text, np.int32(self.processor.tokenizer.eos_id), np.int32(0)
+        shards = np.arange(0, rows, rows // self._shards, dtype=np.int32)
+        nothing = np.zeros_like(shards)
+        with self._on_mesh():
+            state = new_state(text, rows, capacity, self.model.compute.dtype)
+            for width in self.scheduler.prefill_widths:
+                tokens = np.zeros((self._shards, width), np.int32)
+                media = np.zeros((*tokens.shape, text.hidden_size), self.model.compute.dtype)
+                state = prefill(self.model, self.weights, state, shards, nothing, nothing, tokens, media)
+            state = copy_row(state, first, first)
+            seen = np.zeros(text.padded_vocab_size, bool)
+            state = start_row(state, first, first, first, seen, sampling_arrays(Sampling()), first)
+            state = stop_row(state, first)
+            for picked in self.scheduler.all_row_counts() if self._responsive else (None,):
+                state, *_ = decode(self.model, self.weights, state, first, end_token, picked)
 
     def update(self, params: dict) -> None:
         """Replaces the weights, and drops what the old ones computed; see `release`."""
@@ -195,11 +229,11 @@ class Engine:
             with self._on_mesh():
                 self._state = stop_row(self._state, np.int32(row))
 
-    def step(self) -> bool:
-        """Runs the next action, at most a few tokens of all answers; returns False if there is nothing to do."""
+    def step(self) -> Action | None:
+        """Runs and returns the next action, at most a few tokens of all answers; None if there is nothing to do."""
         action = self.scheduler.next()
         if action is None:
-            return False
+            return None
         try:
             with self._on_mesh():
                 self._run(action)
@@ -208,7 +242,11 @@ class Engine:
             self._state = None
             self.scheduler.reset()
             raise
-        return True
+        return action
+
+    def wait(self) -> None:
+        """Waits until the device has finished all actions."""
+        jax.block_until_ready(self._state)
 
     def run(self, requests: Sequence[Request]) -> Generator[None]:
         """Submits requests and steps until all have finished; cancels the rest if the caller stops early."""
@@ -245,12 +283,7 @@ class Engine:
             case Start(row, request):
                 self._start(row, request)
             case Decode(steps):
-                end_token = self.processor.tokenizer.eos_id
-                self._state, *results = decode(
-                    self.model, self.weights, self._state, np.int32(steps), np.int32(end_token)
-                )
-                tokens, logprobs = (np.asarray(result)[:, :steps] for result in results)
-                self.scheduler.record(tokens, logprobs, end_token, NO_TOKEN)
+                self._decode(steps)
 
     def _resize(self, rows: tuple[int, ...], capacity: int) -> None:
         if self._state is None or all(row < 0 for row in rows):
@@ -274,6 +307,16 @@ class Engine:
         rows, starts, ends = np.array([piece[:3] for piece in pieces], np.int32).T
         self._state = prefill(self.model, self.weights, self._state, rows, starts, ends, tokens, media)
 
+    def _decode(self, steps: int) -> None:
+        rows = self.scheduler.answering_rows() if self._responsive else None
+        end_token = self.processor.tokenizer.eos_id
+        self._state, *results = decode(
+            self.model, self.weights, self._state, np.int32(steps), np.int32(end_token), rows
+        )
+        tokens, logprobs = (np.asarray(result)[:, :steps] for result in results)
+        rows = np.arange(len(tokens)) if rows is None else rows
+        self.scheduler.record(rows, tokens, logprobs, end_token, NO_TOKEN)
+
     def _start(self, row: int, request: Request) -> None:
         prompt = request.prompt
         seen = np.zeros(self.model.config.text.padded_vocab_size, bool)
@@ -289,7 +332,7 @@ class Engine:
         )
 
     def _score(self, row: int, prompt: Prompt, answer: list[int]) -> Float32[np.ndarray, " n"]:
-        width, start = PREFILL_WIDTHS[1], len(prompt) - 1
+        width, start = self.scheduler.prefill_widths[1], len(prompt) - 1
         batch = self.scheduler.rows
         per_shard = len(batch) // self._shards
         rows = np.arange(0, len(batch), per_shard, dtype=np.int32)

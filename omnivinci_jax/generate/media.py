@@ -52,12 +52,16 @@ def encode_slices(
     tiles: UInt8[np.ndarray, "n P P 3"],
     windows: Float32[np.ndarray, "w F M"],
     multiple: int = 1,
+    small: bool = False,
 ) -> Generator[None, None, Float[np.ndarray, "m D"]]:
-    """Like `encode_row`; yields after each slice, so that the caller can do other work between them."""
+    """Like `encode_row`; yields after each slice, so that the caller can do other work between them.
+
+    `small` as in `vision_slices`.
+    """
     config = model.config
     pools = [[] for _ in range(VISION + len(config.vision_pools))]  # by slot kind
     for kind, encode, slices in (
-        (VISION, encode_vision, vision_slices(row, tiles, config, multiple)),
+        (VISION, encode_vision, vision_slices(row, tiles, config, multiple, small=small)),
         (AUDIO, encode_sound, sound_slices(row, windows, config, multiple)),
     ):
         for group, spans in slices:
@@ -76,9 +80,16 @@ def encode_slices(
 class MediaCache:
     """Encodes media items and caches the most recently used embeddings in host memory."""
 
-    def __init__(self, model: OmniVinci, processor: Processor, multiple: int = 1, max_bytes: int = CACHE_BYTES):
-        """`multiple` as in `encode_row`; `max_bytes` of embeddings are kept, and always the last item's."""
-        self._model, self._processor, self._multiple = model, processor, multiple
+    def __init__(
+        self,
+        model: OmniVinci,
+        processor: Processor,
+        multiple: int = 1,
+        max_bytes: int = CACHE_BYTES,
+        small: bool = False,
+    ):
+        """`multiple`, `small` as in `encode_slices`; `max_bytes` of embeddings are kept, and always the last item's."""
+        self._model, self._processor, self._multiple, self._small = model, processor, multiple, small
         self._max_bytes = max_bytes
         self._encoded: OrderedDict[tuple, EncodedMedia] = OrderedDict()
         self._count = 0
@@ -110,7 +121,7 @@ class MediaCache:
         if key not in self._encoded:
             size, tiles, windows = (load or self._processor.load_item)(item, tiled)
             row = lay_out_media(item, size, self._model.config)
-            tokens = yield from encode_slices(self._model, params, row, tiles, windows, self._multiple)
+            tokens = yield from encode_slices(self._model, params, row, tiles, windows, self._multiple, self._small)
             self._encoded[key] = EncodedMedia(size, tokens, self.new_id())
         self._encoded.move_to_end(key)
         found = self._encoded[key]
@@ -139,7 +150,7 @@ def drain(pieces: Generator[None, None, Any]) -> Any:
 
 def _key(item: Media, tiled: bool) -> tuple:
     if isinstance(item.stored, Inline):
-        digest = hashlib.sha256(item.stored.content).digest()
+        digest = item.stored.sha256
     else:
         with on_disk(item) as file:
             digest = _digest(*file_state(file.path))

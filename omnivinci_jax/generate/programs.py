@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from omnivinci_jax.generate.decode_state import DecodeState
+from omnivinci_jax.generate.decode_state import DecodeState, replace_rows, select_rows
 from omnivinci_jax.generate.request import MEDIA
 from omnivinci_jax.generate.sampling import sample_tokens
 from omnivinci_jax.generate.weights import Weights
@@ -66,8 +66,13 @@ def prefill(
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode(
-    model: OmniVinci, weights: Weights, state: DecodeState, steps: Int32[Array, ""], end_token: Int32[Array, ""]
-) -> tuple[DecodeState, Int32[Array, "B DECODE_STEPS"], Float32[Array, "B DECODE_STEPS"]]:
+    model: OmniVinci,
+    weights: Weights,
+    state: DecodeState,
+    steps: Int32[Array, ""],
+    end_token: Int32[Array, ""],
+    rows: Int32[Array, " R"] | None = None,
+) -> tuple[DecodeState, Int32[Array, "R DECODE_STEPS"], Float32[Array, "R DECODE_STEPS"]]:
     """Generates up to `steps` tokens in every answering row; stops early if all have ended.
 
     Args:
@@ -76,41 +81,44 @@ def decode(
         state: the batch.
         steps: at most DECODE_STEPS.
         end_token: the token that ends an answer.
+        rows: indices of the rows that may answer, as many in each batch shard; None for all in order.
 
     Returns:
-        the batch; the tokens, NO_TOKEN where a row is idle; their log-probabilities under the model itself.
+        the batch; the tokens of these rows, NO_TOKEN where a row is idle; their log-probabilities under the model
+        itself.
     """
-    rows = jnp.arange(state.rows)
+    picked = state if rows is None else select_rows(state, rows)
+    count = jnp.arange(picked.rows)
 
     def unfinished(carry: tuple[DecodeState, Array, Array, Array]) -> Array:
-        state, _, _, step = carry
-        return (step < steps) & (state.remaining > 0).any()
+        picked, _, _, step = carry
+        return (step < steps) & (picked.remaining > 0).any()
 
     def step_all(carry: tuple[DecodeState, Array, Array, Array]) -> tuple[DecodeState, Array, Array, Array]:
-        state, tokens, logprobs, step = carry
-        x = _apply(model.embed_text, weights.rest, state.last_tokens[:, None])
-        hidden, layers = _extend(model, weights, state, x, state.lengths)
+        picked, tokens, logprobs, step = carry
+        x = _apply(model.embed_text, weights.rest, picked.last_tokens[:, None])
+        hidden, layers = _extend(model, weights, picked, x, picked.lengths, rows)
         logits = _apply(model.logits, weights.rest, hidden[:, 0])
-        token = sample_tokens(logits, state.seen, state.steps, state.sampling)
+        token = sample_tokens(logits, picked.seen, picked.steps, picked.sampling)
         logprob = _logprobs(logits, token)
 
-        active = state.remaining > 0
+        active = picked.remaining > 0
         advance = active.astype(jnp.int32)
-        state = state._replace(
+        picked = picked._replace(
             layers=layers,
-            lengths=state.lengths + advance,
-            last_tokens=jnp.where(active, token, state.last_tokens),
-            seen=state.seen.at[rows, token].max(active),
-            steps=state.steps + advance,
-            remaining=jnp.where(token == end_token, 0, state.remaining - advance),
+            lengths=picked.lengths + advance,
+            last_tokens=jnp.where(active, token, picked.last_tokens),
+            seen=picked.seen.at[count, token].max(active),
+            steps=picked.steps + advance,
+            remaining=jnp.where(token == end_token, 0, picked.remaining - advance),
         )
         tokens = tokens.at[:, step].set(jnp.where(active, token, NO_TOKEN))
-        return state, tokens, logprobs.at[:, step].set(logprob), step + 1
+        return picked, tokens, logprobs.at[:, step].set(logprob), step + 1
 
-    shape = state.rows, DECODE_STEPS
-    carry = state, jnp.full(shape, NO_TOKEN, jnp.int32), jnp.zeros(shape), jnp.int32(0)
-    state, tokens, logprobs, _ = jax.lax.while_loop(unfinished, step_all, carry)
-    return state, tokens, logprobs
+    shape = picked.rows, DECODE_STEPS
+    carry = picked, jnp.full(shape, NO_TOKEN, jnp.int32), jnp.zeros(shape), jnp.int32(0)
+    picked, tokens, logprobs, _ = jax.lax.while_loop(unfinished, step_all, carry)
+    return picked if rows is None else replace_rows(state, rows, picked), tokens, logprobs
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -133,8 +141,6 @@ def score(
 def _extend(
     model: OmniVinci, weights: Weights, state: DecodeState, x: Array, starts: Array, rows: Array | None = None
 ) -> tuple[Array, tuple]:
-    if rows is not None:  # index within the batch shard; each shard has one of `rows`
-        rows = rows % (state.rows // len(rows))
     return _apply(model.extend, weights.rest, x, weights.layers, state.layers, starts, rows)
 
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int32, Int64
 
 from omnivinci_jax.generate.request import Request
 
 PREFILL_WIDTHS = (256, 32)  # slots of a row that one prefill step fills
+SMALL_PREFILL_WIDTHS = (64, 32)
 MIN_CAPACITY = 1024
 MAX_ROWS = 64
-_STEPS_BETWEEN_PREFILLS = 4  # decode steps between two prefill steps
+_STEPS_BETWEEN_PREFILLS = 8  # decode steps between two prefill steps
 _MIN_COPIED_SLOTS = 32  # a shorter common prefix is prefilled again instead of copied
 
 
@@ -103,7 +104,13 @@ class Scheduler:
     """Queues requests: each gets a row, reuses the prefix of its prompt in this or another row, and frees the row."""
 
     def __init__(
-        self, *, shards: int = 1, decode_steps: int = 16, rows: int | None = None, capacity: int | None = None
+        self,
+        *,
+        shards: int = 1,
+        decode_steps: int = 16,
+        rows: int | None = None,
+        capacity: int | None = None,
+        prefill_widths: tuple[int, int] = PREFILL_WIDTHS,
     ):
         """Starts with an empty batch.
 
@@ -112,7 +119,10 @@ class Scheduler:
             decode_steps: maximum steps of one Decode.
             rows: rows of the batch; None for as many as the requests need, up to MAX_ROWS.
             capacity: slots of a row; None for as many as the requests need.
+            prefill_widths: slots that one Prefill fills, for long and for short prompts.
         """
+        self.prefill_widths = prefill_widths
+        rows = rows and -(-rows // shards) * shards
         self._shards, self._decode_steps, self._fixed = shards, decode_steps, (rows, capacity)
         self.rows: list[_Row] = []
         self.capacity = 0
@@ -167,11 +177,41 @@ class Scheduler:
         self._decoded_last = False
         return self._prefill() if filling else None
 
+    @property
+    def fixed_size(self) -> tuple[int, int]:
+        """The rows and the capacity that were given; raises ValueError if they were not."""
+        rows, capacity = self._fixed
+        if not (rows and capacity):
+            raise ValueError("Scheduler: rows and capacity depend on the requests")
+        return rows, capacity
+
+    def answering_rows(self) -> Int32[np.ndarray, " R"]:
+        """Returns the rows of the next Decode, as many in each shard: those that decode, and others up to 2^k."""
+        decoding = np.array([row.phase == "decode" for row in self.rows])
+        return self._first_rows(decoding, int(decoding.reshape(self._shards, -1).sum(axis=1).max()))
+
+    def all_row_counts(self) -> list[Int32[np.ndarray, " R"]]:
+        """Returns an example of each length that `answering_rows` can have, if the size is fixed."""
+        rows, _ = self.fixed_size
+        return [self._first_rows(np.ones(rows, bool), 2**k) for k in range((rows // self._shards - 1).bit_length() + 1)]
+
+    def _first_rows(self, decoding: Bool[np.ndarray, " B"], count: int) -> Int32[np.ndarray, " R"]:
+        """Returns at least `count` rows of each shard, those that decode first."""
+        rows = np.arange(len(decoding), dtype=np.int32).reshape(self._shards, -1)
+        order = np.argsort(~decoding.reshape(rows.shape), axis=1, kind="stable")
+        return np.take_along_axis(rows, order[:, : 1 << (max(count, 1) - 1).bit_length()], axis=1).reshape(-1)
+
     def record(
-        self, tokens: Int[np.ndarray, "B steps"], logprobs: Float[np.ndarray, "B steps"], end_token: int, none: int
+        self,
+        rows: Int[np.ndarray, " R"],
+        tokens: Int[np.ndarray, "R steps"],
+        logprobs: Float[np.ndarray, "R steps"],
+        end_token: int,
+        none: int,
     ) -> None:
-        """Records the result of a Decode: the tokens of each row up to the first `none`."""
-        for row, row_tokens, row_logprobs in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        """Records the result of a Decode: the tokens of these rows up to the first `none`."""
+        for index, row_tokens, row_logprobs in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            row = self.rows[index]
             if row.phase != "decode":
                 continue
             request, count = row.work, (row_tokens.index(none) if none in row_tokens else len(row_tokens))
@@ -211,7 +251,8 @@ class Scheduler:
             request = row.request if row.phase == "prefill" else None
             pieces.append(Piece(index, row.length, len(request.prompt) - 1 if request else row.length, request))
         longest = max(piece.end - piece.start for piece in pieces)
-        width = PREFILL_WIDTHS[0] if longest > PREFILL_WIDTHS[0] // 2 else PREFILL_WIDTHS[1]
+        wide, narrow = self.prefill_widths
+        width = wide if longest > wide // 2 else narrow
         pieces = [piece._replace(end=min(piece.end, piece.start + width)) for piece in pieces]
         for piece in pieces:
             if piece.request:
@@ -256,8 +297,7 @@ class Scheduler:
         busy = [index for index, row in enumerate(self.rows) if row.request]
         needed = [*self._waiting, *(self.rows[index].work for index in busy)]
         rows, capacity = self._fixed
-        rows = rows or min(MAX_ROWS, 1 << (len(needed) - 1).bit_length())
-        rows = -(-max(rows, 1) // self._shards) * self._shards
+        rows = rows or -(-min(MAX_ROWS, 1 << (len(needed) - 1).bit_length()) // self._shards) * self._shards
         capacity = capacity or capacity_for(max(request.slots for request in needed))
         if busy:
             kept = list(range(len(self.rows)))

@@ -17,6 +17,7 @@ from omnivinci_jax.models.attention_kernels import MASKED, normalize_softmax, pa
 from omnivinci_jax.models.sharding import mesh_axes
 
 _BLOCK = 512  # keys that several queries read at a time
+_SINGLE_QUERY_BLOCK = 256  # the same for one query
 
 
 class LayerCache(NamedTuple):
@@ -30,7 +31,7 @@ class Past(NamedTuple):
     """The cache of one layer that the new slots of R rows attend to.
 
     lengths: filled slots of each of the R rows.
-    rows: index of each in the cache, within its batch shard (one row per shard); None for all rows in order.
+    rows: index of each in the cache, as many in each batch shard; None for all rows in order.
     """
 
     layer: LayerCache
@@ -73,7 +74,10 @@ def _attend(
     q: Array, k: Array, v: Array, layer: LayerCache, lengths: Int[Array, " R"], rows: Int[Array, " R"] | None
 ) -> tuple[Array, LayerCache]:
     """Does `cached_attention` on one device's rows and heads."""
+    if rows is not None and len(rows) > 1:  # one after the other, so that each reads only the slots that it has filled
+        return _attend_in_turn(q, k, v, layer, lengths, rows)
     new, capacity = q.shape[1], layer.values.shape[2]
+    rows = None if rows is None else rows % len(layer.values)  # the index on this device
     layer = LayerCache(
         _write(layer.keys, k.transpose(0, 2, 3, 1), lengths, rows, axis=3),
         _write(layer.values, v.swapaxes(1, 2), lengths, rows, axis=2),
@@ -95,7 +99,7 @@ def _attend(
         out, _, total = jax.lax.cond(lengths.max() < half, *branches, q, layer, visible(jnp.arange(capacity)))
         return normalize_softmax(out, total, v.dtype), layer
 
-    block = min(_BLOCK, capacity)
+    block = min(_BLOCK if new > 1 else _SINGLE_QUERY_BLOCK, capacity)
 
     def add_block(index: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         # The last block ends with the cache; slots that the block before has already covered are masked.
@@ -110,6 +114,18 @@ def _attend(
     blocks = (lengths.max() + new + block - 1) // block
     out, _, total = jax.lax.fori_loop(0, blocks, add_block, nothing)
     return normalize_softmax(out, total, v.dtype), layer
+
+
+def _attend_in_turn(
+    q: Array, k: Array, v: Array, layer: LayerCache, lengths: Int[Array, " R"], rows: Int[Array, " R"]
+) -> tuple[Array, LayerCache]:
+    def extend_row(layer: LayerCache, inputs: tuple[Array, ...]) -> tuple[LayerCache, Array]:
+        q, k, v, lengths, rows = (value[None] for value in inputs)
+        out, layer = _attend(q, k, v, layer, lengths, rows)
+        return layer, out[0]
+
+    layer, out = jax.lax.scan(extend_row, layer, (q, k, v, lengths, rows))
+    return out, layer
 
 
 def _write(cache: Array, new: Array, lengths: Int[Array, " R"], rows: Int[Array, " R"] | None, axis: int) -> Array:

@@ -1,6 +1,8 @@
 """Conversations, and how they are rendered as ChatML. `forms.py` reads them from JSON."""
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from omnivinci_jax.errors import DataError
@@ -21,11 +23,17 @@ class ShardRef(NamedTuple):
     record: int
 
 
-class Inline(NamedTuple):
+@dataclass(frozen=True)
+class Inline:
     """A media file inside the conversation itself, as a data: URI."""
 
     suffix: str
     content: bytes
+
+    @cached_property
+    def sha256(self) -> bytes:
+        """The digest of the content, computed once."""
+        return hashlib.sha256(self.content).digest()
 
 
 @dataclass(frozen=True)

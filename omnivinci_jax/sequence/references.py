@@ -1,7 +1,6 @@
 """How a conversation or a command names a media file: a path, a file:// URL, or a data: URI that holds the file."""
 
 import base64
-import hashlib
 import mimetypes
 import os
 import re
@@ -62,5 +61,5 @@ def _inline(kind: Kind, uri: str, where: str) -> Media:
     if not (comma and content):
         raise DataError(f"{where}: {shown(uri)}: a data: URI without data")
     suffix = _SUFFIXES.get(mime) or mimetypes.guess_extension(mime) or ""
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    return Media(kind, f"data:{mime};sha256={digest}", Inline(suffix, content))
+    inline = Inline(suffix, content)
+    return Media(kind, f"data:{mime};sha256={inline.sha256.hex()[:16]}", inline)

@@ -38,9 +38,12 @@ def tile_counts(config: OmniVinciConfig, multiple: int = 1) -> tuple[int, int]:
 
 
 def vision_slices(
-    row: Row, tiles: UInt8[np.ndarray, "n P P 3"], config: OmniVinciConfig, multiple: int = 1
+    row: Row, tiles: UInt8[np.ndarray, "n P P 3"], config: OmniVinciConfig, multiple: int = 1, *, small: bool = False
 ) -> Iterator[MediaSlice]:
-    """Slices the row's tiles in order; the tiles of an image and the frames of a pool stay together."""
+    """Slices the row's tiles in order; the tiles of an image and the frames of a pool stay together.
+
+    If `small`, slices are large only for images that need it.
+    """
     capacities = [Capacity(1, 1, count, 0, 1) for count in tile_counts(config, multiple)]
     # Columns as in `_cuts`: output tiles (at most one per tile), tiles, frame groups of each pool.
     limits = [np.array([c.tiles, c.tiles, *pool_capacity(config, c)]) for c in capacities]
@@ -48,9 +51,9 @@ def vision_slices(
     tokens = np.array([config.pool_tokens(pool) for pool in range(len(config.vision_pools))])
     no_windows = np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins), np.float32)
     while start < len(cuts) - 1:
-        small, large = (int(np.flatnonzero((cuts - cuts[start] <= room).all(axis=1))[-1]) for room in limits)
+        short, large = (int(np.flatnonzero((cuts - cuts[start] <= room).all(axis=1))[-1]) for room in limits)
         filled = cuts[large, 1] - cuts[start, 1] == capacities[1].tiles
-        which, end = (1, large) if filled or small == start else (0, small)
+        which, end = (1, large) if (filled and not small) or short == start else (0, short)
         part = _vision_part(row, cuts[start], cuts[end], tokens)
         packed = PackedRow(0, 1, part, tiles[cuts[start, 1] : cuts[end, 1]], no_windows)
         starts = np.cumsum([0, *limits[which][2:] * tokens])

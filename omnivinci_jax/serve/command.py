@@ -5,6 +5,7 @@ import socket
 from argparse import Namespace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import uvicorn
 from jax.sharding import Mesh
@@ -41,7 +42,15 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     listener = _bind(arguments.host, arguments.port)
     use_program_cache()
     model = load(arguments.model, jnp.dtype(arguments.dtype), mesh)
-    engine = Engine(*model, model.mesh, rows=arguments.rows, media_bytes=arguments.media_cache_mb * megabyte)
+    engine = Engine(
+        *model,
+        model.mesh,
+        rows=arguments.rows,
+        capacity=min(arguments.max_length, model.model.config.text.max_position_embeddings),
+        media_bytes=arguments.media_cache_mb * megabyte,
+        responsive=jax.default_backend() == "cpu",
+    )
+    engine.compile()
     name = Path(str(arguments.model)).absolute().name
     app = make_app(engine, name, settings, voice)
     server = _Server(uvicorn.Config(app, log_level="warning", access_log=False))

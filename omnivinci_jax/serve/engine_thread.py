@@ -16,6 +16,7 @@ from omnivinci_jax.generate.answers import Transcript
 from omnivinci_jax.generate.engine import Engine
 from omnivinci_jax.generate.media import Loaded
 from omnivinci_jax.generate.request import Prompt, Request, Sampling
+from omnivinci_jax.generate.scheduler import Prefill
 from omnivinci_jax.sequence.chat import Conversation, Media
 
 _LOG = logging.getLogger("omnivinci")
@@ -163,7 +164,10 @@ class EngineThread:
 
     def _advance(self) -> None:
         self._encode_piece()
-        self.engine.step()
+        began = time.monotonic()
+        if isinstance(self.engine.step(), Prefill):
+            self.engine.wait()
+            self._count_piece(began)
         self._deliver()
 
     def _join(self, job: Job) -> None:
@@ -201,6 +205,9 @@ class EngineThread:
             self._encoding.popleft()
             _LOG.exception("a conversation could not be encoded")
             job.send(EngineFailed(f"the conversation could not be encoded: {describe(error)}"))
+        self._count_piece(began)
+
+    def _count_piece(self, began: float) -> None:
         self.longest_piece = max(self.longest_piece, time.monotonic() - began)
 
     def _submit(self, job: Job, prompt: Prompt) -> None:

@@ -19,7 +19,7 @@ class Metrics:
         pending.set_function(lambda: engine.pending)
         cache = Gauge("omnivinci_media_cache_bytes", "Bytes of encoded media in the cache", registry=registry)
         cache.set_function(lambda: engine.engine.media.bytes)
-        piece = Gauge("omnivinci_longest_piece_seconds", "Longest piece of media encoding", registry=registry)
+        piece = Gauge("omnivinci_longest_piece_seconds", "Longest piece of encoding or prefill", registry=registry)
         piece.set_function(lambda: engine.longest_piece)
 
     def text(self) -> bytes:

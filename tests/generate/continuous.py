@@ -70,16 +70,16 @@ def answer_together(engine: Engine, requests: list[Request], seed: int = 1) -> l
     return [request.tokens for request in requests]
 
 
-def fixed_engine(assistant: Assistant, mesh=None) -> Engine:
-    return Engine(*assistant, mesh, rows=8, capacity=1024)
+def fixed_engine(assistant: Assistant, mesh=None, **options) -> Engine:
+    return Engine(*assistant, mesh, rows=8, capacity=1024, **options)
 
 
 def main(av_world: str, shape: str) -> None:
-    engine = fixed_engine(tiny_assistant(), make_mesh(MeshConfig(*map(int, shape.split(",")))))
+    engine = fixed_engine(tiny_assistant(), make_mesh(MeshConfig(*map(int, shape.split(",")))), responsive=True)
     requests = draw_requests(engine, Path(av_world))
-    alone = answer_alone(engine, requests)
-    answer_together(engine, draw_requests(engine, Path(av_world), seed=2)[:12])  # compiles what a batch needs
+    engine.compile()
     compiled = count_compilations()
+    alone = answer_alone(engine, requests)
     together = answer_together(engine, requests)
     assert not compiled, compiled
     different = [index for index, pair in enumerate(zip(alone, together, strict=True)) if pair[0] != pair[1]]

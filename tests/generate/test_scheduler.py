@@ -64,17 +64,20 @@ class FakeBatch:
                 self.answering[row] = owner
             case Decode(steps):
                 assert steps >= 1
-                tokens = np.full((len(self.slots), steps), NONE)
+                rows = self.scheduler.answering_rows()
+                assert set(self.answering) <= set(rows) and len(set(rows)) == len(rows)
+                assert len(set(np.bincount(rows * self.shards // len(self.slots), minlength=self.shards))) == 1
+                tokens = np.full((len(rows), steps), NONE)
                 for row, owner in list(self.answering.items()):
                     for step in range(steps):
                         count = len(owner.tokens) + step
                         last = owner.prompt.identity[-1] if not count else self.answer(owner, count - 1)
                         self.slots[row].append(int(last))
-                        tokens[row, step] = self.answer(owner, count)
-                        if tokens[row, step] == END or count + 1 == owner.sampling.max_new_tokens:
+                        tokens[rows == row, step] = self.answer(owner, count)
+                        if self.answer(owner, count) == END or count + 1 == owner.sampling.max_new_tokens:
                             del self.answering[row]
                             break
-                self.scheduler.record(tokens, np.zeros(tokens.shape), END, NONE)
+                self.scheduler.record(rows, tokens, np.zeros(tokens.shape), END, NONE)
         for row, slots in zip(self.scheduler.rows, self.slots, strict=True):
             assert len(slots) <= self.capacity
             if row.phase == "idle" and not isinstance(action, CopyRow):
@@ -152,7 +155,7 @@ def test_samples_of_one_prompt_are_prefilled_once():
 def test_a_long_prompt_does_not_delay_other_answers():
     batch = FakeBatch(Scheduler(rows=2, capacity=8192), 1)
     batch.answer = lambda request, index: 100
-    short, long = request([1, 2, 3], 200), request(list(range(5000)), 5)
+    short, long = request([1, 2, 3], 300), request(list(range(5000)), 5)
     batch.scheduler.add(short)
     for _ in range(12):
         batch.step()

@@ -35,16 +35,19 @@ def video(frames: int, windows: int = 0) -> VideoSize:
     ],
     ids=["a frame", "a long video", "a tiled image", "a mixture"],
 )
-@pytest.mark.parametrize("multiple", [1, 8])
-def test_slices_contain_the_row(pools, sizes, multiple):
+@pytest.mark.parametrize(("multiple", "small"), [(1, False), (8, False), (1, True)])
+def test_slices_contain_the_row(pools, sizes, multiple, small):
     config = tiny_config(pool_sizes=POOLS[pools])
     row = row_of(config, sizes)
     side, audio = config.vision.image_size, config.audio
     shape = (audio.window_frames, audio.num_mel_bins)
     tiles = np.arange(row.num_tiles, dtype=np.uint8)[:, None, None, None] + np.zeros((side, side, 3), np.uint8)
     windows = np.arange(row.num_windows, dtype=np.float32)[:, None, None] + np.zeros(shape, np.float32)
-    slices = list(vision_slices(row, tiles, config, multiple))
-    assert {len(group.tiles) for group, _ in slices} <= set(tile_counts(config, multiple))
+    slices = list(vision_slices(row, tiles, config, multiple, small=small))
+    counts = {len(group.tiles) for group, _ in slices}
+    assert counts <= set(tile_counts(config, multiple))
+    if small and len(sizes) == 1 and isinstance(sizes[0], VideoSize):
+        assert counts == {tile_counts(config)[0]}
     assert all(len(group.tiles) % multiple == 0 for group, _ in slices)
     for pool in range(len(config.vision_pools)):
         times = np.concatenate([group.vision_times[spans[pool]] for group, spans in slices])

@@ -14,6 +14,7 @@ from tests.serve.conftest import client_of
 def test_sigterm_finishes_what_runs(assistant, tmp_path):
     model_dir.save(tmp_path / "tiny", assistant.model.config, assistant.params, assistant.processor.tokenizer)
     command = [sys.executable, "-m", "omnivinci_jax.cli", "serve", "--model", str(tmp_path / "tiny"), "--port", "0"]
+    command += ["--rows", "2", "--max_length", "1024"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         assert line.startswith("omnivinci serve: http://127.0.0.1:"), line + process.stderr.read()
