@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     _max_skipped_flag(command, 0.01)
 
     command = _command(commands, "evaluate", _evaluate, "measure the accuracy of a model on a data file")
-    command.add_argument("--model", type=_path, required=True, help="model directory")
+    command.add_argument("--model", type=_path, help="model directory")
     command.add_argument("--data", type=_path, required=True, help="JSONL file, or folder of shards")
     command.add_argument("--out", type=_path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="stream to drop")
