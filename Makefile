@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo test check-optimized check-smollm2 check-gpu check-data-engine fuzz lint clean
+.PHONY: demo test check-optimized check-smollm2 check-gpu check-data-engine check-lmms-eval fuzz lint clean
 .PHONY: demo demo-grpo test check-optimized check-smollm2 fuzz lint clean
 
 demo: .venv/demo.stamp
@@ -44,6 +44,12 @@ check-gpu: .venv/test.stamp
 check-data-engine: .venv/test.stamp
 	OMNIVINCI_KILLS=20 $(BIN)/pytest -n0 tests/data_engine/test_engine.py -k killed
 
+# Runs lmms-eval, in its own environment and offline, against a served model, and compares scores.
+check-lmms-eval: .venv/test.stamp .venv-lmms-eval/stamp
+	cd integrations/lmms_eval && ../../.venv-lmms-eval/bin/python -m pytest
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR=runs/cache/programs \
+		.venv-lmms-eval/bin/python integrations/lmms_eval/tests/check.py $(abspath $(BIN))/python
+
 # Reads ten times as many damaged lines of JSONL as the tests do, and 10,000 damaged media files.
 fuzz: .venv/test.stamp
 	OMNIVINCI_FUZZ=10 $(BIN)/pytest -n0 tests/data/test_fuzz.py
@@ -71,5 +77,14 @@ lint: .venv/test.stamp
 	$(BIN)/pip install --quiet --editable '.[test,parity]'
 	touch $@ .venv/demo.stamp
 
+# torchvision and timm, which no task of ours needs, fail beside the CPU's torch.
+.venv-lmms-eval/stamp: integrations/lmms_eval/pyproject.toml integrations/lmms_eval/constraints.txt
+	$(PYTHON) -m venv .venv-lmms-eval
+	.venv-lmms-eval/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	.venv-lmms-eval/bin/pip install --quiet -c integrations/lmms_eval/constraints.txt \
+		-e integrations/lmms_eval pytest
+	.venv-lmms-eval/bin/pip uninstall --quiet --yes timm torchvision
+	touch $@
+
 clean:
-	rm -rf .venv runs/av_world runs/tiny runs/cache
+	rm -rf .venv .venv-lmms-eval runs/av_world runs/tiny runs/cache

@@ -20,7 +20,7 @@ _CONVERSIONS = {
 def add_commands(commands) -> None:
     """Adds the commands to the subparsers of a parser."""
     command = add_command(commands, "evaluate", _evaluate, "measure the accuracy of a model on a data file")
-    add_model_flag(command)
+    command.add_argument("--model", type=path, help="model directory")
     command.add_argument("--data", type=path, required=True, help="JSONL file, or folder of shards")
     command.add_argument("--out", type=path, required=True, help="JSON file to write")
     command.add_argument("--drop", choices=("nothing", "sound", "vision"), default="nothing", help="stream to drop")

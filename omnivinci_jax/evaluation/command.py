@@ -19,6 +19,7 @@ from omnivinci_jax.data.records import Entry, Records
 from omnivinci_jax.data.sources import open_records
 from omnivinci_jax.errors import ConfigError, UserError, describe_at
 from omnivinci_jax.evaluation.answer_log import AnswerLog, answer_fields, check_failures, digest
+from omnivinci_jax.evaluation.given_answers import read_answers
 from omnivinci_jax.evaluation.metrics import make_metric
 from omnivinci_jax.evaluation.samples import Sample, read_sample
 from omnivinci_jax.evaluation.scores import describe_scores, judge_answers, write_scores
@@ -40,20 +41,26 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     metric = make_metric(arguments.metric, arguments.normalizer, arguments.bleu_tokenizer)
     records = open_records(arguments.data)
     entries = records.entries()
-    settings = {**_settings(arguments), "questions": digest(entry.data.strip() for entry in entries)}
     samples, problems = _read_samples(records, entries, arguments.metric)
     check_failures(problems, len(entries), arguments.max_skipped, records.path)
-    log = AnswerLog(out.with_suffix(".answers.jsonl"), settings)
-    asked = [(index, sample) for index, sample in enumerate(samples) if sample and index not in log.answers]
-    if asked:
-        answer = _choose_options if arguments.metric == "likelihood" else _generate
-        answers = answer(_load(arguments, mesh), [sample for _, sample in asked], arguments)
-        problems |= log.collect(asked, answers, problems, len(entries), arguments.max_skipped, records.path)
-    scores = judge_answers(metric, samples, log.answers, problems)
+    if arguments.answers:
+        settings = {"data": str(arguments.data), "answers": str(arguments.answers)}
+        answers, problems = read_answers(arguments.answers, samples, problems)
+        check_failures(problems, len(entries), arguments.max_skipped, records.path)
+    else:
+        settings = {**_settings(arguments), "questions": digest(entry.data.strip() for entry in entries)}
+        log = AnswerLog(out.with_suffix(".answers.jsonl"), settings)
+        answers = log.answers
+        asked = [(index, sample) for index, sample in enumerate(samples) if sample and index not in answers]
+        if asked:
+            answer = _choose_options if arguments.metric == "likelihood" else _generate
+            given = answer(_load(arguments, mesh), [sample for _, sample in asked], arguments)
+            problems |= log.collect(asked, given, problems, len(entries), arguments.max_skipped, records.path)
+    scores = judge_answers(metric, samples, answers, problems)
     write_scores(out, arguments.metric, scores, settings, time.monotonic() - started)
     for key, path in (("answer_prediction", arguments.mmar), ("model_prediction", arguments.mmau)):
         if path:
-            write_predictions(path, key, samples, log)
+            write_predictions(path, key, samples, answers)
     print(describe_scores(arguments.metric, scores, settings))
     return 0
 
@@ -159,13 +166,13 @@ def _choose_options(
             }  # fmt: skip
 
 
-def write_predictions(path: Path, key: str, samples: list[Sample | None], log: AnswerLog) -> None:
+def write_predictions(path: Path, key: str, samples: list[Sample | None], answers: dict[int, dict[str, Any]]) -> None:
     """Writes the records of the data file as a JSON list, each with its answer under `key`.
 
     MMAR's and MMAU's scorers leave out records without the key, as those that failed are.
     """
     found = [
-        {**sample.record, **({key: log.answers[index]["answer"]} if index in log.answers else {})}
+        {**sample.record, **({key: answers[index]["answer"]} if index in answers else {})}
         for index, sample in enumerate(samples)
         if sample
     ]

@@ -20,7 +20,9 @@ _DEFAULTS = {
     "bleu_tokenizer": "13a",
     "mmar": None,
     "mmau": None,
+    "answers": None,
 }
+_OF_A_MODEL = ("prompt", "max_new_tokens", "frames", "dtype", "recogniser", "recogniser_model", "candidates")
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -41,6 +43,10 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add_recogniser_flags(command)
     command.add_argument("--mmar", type=Path, metavar="FILE", help="also write answers for MMAR's own scorer")
     command.add_argument("--mmau", type=Path, metavar="FILE", help="also write answers for MMAU's own scorer")
+    command.add_argument(
+        "--answers", type=Path, metavar="FILE",
+        help='score the answers of a JSONL file, {"id": ..., "answer": "..."}, instead of asking a model',
+    )  # fmt: skip
 
 
 def add_normalizer_flag(command: argparse.ArgumentParser, default: str | None) -> None:
@@ -64,7 +70,14 @@ def add_recogniser_flags(command: argparse.ArgumentParser, **defaults: object) -
 
 
 def check_flags(arguments: Namespace) -> None:
-    """Fills in defaults; raises ConfigError for flags that the metric does not read."""
+    """Fills in defaults; raises ConfigError for flags that the metric does not read, or without a model."""
+    if bool(arguments.model) == bool(arguments.answers):
+        raise ConfigError("give --model DIR, or --answers FILE to score answers that are there")
+    if arguments.answers:
+        given = [name for name in _OF_A_MODEL if getattr(arguments, name) is not None]
+        if given or arguments.drop != "nothing" or arguments.metric == "likelihood":
+            flag = f"--{given[0]}" if given else "--metric likelihood" if arguments.drop == "nothing" else "--drop"
+            raise ConfigError(f"{flag} is for asking a model: omit it, or --answers")
     for name, default in _DEFAULTS.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)

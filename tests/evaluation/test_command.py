@@ -191,6 +191,38 @@ def test_answers_for_the_scorers_of_mmar_and_mmau(model, tmp_path, capsys):
     assert [sample.get("score") for sample in lines(tmp_path / "out.samples.jsonl")] == [1, 0, None]
 
 
+def test_answers_of_another_program_are_scored_without_a_model(tmp_path, capsys):
+    data = write(tmp_path / "data.jsonl", *QUESTIONS)
+    said = [{"id": word, "answer": f" {answer}\n"} for word, answer in SAID.items()]
+    answers = write(tmp_path / "said.jsonl", *reversed(said))
+
+    def score(*flags: object) -> tuple[int, str, str]:
+        command = ["--data", data, "--out", tmp_path / "out.json", "--metric", "choice", "--answers", answers, *flags]
+        return cli.main(["evaluate", *map(str, command)]), *capsys.readouterr()
+
+    assert score()[0] == 0
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["overall"]["value"] == 0.4 and results["settings"]["answers"] == str(answers)
+    assert [sample["answer"] for sample in lines(tmp_path / "out.samples.jsonl")] == list(SAID.values())
+    write(answers, *said[1:])
+    _, out, _ = score("--max_skipped", 0.01)
+    assert f"failures: 1 of 5 questions, counted in no score\n  {data}:1: {answers} has no answer to 'sky'" in out
+    for line, problem in (
+        ({"id": "sea", "answer": "A"}, "said.jsonl:1: answers 'sea', which is no question of the data file"),
+        ({"id": "sun", "answer": "A"}, "said.jsonl:4: answers 'sun' a second time"),
+        ({"id": "sky", "answer": 1}, 'said.jsonl:1: give {"id": ..., "answer": "..."}, one a line'),
+    ):
+        write(answers, line, *said[1:])
+        code, out, err = score()
+        assert (code, out) == (2, "") and problem in err and len(err.splitlines()) == 1
+    assert "--prompt is for asking a model: omit it, or --answers" in score("--prompt", "x")[2]
+    assert "--drop is for asking a model" in score("--drop", "sound")[2]
+    assert "--metric likelihood is for asking a model" in score("--metric", "likelihood")[2]
+    assert "give --model DIR, or --answers FILE" in score("--model", tmp_path)[2]
+    write(data, *QUESTIONS, ask("sun", "A"))
+    assert f"{data}:6: --answers needs an id of its own in each question" in score()[2]
+
+
 def test_a_model_generates_and_chooses(tmp_path, capsys):
     assistant = tiny_assistant()
     folder = tmp_path / "model"
