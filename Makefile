@@ -6,8 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo test check-optimized check-smollm2 check-gpu check-data-engine check-lmms-eval fuzz lint clean
-.PHONY: demo demo-grpo test check-optimized check-smollm2 fuzz lint clean
+.PHONY: demo demo-grpo test check-optimized check-smollm2 check-gpu check-data-engine check-lmms-eval fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world

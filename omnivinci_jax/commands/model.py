@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omnivinci_jax.commands.mesh import flag_mesh, text_mesh
 from omnivinci_jax.evaluation import flags as evaluation_flags
-from omnivinci_jax.flags import add_command, add_max_skipped_flag, add_mesh_flag, add_model_flag, path, positive
+from omnivinci_jax.flags import add_command, add_max_skipped_flag, add_mesh_flag, path, positive
 from omnivinci_jax.transcription import flags as transcription_flags
 
 _CONVERSIONS = {

@@ -8,7 +8,8 @@ Three schemes, told apart by the type of the values:
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, Literal
 
 import jax
@@ -228,10 +229,8 @@ def _by_lanes(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
     def multiply(start: int) -> Array:
         stored = weight.values[:, start : start + lanes]
         halves = ((stored & 15).astype(jnp.int8), (stored >> 4).astype(jnp.int8)) if packed else (stored,)
-        return sum(
-            part[:, None, start : start + lanes] * half.astype(jnp.float32)
-            for part, half in zip(inputs, halves, strict=True)
-        )
+        some = [part[:, None, start : start + lanes] for part in inputs]
+        return reduce(add, (part * half.astype(jnp.float32) for part, half in zip(some, halves, strict=True)))
 
     # Runs of slices that one loop adds up; in w4a16 within a run, groups with a scale each.
     run = lanes * _MAX_SLICES
@@ -240,7 +239,7 @@ def _by_lanes(out_dtype: DTypeLike, x: Array, weight: QuantizedArray) -> Array:
     for first in range(0, columns, run):
         total = 0.0
         for start in range(first, min(first + run, columns), group):
-            part = sum(map(multiply, range(start, min(start + group, columns), lanes)))
+            part = reduce(add, map(multiply, range(start, min(start + group, columns), lanes)))
             total += part * weight.scales[:, start // group, None] if packed else part
         product += jnp.dot(total, jnp.ones(lanes))
     if packed:  # the halves are values plus 8
