@@ -7,7 +7,7 @@ BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
 .PHONY: demo test check-optimized check-smollm2 check-gpu check-data-engine fuzz lint clean
-.PHONY: demo demo-grpo test check-optimized check-smollm2 fuzz lint clean
+.PHONY: demo demo-grpo test check-optimized check-smollm2 check-serve fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -49,6 +49,12 @@ fuzz: .venv/test.stamp
 	OMNIVINCI_FUZZ=10 $(BIN)/pytest -n0 tests/data/test_fuzz.py
 	$(BIN)/python -m tests.media.fuzz --files 10000
 
+# Sends a server 1,000 requests: valid, invalid and damaged ones, and clients that hang up.
+check-serve: .venv/test.stamp
+	$(BIN)/pip install --quiet --editable '.[stress]'
+	$(BIN)/omnivinci av_world --out runs/check_serve --train_clips 1 --val_clips 0 --held_out_clips 0
+	$(BIN)/python -m tests.serve.stress --requests 1000 --clip runs/check_serve/clips/train_000000.webm
+
 lint: .venv/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -72,4 +78,4 @@ lint: .venv/test.stamp
 	touch $@ .venv/demo.stamp
 
 clean:
-	rm -rf .venv runs/av_world runs/tiny runs/cache
+	rm -rf .venv runs/av_world runs/tiny runs/check_serve runs/cache
