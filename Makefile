@@ -6,7 +6,8 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 export GLIBC_TUNABLES := $(shell bash -c '. launch/xla_flags.sh cpu && echo $$GLIBC_TUNABLES')
 
-.PHONY: demo demo-grpo test check-optimized check-smollm2 check-gpu check-data-engine check-lmms-eval fuzz lint clean
+.PHONY: demo demo-grpo test check-optimized check-smollm2 check-gpu check-data-engine check-serve check-lmms-eval
+.PHONY: fuzz lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world --out runs/av_world
@@ -54,6 +55,12 @@ fuzz: .venv/test.stamp
 	OMNIVINCI_FUZZ=10 $(BIN)/pytest -n0 tests/data/test_fuzz.py
 	$(BIN)/python -m tests.media.fuzz --files 10000
 
+# Sends a server 1,000 requests: valid, invalid and damaged ones, and clients that hang up.
+check-serve: .venv/test.stamp
+	$(BIN)/pip install --quiet --editable '.[stress]'
+	$(BIN)/omnivinci av_world --out runs/check_serve --train_clips 1 --val_clips 0 --held_out_clips 0
+	$(BIN)/python -m tests.serve.stress --requests 1000 --clip runs/check_serve/clips/train_000000.webm
+
 lint: .venv/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -86,4 +93,4 @@ lint: .venv/test.stamp
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lmms-eval runs/av_world runs/tiny runs/cache
+	rm -rf .venv .venv-lmms-eval runs/av_world runs/tiny runs/check_serve runs/cache

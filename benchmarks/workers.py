@@ -15,11 +15,14 @@ from typing import Any
 class Worker:
     """One side in its own process, idle between calls."""
 
-    def __init__(self, make: Callable[..., Any], *arguments: Any):
-        """Starts the process and waits until it has built the side with `make(*arguments)`."""
+    def __init__(self, make: Callable[..., Any], *arguments: Any, daemon: bool = True):
+        """Starts the process and waits until it has built the side with `make(*arguments)`.
+
+        With `daemon` False the side may have processes of its own; call `close` at the end.
+        """
         context = multiprocessing.get_context("spawn")
         self._connection, remote = context.Pipe()
-        context.Process(target=_work, args=(make, arguments, remote), daemon=True).start()
+        context.Process(target=_work, args=(make, arguments, remote), daemon=daemon).start()
         remote.close()
         self.version = self._connection.recv()
 
@@ -27,6 +30,10 @@ class Worker:
         """Calls a method of the side; returns its result."""
         self._connection.send((method, arguments))
         return self._connection.recv()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._connection.close()
 
     def seconds(self, program: str) -> float:
         """Runs one of the side's programs once; returns the seconds."""

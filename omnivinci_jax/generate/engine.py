@@ -229,9 +229,12 @@ class Engine:
             with self._on_mesh():
                 self._state = stop_row(self._state, np.int32(row))
 
-    def step(self) -> Action | None:
-        """Runs and returns the next action, at most a few tokens of all answers; None if there is nothing to do."""
-        action = self.scheduler.next()
+    def step(self, *, short: bool = False) -> Action | None:
+        """Runs and returns the next action, at most a few tokens of all answers; None if there is nothing to do.
+
+        `short` as in `Scheduler.next`.
+        """
+        action = self.scheduler.next(short=short)
         if action is None:
             return None
         try:

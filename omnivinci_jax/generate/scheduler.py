@@ -17,7 +17,7 @@ PREFILL_WIDTHS = (256, 32)  # slots of a row that one prefill step fills
 SMALL_PREFILL_WIDTHS = (64, 32)
 MIN_CAPACITY = 1024
 MAX_ROWS = 64
-_STEPS_BETWEEN_PREFILLS = 8  # decode steps between two prefill steps
+_SHORT_STEPS = 4  # decode steps between two prefill steps
 _MIN_COPIED_SLOTS = 32  # a shorter common prefix is prefilled again instead of copied
 
 
@@ -161,8 +161,11 @@ class Scheduler:
                 row.request.finish = "cancelled"
         self.rows, self.capacity = [], 0
 
-    def next(self) -> Action | None:
-        """Returns the next action, or None if there is nothing to do. The caller must run it before the next call."""
+    def next(self, *, short: bool = False) -> Action | None:
+        """Returns the next action, or None if there is nothing to do. The caller must run it before the next call.
+
+        `short`: decode only a few tokens, as between two steps of prefill, because the caller has other work to do.
+        """
         if action := self._resize() or self._admit():
             return action
         for index, row in enumerate(self.rows):
@@ -173,7 +176,7 @@ class Scheduler:
         filling = any(row.phase == "prefill" for row in self.rows)
         if any(row.phase == "decode" for row in self.rows) and not (filling and self._decoded_last):
             self._decoded_last = True
-            return Decode(self._steps(filling))
+            return Decode(self._steps(short or filling))
         self._decoded_last = False
         return self._prefill() if filling else None
 
@@ -231,12 +234,12 @@ class Scheduler:
             row.content = np.concatenate([row.content, *decoded])[: row.length]
         row.request, row.phase = None, "idle"
 
-    def _steps(self, filling: bool) -> int:
+    def _steps(self, short: bool) -> int:
         """Returns as many steps as the youngest answer has tokens: fast first tokens, few calls for long answers."""
         answers = [row.work for row in self.rows if row.phase == "decode"]
         youngest = max(1, min(len(request.tokens) for request in answers))
         longest = max(request.sampling.max_new_tokens - len(request.tokens) for request in answers)
-        return min(youngest, longest, _STEPS_BETWEEN_PREFILLS if filling else self._decode_steps, self._decode_steps)
+        return min(youngest, longest, _SHORT_STEPS if short else self._decode_steps, self._decode_steps)
 
     def _prefill(self) -> Prefill:
         per_shard, pieces = len(self.rows) // self._shards, []

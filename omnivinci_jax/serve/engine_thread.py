@@ -165,7 +165,7 @@ class EngineThread:
     def _advance(self) -> None:
         self._encode_piece()
         began = time.monotonic()
-        if isinstance(self.engine.step(), Prefill):
+        if isinstance(self.engine.step(short=bool(self._encoding)), Prefill):
             self.engine.wait()
             self._count_piece(began)
         self._deliver()

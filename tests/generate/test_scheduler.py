@@ -56,8 +56,9 @@ class FakeBatch:
                         assert row not in self.answering
                         self.slots[row][start:] = owner.prompt.identity[start:end].tolist()
                         self.filled += end - start
-                    else:
-                        assert start == end == len(self.slots[row])
+                    else:  # a copied row that was cancelled has more slots than its prompt needed
+                        assert start == end <= len(self.slots[row])
+                        del self.slots[row][end:]
             case Start(row, owner):
                 assert self.slots[row][: len(owner.prompt) - 1] == owner.prompt.identity[:-1].tolist()
                 del self.slots[row][len(owner.prompt) - 1 :]
@@ -155,7 +156,7 @@ def test_samples_of_one_prompt_are_prefilled_once():
 def test_a_long_prompt_does_not_delay_other_answers():
     batch = FakeBatch(Scheduler(rows=2, capacity=8192), 1)
     batch.answer = lambda request, index: 100
-    short, long = request([1, 2, 3], 300), request(list(range(5000)), 5)
+    short, long = request([1, 2, 3], 200), request(list(range(5000)), 5)
     batch.scheduler.add(short)
     for _ in range(12):
         batch.step()

@@ -2,10 +2,15 @@
 
 import base64
 import io
+import multiprocessing
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
+import av
 import httpx
 import numpy as np
 import openai
@@ -191,6 +196,51 @@ def test_refuses_in_one_line(client, address, clips, tmp_path):
     assert "must be the user's" in refusal(client, [{"role": "assistant", "content": "Hi"}])
     too_large = httpx.post(f"{address}/v1/chat/completions", content=b" " * (5 * 2**20))
     assert too_large.status_code == 413 and "4,194,304 bytes" in too_large.json()["error"]["message"]
+
+
+def png_bomb(side: int) -> bytes:
+    """A real PNG of one bit a pixel: 17 kB hold 144 million pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packed, line = zlib.compressobj(9), bytes(1 + side // 8)
+    rows = b"".join(packed.compress(line * 100) for _ in range(side // 100)) + packed.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def silent_opus(hours: float) -> bytes:
+    """A real Opus file; all its packets of 120 ms have the same content."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="ogg") as out:
+        stream = out.add_stream("libopus", rate=48_000, layout="mono", options={"frame_duration": "120", "b": "500"})
+        frame, packets = av.AudioFrame.from_ndarray(np.zeros((1, 5760), np.int16), "s16", "mono"), []
+        frame.sample_rate, frame.pts = 48_000, 0
+        while not packets:
+            packets = stream.encode(frame)
+            frame.pts += 5760
+        for index in range(round(hours * 3600 / 0.12)):
+            packets[0].pts = packets[0].dts = index * 5760
+            out.mux(packets[0])
+    return file.getvalue()
+
+
+def peak_of_workers() -> int:
+    """Returns the most memory that a process of the server's pool has used so far, in bytes."""
+    found = [Path(f"/proc/{child.pid}/status").read_text() for child in multiprocessing.active_children()]
+    return max(int(status.split("VmHWM:")[1].split()[0]) * 1024 for status in found)
+
+
+def test_bombs_are_refused_at_once(client, address):
+    ask(client, [url("image", "image/png", png(40, 30)), text("?")])  # starts the worker
+    before, began = peak_of_workers(), time.monotonic()
+    assert "144,000,000 pixels" in refusal(client, [url("image", "image/png", png_bomb(12_000)), text("?")])
+    assert "decompression bomb" in refusal(client, [url("image", "image/png", png_bomb(40_000)), text("?")])
+    with pytest.raises(openai.BadRequestError, match="lasts 36,000 s; this server reads at most 60 s"):
+        client.audio.transcriptions.create(model="tiny", file=("long.opus", silent_opus(10)))
+    assert time.monotonic() - began < 20
+    assert peak_of_workers() - before < 100 * 2**20
 
 
 def pending(address: str) -> int:
