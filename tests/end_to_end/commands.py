@@ -25,6 +25,13 @@ MODEL = (
     "--config.decoder_remat=none",
     "--config.optimizer.name=adamw",
 )
+BATCH = (
+    "--config.data.workers=0",  # starting a process takes seconds
+    "--config.data.groups=2",
+    "--config.data.capacity.rows=2",
+    "--config.data.capacity.tiles=48",
+    "--config.data.capacity.windows=5",
+)
 WORKER = "--config.data.workers=1"
 
 
@@ -33,7 +40,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def run_here(arguments: list[str], capfd: pytest.CaptureFixture) -> subprocess.CompletedProcess:
-    """Runs a command that fails before it computes in this process, which is faster than a new one."""
+    """Runs a command that computes little in this process, which is faster than a new one."""
     capfd.readouterr()
     code = cli.main(arguments[3:])
     return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
@@ -55,11 +62,7 @@ def train_command(av_world: Path, workdir: Path, *overrides: str, config: str | 
         f"--config.data.val={av_world / 'val.jsonl'}",
         f"--config.data.held_out={av_world / 'held_out.jsonl'}",
         f"--config.data.cache={av_world / 'cache'}",
-        "--config.data.workers=0",  # starting a process takes seconds
-        "--config.data.groups=2",
-        "--config.data.capacity.rows=2",
-        "--config.data.capacity.tiles=48",
-        "--config.data.capacity.windows=5",
+        *BATCH,
         f"--config.steps={STEPS}",
         "--config.checkpoint_every=3",
         "--config.eval_every=6",
