@@ -173,7 +173,7 @@ def craft(item: Asked, draw: random.Random) -> str:
         words = item.right.lower().split()
     if draw.random() < 0.7:
         words[draw.randrange(len(words))] = draw.choice(["um", "the the", ""])
-    return " ".join(words)
+    return " ".join(word for word in words if word)
 
 
 def compare_scores(
