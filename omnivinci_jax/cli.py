@@ -130,6 +130,16 @@ def _parser() -> argparse.ArgumentParser:
     _max_skipped_flag(command, 0.01)
     _mesh_flag(command, "one device")
 
+    command = _command(commands, "rag-data", _rag_data, "write conversations that teach a model to use references")
+    command.add_argument("--model", type=_path, required=True, help="model directory")
+    transcription_flags.add_rag_data_flags(command)
+    _max_skipped_flag(command, 0.01)
+    _mesh_flag(command, "one device")
+
+    command = _command(commands, "add-control-tokens", _add_control_tokens, "give a model the tokens of --rag")
+    command.add_argument("--model", type=Path, required=True, help="model directory")
+    command.add_argument("--out", type=Path, required=True, help="model directory to create")
+
     command = _command(commands, "export", _export, "merge a run's adapters into a new model directory")
     command.add_argument(
         "--run", dest="workdir", type=_path, required=True, help="work directory of a run with adapters"
@@ -458,6 +468,20 @@ def _transcribe(arguments) -> int:
     from omnivinci_jax.transcription.command import run
 
     return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
+
+
+def _rag_data(arguments) -> int:
+    from omnivinci_jax.transcription.rag_data import run
+
+    return run(arguments, arguments.mesh and _make_mesh(arguments.mesh))
+
+
+def _add_control_tokens(arguments) -> int:
+    from omnivinci_jax.transcription.control_tokens import add_control_tokens
+
+    add_control_tokens(arguments.model, arguments.out)
+    print(f"model: {arguments.out}")
+    return 0
 
 
 def _export(arguments) -> int:
