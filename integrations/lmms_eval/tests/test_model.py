@@ -11,7 +11,7 @@ from PIL import Image
 from server import server
 
 RED = Image.new("RGB", (2, 2), "red")
-DOCUMENTS = [[np.zeros(160), RED], [], [RED], [RED]]  # sound and image, no media, image, image
+DOCUMENTS = [[np.zeros(160), RED], [], [RED], [RED], ["gone.mp4"]]  # sound and image, nothing, image, image, no file
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "until": ["\n\n"]}
 
 
@@ -63,9 +63,11 @@ def test_failures_are_in_no_score_and_asked_again(tmp_path):
         assert ask(address, [0, 1, 2, 3], max_failures=1, answers=log) == (["B", "", "B", "B"], [0, -1, 2, 3])
         assert [text_of(body) for body in bodies] == ["What is 2?"]
         assert ask(address, [1], text_only=True, answers=log) == (["B"], [1])
+        assert ask(address, [4], max_failures=1, answers=log) == ([""], [-1])
     lines = (tmp_path / "answers.jsonl").read_text()
     assert '"question": "task, test 2", "error": "400: too long"' in lines
     assert '"question": "task, test 1", "error": "the task found no media: give text_only=True' in lines
+    assert "its media cannot be read: ValueError('gone.mp4: no such file')" in lines
 
 
 def test_repeats_are_asked_each(tmp_path):
