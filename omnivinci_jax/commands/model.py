@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omnivinci_jax.commands.mesh import flag_mesh, text_mesh
 from omnivinci_jax.evaluation import flags as evaluation_flags
-from omnivinci_jax.flags import add_command, add_max_skipped_flag, add_mesh_flag, path, positive
+from omnivinci_jax.flags import add_command, add_max_skipped_flag, add_mesh_flag, add_model_flag, path, positive
 from omnivinci_jax.transcription import flags as transcription_flags
 
 _CONVERSIONS = {
@@ -34,6 +34,20 @@ def add_commands(commands) -> None:
     transcription_flags.add_flags(command)
     add_max_skipped_flag(command, 0.01)
     add_mesh_flag(command)
+
+    command = add_command(
+        commands, "rag-data", _rag_data, "write conversations that teach a model to use references"
+    )
+    add_model_flag(command)
+    transcription_flags.add_rag_data_flags(command)
+    add_max_skipped_flag(command, 0.01)
+    add_mesh_flag(command)
+
+    command = add_command(
+        commands, "add-control-tokens", _add_control_tokens, "give a model the tokens of --rag"
+    )
+    command.add_argument("--model", type=Path, required=True, help="model directory")
+    command.add_argument("--out", type=Path, required=True, help="model directory to create")
 
     command = add_command(commands, "export", _export, "merge a run's adapters into a new model directory")
     command.add_argument(
@@ -94,6 +108,20 @@ def _transcribe(arguments) -> int:
     from omnivinci_jax.transcription.command import run
 
     return run(arguments, flag_mesh(arguments))
+
+
+def _rag_data(arguments) -> int:
+    from omnivinci_jax.transcription.rag_data import run
+
+    return run(arguments, flag_mesh(arguments))
+
+
+def _add_control_tokens(arguments) -> int:
+    from omnivinci_jax.transcription.control_tokens import add_control_tokens
+
+    add_control_tokens(arguments.model, arguments.out)
+    print(f"model: {arguments.out}")
+    return 0
 
 
 def _export(arguments) -> int:

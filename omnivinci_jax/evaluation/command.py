@@ -2,7 +2,7 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from string import ascii_uppercase
@@ -58,9 +58,12 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
             problems |= log.collect(asked, given, problems, len(entries), arguments.max_skipped, records.path)
     scores = judge_answers(metric, samples, answers, problems)
     write_scores(out, arguments.metric, scores, settings, time.monotonic() - started)
-    for key, path in (("answer_prediction", arguments.mmar), ("model_prediction", arguments.mmau)):
+    for keys, path in (
+        (("answer_prediction",), arguments.mmar),
+        (("model_prediction", "model_output"), arguments.mmau),  # of MMAU's description, and of its script
+    ):
         if path:
-            write_predictions(path, key, samples, answers)
+            write_predictions(path, keys, samples, answers)
     print(describe_scores(arguments.metric, scores, settings))
     return 0
 
@@ -166,13 +169,15 @@ def _choose_options(
             }  # fmt: skip
 
 
-def write_predictions(path: Path, key: str, samples: list[Sample | None], answers: dict[int, dict[str, Any]]) -> None:
-    """Writes the records of the data file as a JSON list, each with its answer under `key`.
+def write_predictions(
+    path: Path, keys: Sequence[str], samples: list[Sample | None], answers: dict[int, dict[str, Any]]
+) -> None:
+    """Writes the records of the data file as a JSON list, each with its answer under `keys`.
 
     MMAR's and MMAU's scorers leave out records without the key, as those that failed are.
     """
     found = [
-        {**sample.record, **({key: answers[index]["answer"]} if index in answers else {})}
+        {**sample.record, **(dict.fromkeys(keys, answers[index]["answer"]) if index in answers else {})}
         for index, sample in enumerate(samples)
         if sample
     ]

@@ -1,6 +1,7 @@
 """Conversations, and how they are rendered as ChatML. `forms.py` reads them from JSON."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -13,6 +14,8 @@ Role = Literal["system", "user", "assistant"]
 DEFAULT_SYSTEM = "You are a helpful assistant"  # as in the published template, without a full stop
 TRANSCRIBE = "Transcribe the Speech."  # the paper's prompt
 PLACEHOLDERS: dict[Kind, str] = {"image": "<image>", "video": "<vila/video>", "sound": "<sound>"}
+# How a model answers that corrects a transcript with references (Appendix D.3.1).
+ACCEPT, INTEGRATE = "<accept_internal>", "<integrate_reference>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
 
@@ -96,8 +99,8 @@ class Conversation:
 class Rendered(NamedTuple):
     """A conversation as ChatML.
 
-    special: spans of the characters that are special tokens: turns and placeholders. The same characters elsewhere are
-        text that somebody wrote.
+    special: spans of the characters that are special tokens: turns, placeholders and control tokens. The same
+        characters elsewhere are text that somebody wrote.
     trained: spans that are trained: each answer and its `<|im_end|>`.
     """
 
@@ -106,10 +109,11 @@ class Rendered(NamedTuple):
     trained: list[tuple[int, int]]
 
 
-def render(conversation: Conversation, *, generate: bool = False) -> Rendered:
+def render(conversation: Conversation, *, generate: bool = False, controls: Sequence[str] = ()) -> Rendered:
     """Renders a conversation, with the default system message if it has none.
 
-    With `generate`, the text ends where the assistant's next turn begins.
+    With `generate`, the text ends where the assistant's next turn begins. An answer that begins with one of `controls`
+    begins with that token.
     """
     messages = conversation.messages
     if messages[0].role != "system":
@@ -126,7 +130,13 @@ def render(conversation: Conversation, *, generate: bool = False) -> Rendered:
         add(TURN_START, True)
         add(f"{message.role}\n")
         start = len(text)
-        for item in message.content:
+        content = message.content
+        if message.role == "assistant" and content and isinstance(content[0], str):
+            for control in controls:
+                if content[0].startswith(control):
+                    add(control, True)
+                    content = (content[0].removeprefix(control), *content[1:])
+        for item in content:
             add(PLACEHOLDERS[item.kind] if isinstance(item, Media) else item, isinstance(item, Media))
         add(TURN_END, True)
         if message.role == "assistant":

@@ -9,7 +9,7 @@ from etils import epath
 from jaxtyping import Bool, Int32
 
 from omnivinci_jax.errors import UserError
-from omnivinci_jax.sequence.chat import PLACEHOLDERS, TURN_END, TURN_START, Conversation, render
+from omnivinci_jax.sequence.chat import ACCEPT, INTEGRATE, PLACEHOLDERS, TURN_END, TURN_START, Conversation, render
 
 # Files of a model directory that belong to the tokenizer, the chat template or generation.
 FILES = (
@@ -28,7 +28,8 @@ FILES = (
 class Tokenizer:
     """Converts text to ids and back. Reads only `tokenizer.json`, so loader workers need no transformers.
 
-    Text never becomes a special token: only `encode_conversation` adds turns and placeholders, as ids.
+    Text never becomes a special token: only `encode_conversation` adds turns and placeholders, as ids, and the control
+    token at the start of an answer, if the vocabulary has it.
     """
 
     def __init__(self, folder: epath.PathLike):
@@ -40,7 +41,8 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(self.path.read_text())
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{self.path}: not a tokenizer file: {error}") from None
-        specials = (TURN_START, TURN_END, *PLACEHOLDERS.values())
+        self._controls = [token for token in (ACCEPT, INTEGRATE) if self.token_id(token) is not None]
+        specials = (TURN_START, TURN_END, *PLACEHOLDERS.values(), *self._controls)
         self._special_ids = {token: self._special(token) for token in specials}
         self._tokenizer.add_special_tokens(list(specials))  # marks them as special, whatever the file says
         self._tokenizer.encode_special_tokens = True  # as text; the name means the characters, not the token
@@ -77,7 +79,7 @@ class Tokenizer:
         self, conversation: Conversation, *, generate: bool = False
     ) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
         """Encodes a conversation, with one placeholder id per media item; also returns which ids are trained."""
-        text, special, spans = render(conversation, generate=generate)
+        text, special, spans = render(conversation, generate=generate, controls=self._controls)
         ids, offsets, position = [], [], 0
         for start, end in [*special, (len(text), len(text))]:
             part = self._tokenizer.encode(text[position:start], add_special_tokens=False)

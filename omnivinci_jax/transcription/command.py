@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from omnivinci_jax.data.cascade import with_transcripts
 from omnivinci_jax.data.shards import on_disk
-from omnivinci_jax.errors import ConfigError, describe_at, printable
+from omnivinci_jax.errors import ConfigError, UserError, describe_at, printable
 from omnivinci_jax.evaluation.answer_log import AnswerLog, check_failures, digest
 from omnivinci_jax.evaluation.command import model_settings, recogniser_settings
 from omnivinci_jax.evaluation.metrics import Reference, make_metric
 from omnivinci_jax.evaluation.samples import Sample
 from omnivinci_jax.evaluation.scores import describe_scores, judge_answers, write_scores
+from omnivinci_jax.generate.answers import Answer
 from omnivinci_jax.generate.assistant import Assistant, load
 from omnivinci_jax.generate.command import use_program_cache
 from omnivinci_jax.media.decode import read_waveform
@@ -27,6 +28,7 @@ from omnivinci_jax.paths import atomic_file
 from omnivinci_jax.sequence.chat import TRANSCRIBE, Conversation, Media, Message, valid_text
 from omnivinci_jax.speech.http import ServerDown
 from omnivinci_jax.speech.recognition import RATE, Recogniser, make_recogniser
+from omnivinci_jax.transcription.correction import Hypotheses, ask_correction, choose_text, find_candidates
 from omnivinci_jax.transcription.layouts import Utterance, read_utterances
 from omnivinci_jax.transcription.subtitles import FORMATS, Segment, joined, write_transcript
 from omnivinci_jax.transcription.windows import Window, cut_sound
@@ -37,7 +39,7 @@ class Transcriber:
 
     def __init__(self, model: Assistant | None, recogniser: Recogniser | None, arguments: Namespace):
         """`arguments` are those of `transcription/flags.py`."""
-        self._model, self._recogniser, self._arguments = model, recogniser, arguments
+        self.model, self._recogniser, self._arguments = model, recogniser, arguments
 
     def transcribe(self, items: Iterable[Media]) -> Iterator[list[Segment] | Exception]:
         """Yields the segments of each sound, or what it raised; windows of several sounds are decoded together.
@@ -74,7 +76,7 @@ class Transcriber:
     def _question(self, window: Window) -> Conversation | Exception:
         prompt = valid_text(self._arguments.prompt or TRANSCRIBE)
         question = Conversation((Message("user", (window.item, prompt)),))
-        if not (self._model and self._recogniser):
+        if not (self.model and self._recogniser) or self._arguments.rag:
             return question
         try:
             return with_transcripts(question, self._recogniser, self._arguments.candidates)
@@ -84,9 +86,11 @@ class Transcriber:
             return error
 
     def _texts(self, questions: Iterator[Conversation | Exception]) -> Iterator[str | Exception]:
-        if self._model:
-            arguments = self._arguments
-            answers = self._model.generate_all(questions, arguments.rows, max_new_tokens=arguments.max_new_tokens)
+        if self.model and self._arguments.rag:
+            yield from self._corrected(self.model, questions)
+            return
+        if self.model:
+            answers = self._answers(self.model, questions)
             yield from (answer if isinstance(answer, Exception) else answer.text for answer in answers)
             return
         assert self._recogniser
@@ -102,11 +106,62 @@ class Transcriber:
             except Exception as error:  # as above
                 yield error
 
+    def _answers(self, model: Assistant, questions: Iterator[Conversation | Exception]) -> Iterator[Answer | Exception]:
+        return model.generate_all(questions, self._arguments.rows, max_new_tokens=self._arguments.max_new_tokens)
+
+    def hypotheses(
+        self, model: Assistant, questions: Iterator[Conversation | Exception]
+    ) -> Iterator[Hypotheses | Exception]:
+        """Yields what the model hears in each sound, and what the recogniser does; or what a sound raised."""
+        assert self._recogniser
+        asked: deque[Conversation | Exception] = deque()
+
+        def kept() -> Iterator[Conversation | Exception]:
+            for question in questions:
+                asked.append(question)
+                yield question
+
+        for answer in self._answers(model, kept()):
+            question = asked.popleft()
+            if isinstance(answer, Exception) or isinstance(question, Exception):
+                yield answer if isinstance(answer, Exception) else question
+                continue
+            item = question.media[0]
+            try:
+                candidates = find_candidates(item, self._recogniser)
+            except ServerDown:
+                raise
+            except Exception as error:  # as above
+                yield error
+            else:
+                yield Hypotheses(item, answer.text.strip(), candidates)
+
+    def _corrected(self, model: Assistant, questions: Iterator[Conversation | Exception]) -> Iterator[str | Exception]:
+        """Yields corrected texts: `generate_all` takes a batch of questions before it answers, so its uses may nest."""
+        found: deque[Hypotheses | Exception] = deque()
+
+        def corrections() -> Iterator[Conversation | Exception]:
+            for heard in self.hypotheses(model, questions):
+                found.append(heard)
+                yield heard if isinstance(heard, Exception) else ask_correction(*heard)
+
+        for answer in self._answers(model, corrections()):
+            heard = found.popleft()
+            if isinstance(answer, Exception) or isinstance(heard, Exception):
+                yield answer if isinstance(answer, Exception) else heard
+                continue
+            try:
+                yield choose_text(answer, heard.internal, model.processor.tokenizer)
+            except UserError as error:
+                yield error
+
 
 def run(arguments: Namespace, mesh: Mesh | None) -> int:
     """Runs the command; the same command goes on after it was killed. Returns 1 if some files failed."""
     if not (arguments.model or arguments.recogniser):
         raise ConfigError("give --model DIR, --recogniser NAME, or both")
+    if arguments.rag and not (arguments.model and arguments.recogniser):
+        raise ConfigError("--rag corrects a model's texts by a recogniser's: give --model DIR and --recogniser NAME")
     for name in ("window_seconds", "rows", "candidates", "max_new_tokens"):
         if not getattr(arguments, name) > 0:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}: it must be above 0")
@@ -127,7 +182,7 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     if not waiting:
         return 0
     failures = 0
-    found = _transcriber(arguments, mesh).transcribe(utterance.item for utterance, _ in waiting)
+    found = make_transcriber(arguments, mesh).transcribe(utterance.item for utterance, _ in waiting)
     bar = tqdm(waiting, "transcribe", len(targets), initial=len(targets) - len(waiting), unit=" files", leave=False)
     for (utterance, target), segments in zip(bar, found, strict=True):
         if isinstance(segments, Exception):
@@ -145,7 +200,8 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
     return int(bool(failures))
 
 
-def _transcriber(arguments: Namespace, mesh: Mesh | None) -> Transcriber:
+def make_transcriber(arguments: Namespace, mesh: Mesh | None) -> Transcriber:
+    """Loads the model and the recogniser that the flags name."""
     recogniser = None
     if arguments.recogniser:
         recogniser = make_recogniser(arguments.recogniser, arguments.recogniser_model)
@@ -178,7 +234,7 @@ def _measure(arguments: Namespace, mesh: Mesh | None, utterances: Sequence[Utter
     log = AnswerLog(arguments.wer.with_suffix(".answers.jsonl"), settings)
     waiting = [(index, sample) for index, sample in enumerate(samples) if sample and index not in log.answers]
     if waiting:
-        found = _transcriber(arguments, mesh).transcribe(sample.conversation.media[0] for _, sample in waiting)
+        found = make_transcriber(arguments, mesh).transcribe(sample.conversation.media[0] for _, sample in waiting)
         answers = (
             item if isinstance(item, Exception) else {"answer": joined(item), "seconds": item[-1].end} for item in found
         )
@@ -198,6 +254,7 @@ def _settings(arguments: Namespace, utterances: Sequence[Utterance]) -> dict[str
             "prompt": arguments.prompt or TRANSCRIBE,
             "max_new_tokens": arguments.max_new_tokens,
             "dtype": arguments.dtype,
+            **({"rag": True} if arguments.rag else {}),
         }
     asked = digest(f"{item.name}\t{item.reference}".encode() for item in utterances)
     return {**settings, **recogniser_settings(arguments), "questions": asked}

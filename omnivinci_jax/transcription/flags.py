@@ -28,3 +28,23 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rows", type=int, default=8, help="windows that are transcribed together")
     add_dtype_flag(command)
     add_recogniser_flags(command, **RECOGNISER)
+    command.add_argument(
+        "--rag", action="store_true",
+        help="the model decides whether the recogniser's texts correct its own (a model trained on rag-data)",
+    )  # fmt: skip
+
+
+def add_rag_data_flags(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of `omnivinci rag-data` but --model and --mesh."""
+    command.add_argument("data", type=Path, help="a corpus, as for transcribe, with right texts")
+    command.add_argument("--out", type=Path, required=True, help="JSONL file of conversations to write")
+    command.add_argument(
+        "--threshold", type=float, default=0.1,
+        help="word error rate below which the model's own text is right to accept; default: 0.1",
+    )  # fmt: skip
+    add_normalizer_flag(command, "english")
+    command.add_argument("--max_new_tokens", type=int, default=256, help="longest text in tokens")
+    command.add_argument("--rows", type=int, default=8, help="sounds that are transcribed together")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
+    command.add_argument("--recogniser", required=True, metavar="NAME", help="pocketsphinx, or the address of a server")
+    command.add_argument("--recogniser_model", default="whisper-1", help="model of that server; default: whisper-1")

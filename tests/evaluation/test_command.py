@@ -184,7 +184,8 @@ def test_answers_for_the_scorers_of_mmar_and_mmau(model, tmp_path, capsys):
     assert json.loads((tmp_path / "mmar.json").read_text()) == [
         {**mmar, "answer_prediction": "Blue."}, {**mmau, "answer_prediction": "It is (B)."}, unheard,
     ]  # fmt: skip
-    assert json.loads((tmp_path / "mmau.json").read_text())[1]["model_prediction"] == "It is (B)."
+    second = json.loads((tmp_path / "mmau.json").read_text())[1]
+    assert second["model_prediction"] == second["model_output"] == "It is (B)."
     item, text = Scripted.asked[0].messages[0].content
     assert item == Media("sound", str(tmp_path / "a.wav")) and text == "Which sky?\n(A) Green.\n(B) Blue."
     assert Scripted.asked[1].messages[0].content[1] == "Which grass?\n(A) Green\n(B) Blue"

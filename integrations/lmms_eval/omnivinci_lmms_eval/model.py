@@ -2,7 +2,6 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -93,26 +92,26 @@ class OmniVinciServer(lmms):
         answer = self._answers.get(key)
         if answer is not None:
             return answer
-        text, settings, doc_to_visual, document, task, split = request.args
         try:
-            media = self._media(doc_to_visual, task, split, document)
-            asked = message(text, media, self._by_path)
-            answer = self._client.ask({"messages": [asked], **self._settings, **sampling(settings)})
+            asked = {"messages": [self._message(request)], **self._settings, **sampling(request.args[1])}
+            answer = self._client.ask(asked)
         except (Failed, ValueError) as error:
             self._answers.add(key, _where(request), error=str(error))
             raise
         self._answers.add(key, _where(request), answer=answer)
         return answer
 
-    def _media(self, doc_to_visual: Callable, task: str, split: str, document: int) -> Any:
+    def _message(self, request: Instance) -> dict[str, Any]:
+        text, _, doc_to_visual, document, task, split = request.args
         try:
             with self._data:
                 media = doc_to_visual(self.task_dict[task][split][document])
-        except (Exception, SystemExit) as error:  # Video-MME's exits where a video is missing
-            raise ValueError(f"the task cannot read its media: {error!r}") from None
-        if not media and not self._text_only:  # WorldSense and AMI print an error and go on without
-            raise ValueError("the task found no media: give text_only=True if it has none")
-        return media
+            if media or self._text_only:
+                return message(text, media, self._by_path)
+        except (Exception, SystemExit) as error:  # Video-MME's task exits where a video is missing
+            raise ValueError(f"its media cannot be read: {error!r}") from None
+        # WorldSense's and AMI's print an error and go on without.
+        raise ValueError("the task found no media: give text_only=True if it has none")
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not here: `omnivinci evaluate --metric likelihood` scores options."""

@@ -252,8 +252,9 @@ def _docvqa(items: list[Item], root: Path, home: Path) -> Benchmark:
 
 
 def _textvqa(items: list[Item], root: Path, home: Path) -> Benchmark:
-    people = [["stop"] * 8 + ["sign"] * 2, ["two"] * 2 + ["2"] * 8, ["the cat"] * 3 + ["dog"] * 7, ["no"] * 10,
-              ["dont"] * 9 + ["don't"], ["kodak"] * 1 + ["nokia"] * 9]  # fmt: skip
+    # Without articles and contractions: lmms-eval takes them out of people's answers too, but VQA v2's script does not.
+    people = [["stop"] * 8 + ["sign"] * 2, ["two"] * 2 + ["2"] * 8, ["cat"] * 3 + ["dog"] * 7, ["no"] * 10,
+              ["blue"] * 9 + ["light blue"], ["kodak"] * 1 + ["nokia"] * 9]  # fmt: skip
     rows = [
         {"image_id": str(index), "question_id": index, "question": item.text, "image": _bytes(item.image),
          "answers": people[index], "ocr_tokens": ["STOP"], "set_name": "val"}
@@ -280,14 +281,19 @@ def _librispeech(items: list[Item], root: Path, home: Path) -> Benchmark:
     return Benchmark("librispeech_test_clean", "wer", 0.01, ["wer"], asked)
 
 
+# Without numbers, fillers and contractions: lmms-eval does not use Whisper's normalizer here.
+_MEETING = ["SO THE REMOTE IS YELLOW", "RIGHT", "AND WE WANT IT TO LOOK FANCY AND FEEL SOFT", "OKAY THEN",
+            "WHO WOULD BUY THAT", "LET US MOVE ON TO THE NEXT SLIDE"]  # fmt: skip
+
+
 def _ami(items: list[Item], root: Path, home: Path) -> Benchmark:
     rows = [
-        {"meeting_id": "EN2002a", "audio_id": f"AMI_{index}", "text": _SAID[index], "audio": _bytes(item.sound),
+        {"meeting_id": "EN2002a", "audio_id": f"AMI_{index}", "text": _MEETING[index], "audio": _bytes(item.sound),
          "begin_time": 0.0, "end_time": 9.0, "microphone_id": "H00", "speaker_id": "MEE073"}
         for index, item in enumerate(items)
     ]  # fmt: skip
     _table(root / "edinburghcstr" / "ami", rows, "test", "ihm", audio=Audio(sampling_rate=RATE))
-    asked = [Asked([item.sound], _SAID[index].replace("TWENTY ONE", "MANY"), []) for index, item in enumerate(items)]
+    asked = [Asked([item.sound], _MEETING[index], []) for index, item in enumerate(items)]
     return Benchmark("ami_test", "wer", 1, ["wer"], asked)
 
 

@@ -172,8 +172,8 @@ def craft(item: Asked, draw: random.Random) -> str:
     except ValueError:
         words = item.right.lower().split()
     if draw.random() < 0.7:
-        words[draw.randrange(len(words))] = draw.choice(["um", "the the", ""])
-    return " ".join(words)
+        words[draw.randrange(len(words))] = draw.choice(["oh", "the the", ""])
+    return " ".join(word for word in words if word)
 
 
 def compare_scores(

@@ -1,9 +1,6 @@
 """Asking: concurrent, patient, with failures apart; and resuming."""
 
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -11,34 +8,7 @@ from omnivinci_lmms_eval import client as module
 from omnivinci_lmms_eval.answers import AnswerFile, key_of
 from omnivinci_lmms_eval.client import Client, Failed, ServerDown
 from omnivinci_lmms_eval.sampling import sampling
-
-
-@contextmanager
-def server(*statuses: int):
-    """Yields the address of a server that answers with these statuses in turn, the last for ever, and its bodies."""
-    waiting, bodies = list(statuses), []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            status = waiting.pop(0) if len(waiting) > 1 else waiting[0]
-            answer = {"choices": [{"message": {"content": "B"}}]} if status == 200 else {"error": {"message": "no tea"}}
-            data = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Retry-After", "7")
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}", bodies
-        http.shutdown()
-        thread.join()
+from server import server
 
 
 @pytest.fixture
@@ -49,19 +19,20 @@ def waits(monkeypatch) -> list[float]:
 
 
 def test_a_busy_server_is_asked_again(waits):
-    with server(429, 503, 200) as (address, bodies):
+    waiting = [429, 503, 200]
+    with server(lambda _: (waiting.pop(0), "B")) as (address, bodies):
         assert Client(address + "/v1").ask({"x": 1}) == "B"
     assert bodies == [{"x": 1}] * 3 and waits == [7, 7]
 
 
 def test_a_refusal_is_a_failure_at_once(waits):
-    with server(400) as (address, bodies), pytest.raises(Failed, match="400: no tea"):
+    with server(lambda _: (400, "no tea")) as (address, bodies), pytest.raises(Failed, match="400: no tea"):
         Client(address).ask({})
     assert len(bodies) == 1 and waits == []
 
 
 def test_a_server_that_is_gone_stops_everything(waits):
-    with server(200) as (address, _):
+    with server(lambda _: (200, "B")) as (address, _):
         pass
     with pytest.raises(ServerDown, match=rf"{address}/v1/chat/completions: .*refused.* \(3 tries\)"):
         Client(address, tries=3).ask({})
