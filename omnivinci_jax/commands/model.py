@@ -35,17 +35,13 @@ def add_commands(commands) -> None:
     add_max_skipped_flag(command, 0.01)
     add_mesh_flag(command)
 
-    command = add_command(
-        commands, "rag-data", _rag_data, "write conversations that teach a model to use references"
-    )
+    command = add_command(commands, "rag-data", _rag_data, "write conversations that teach a model to use references")
     add_model_flag(command)
     transcription_flags.add_rag_data_flags(command)
     add_max_skipped_flag(command, 0.01)
     add_mesh_flag(command)
 
-    command = add_command(
-        commands, "add-control-tokens", _add_control_tokens, "give a model the tokens of --rag"
-    )
+    command = add_command(commands, "add-control-tokens", _add_control_tokens, "give a model the tokens of --rag")
     command.add_argument("--model", type=Path, required=True, help="model directory")
     command.add_argument("--out", type=Path, required=True, help="model directory to create")
 

@@ -45,6 +45,6 @@ def add_rag_data_flags(command: argparse.ArgumentParser) -> None:
     add_normalizer_flag(command, "english")
     command.add_argument("--max_new_tokens", type=int, default=256, help="longest text in tokens")
     command.add_argument("--rows", type=int, default=8, help="sounds that are transcribed together")
-    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
+    add_dtype_flag(command)
     command.add_argument("--recogniser", required=True, metavar="NAME", help="pocketsphinx, or the address of a server")
     command.add_argument("--recogniser_model", default="whisper-1", help="model of that server; default: whisper-1")
