@@ -131,11 +131,11 @@ def render(conversation: Conversation, *, generate: bool = False, controls: Sequ
         add(f"{message.role}\n")
         start = len(text)
         content = message.content
-        if message.role == "assistant" and content and isinstance(content[0], str):
+        if message.role == "assistant" and content and isinstance(first := content[0], str):
             for control in controls:
-                if content[0].startswith(control):
+                if first.startswith(control):
                     add(control, True)
-                    content = (content[0].removeprefix(control), *content[1:])
+                    content = (first.removeprefix(control), *content[1:])
         for item in content:
             add(PLACEHOLDERS[item.kind] if isinstance(item, Media) else item, isinstance(item, Media))
         add(TURN_END, True)

@@ -123,9 +123,10 @@ class Transcriber:
 
         for answer in self._answers(model, kept()):
             question = asked.popleft()
-            if isinstance(answer, Exception) or isinstance(question, Exception):
-                yield answer if isinstance(answer, Exception) else question
+            if isinstance(answer, Exception):
+                yield answer
                 continue
+            assert isinstance(question, Conversation)
             item = question.media[0]
             try:
                 candidates = find_candidates(item, self._recogniser)
@@ -147,9 +148,10 @@ class Transcriber:
 
         for answer in self._answers(model, corrections()):
             heard = found.popleft()
-            if isinstance(answer, Exception) or isinstance(heard, Exception):
-                yield answer if isinstance(answer, Exception) else heard
+            if isinstance(answer, Exception):
+                yield answer
                 continue
+            assert isinstance(heard, Hypotheses)
             try:
                 yield choose_text(answer, heard.internal, model.processor.tokenizer)
             except UserError as error:

@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +38,10 @@ def add_control_tokens(source: Path, out: Path) -> None:
         extended.add_special_tokens([ACCEPT, INTEGRATE])
         extended.save(str(folder / "tokenizer.json"))
         tokenizer = Tokenizer(folder)
-        used, ids = config.text.vocab_size, [tokenizer.token_id(token) for token in (ACCEPT, INTEGRATE)]
+        used, ids = config.text.vocab_size, np.array([tokenizer.token_id(token) for token in (ACCEPT, INTEGRATE)])
         size = max(used, tokenizer.vocab_size)
         config = config.replace(text=replace(config.text, vocab_size=size))
-        flat = traverse_util.flatten_dict(loaded.params, sep="/")
+        flat = cast("dict[str, Any]", traverse_util.flatten_dict(loaded.params, sep="/"))
         for path, axis in _TABLES.items():
             if path in flat:
                 if not isinstance(flat[path], jax.Array):
@@ -50,7 +51,7 @@ def add_control_tokens(source: Path, out: Path) -> None:
         model_dir.save(out, config, params, tokenizer)
 
 
-def _extend(table: jax.Array, axis: int, used: int, ids: list[int | None], rows: int) -> jax.Array:
+def _extend(table: jax.Array, axis: int, used: int, ids: np.ndarray, rows: int) -> jax.Array:
     rows_first = np.moveaxis(np.asarray(table, np.float32), axis, 0)
     extended = np.zeros((max(rows, len(rows_first)), *rows_first.shape[1:]), np.float32)
     extended[: len(rows_first)] = rows_first

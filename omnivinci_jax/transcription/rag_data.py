@@ -55,8 +55,8 @@ def run(arguments: Namespace, mesh: Mesh | None) -> int:
 
 
 def _row(utterance: Utterance, heard: Hypotheses, decision: str) -> dict[str, Any]:
-    before, item, after = ask_correction(*heard).messages[0].content
-    sound = {"type": "audio", "audio": str(Path(item.path).absolute())}
+    before, _, after = ask_correction(*heard).messages[0].content
+    sound = {"type": "audio", "audio": str(Path(heard.item.path).absolute())}
     content = [{"type": "text", "text": before}, sound, {"type": "text", "text": after}]
     messages = [
         {"role": "user", "content": content},

@@ -213,6 +213,7 @@ def compare_scores(
         if abs(theirs - value) > 2e-5 * max(1, abs(value)):  # lmms-eval rounds to 5 digits
             different.append(benchmark.task)
     assert not different, f"different scores: {', '.join(different)}"
+    print(f"{len(benchmarks)} scores: all the same")
 
 
 def write_lines(path: Path, records: list[dict]) -> None:
