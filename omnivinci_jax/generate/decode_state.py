@@ -64,7 +64,13 @@ def new_state(config: Qwen2Config, rows: int, capacity: int, dtype: DTypeLike) -
         seed=jnp.zeros(rows, jnp.uint32), sample=zeros,
     )  # fmt: skip
     seen = jnp.zeros((rows, config.padded_vocab_size), bool)
-    return DecodeState(tuple(layers), zeros, zeros, seen, sampling, zeros, zeros)
+    return shard_state(DecodeState(tuple(layers), zeros, zeros, seen, sampling, zeros, zeros))
+
+
+def shard_state(state: DecodeState) -> DecodeState:
+    """Shards all arrays in the one way in which programs return them: no program compiles again after another one."""
+    rest = jax.tree.map(lambda x: constrain(x, "group"), state._replace(layers=()))
+    return rest._replace(layers=jax.tree.map(_shard, state.layers))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -77,15 +83,14 @@ def with_capacity(state: DecodeState, capacity: int) -> DecodeState:
         )
         for layer in state.layers
     )
-    return state._replace(layers=tuple(layers))
+    return shard_state(state._replace(layers=tuple(layers)))
 
 
 @jax.jit
 def gather_rows(state: DecodeState, rows: Int32[Array, " R"]) -> DecodeState:
     """Selects rows by index; an index may repeat, and -1 gives an idle row."""
     state = jax.tree.map(lambda x: x[jnp.maximum(rows, 0)], state)
-    layers = jax.tree.map(_shard, state.layers)
-    return state._replace(layers=layers, remaining=jnp.where(rows < 0, 0, state.remaining))
+    return shard_state(state._replace(remaining=jnp.where(rows < 0, 0, state.remaining)))
 
 
 def select_rows(state: DecodeState, rows: Int32[Array, " R"]) -> DecodeState:
@@ -112,7 +117,7 @@ def copy_row(state: DecodeState, source: Int32[Array, ""], target: Int32[Array, 
             partial(_copy_row, axes=rows), in_specs=(spec, None, None), out_specs=spec, check_vma=False
         )
     layers = jax.tree.map(lambda x: copy(x, source, target), state.layers)
-    return state._replace(layers=layers, lengths=state.lengths.at[target].set(state.lengths[source]))
+    return shard_state(state._replace(layers=layers, lengths=state.lengths.at[target].set(state.lengths[source])))
 
 
 def _copy_row(x: Array, source: Array, target: Array, *, axes: tuple[str, ...]) -> Array:
@@ -145,7 +150,7 @@ def start_row(
     def put(values: Array, value: Array | int) -> Array:
         return values.at[row].set(value)
 
-    return state._replace(
+    started = state._replace(
         lengths=put(state.lengths, length),
         last_tokens=put(state.last_tokens, last_token),
         seen=put(state.seen, seen),
@@ -153,12 +158,13 @@ def start_row(
         steps=put(state.steps, 0),
         remaining=put(state.remaining, remaining),
     )
+    return shard_state(started)
 
 
 @partial(jax.jit, donate_argnums=0)
 def stop_row(state: DecodeState, row: Int32[Array, ""]) -> DecodeState:
     """Makes a row idle; its keys and values stay."""
-    return state._replace(remaining=state.remaining.at[row].set(0))
+    return shard_state(state._replace(remaining=state.remaining.at[row].set(0)))
 
 
 def _shard(x: Array) -> Array:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Generator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from omnivinci_jax.data.processor import Processor, file_state
 from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
-from omnivinci_jax.generate.programs import encode_sound, encode_vision
+from omnivinci_jax.generate.programs import begin_sound, encode_sound, encode_vision, end_sound
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
 from omnivinci_jax.sequence.chat import Inline, Media
@@ -56,16 +57,24 @@ def encode_slices(
 ) -> Generator[None, None, Float[np.ndarray, "m D"]]:
     """Like `encode_row`; yields after each slice, so that the caller can do other work between them.
 
-    `small` as in `vision_slices`.
+    If `small`, slices of tiles are small where they can be, and a window is encoded in two halves of the tower.
     """
     config = model.config
     pools = [[] for _ in range(VISION + len(config.vision_pools))]  # by slot kind
-    for kind, encode, slices in (
-        (VISION, encode_vision, vision_slices(row, tiles, config, multiple, small=small)),
-        (AUDIO, encode_sound, sound_slices(row, windows, config, multiple)),
+    for kind, slices in (
+        (VISION, vision_slices(row, tiles, config, multiple, small=small)),
+        (AUDIO, sound_slices(row, windows, config, multiple)),
     ):
         for group, spans in slices:
-            tokens = np.asarray(encode(model, params, group))
+            if kind == VISION:
+                tokens = encode_vision(model, params, group)
+            elif small and config.audio.encoder_layers > 1:
+                half_encoded = jax.block_until_ready(begin_sound(model, params, group))
+                yield
+                tokens = end_sound(model, params, group, half_encoded)
+            else:
+                tokens = encode_sound(model, params, group)
+            tokens = np.asarray(tokens)
             for pool, span in enumerate(spans):
                 pools[kind + pool].append(tokens[span])
             yield

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from omnivinci_jax.generate.decode_state import DecodeState, replace_rows, select_rows
+from omnivinci_jax.generate.decode_state import DecodeState, replace_rows, select_rows, shard_state
 from omnivinci_jax.generate.request import MEDIA
 from omnivinci_jax.generate.sampling import sample_tokens
 from omnivinci_jax.generate.weights import Weights
@@ -32,6 +32,30 @@ def encode_vision(model: OmniVinci, params: dict, group: Batch) -> Float[Array, 
 def encode_sound(model: OmniVinci, params: dict, group: Batch) -> Float[Array, "A D"]:
     """Returns the audio tokens of a group, with time embeddings."""
     return _apply(model.timed_audio, params, jax.tree.map(lambda x: x[None], group))[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def begin_sound(model: OmniVinci, params: dict, group: Batch) -> Float[Array, "W positions C"]:
+    """Does the first half of `encode_sound`."""
+    half = model.config.audio.encoder_layers // 2
+    group = jax.tree.map(lambda x: x[None], group)
+    return _apply(model.begin_audio, _sound_layers(params, slice(0, half)), group, half)
+
+
+@partial(jax.jit, static_argnums=0)
+def end_sound(
+    model: OmniVinci, params: dict, group: Batch, half_encoded: Float[Array, "W positions C"]
+) -> Float[Array, "A D"]:
+    """Does the second half of `encode_sound`."""
+    half = model.config.audio.encoder_layers // 2
+    group = jax.tree.map(lambda x: x[None], group)
+    return _apply(model.end_audio, _sound_layers(params, slice(half, None)), half_encoded, group, half)[0]
+
+
+def _sound_layers(params: dict, layers: slice) -> dict:
+    """Returns the parameters with only some of the sound tower's layers."""
+    tower = params["sound_tower"]
+    return params | {"sound_tower": tower | {"layers": jax.tree.map(lambda leaf: leaf[layers], tower["layers"])}}
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -61,7 +85,7 @@ def prefill(
     text = _apply(model.embed_text, weights.rest, jnp.maximum(tokens, 0))
     x = jnp.where(is_media, media.astype(text.dtype), text)
     _, layers = _extend(model, weights, state, x, starts, rows)
-    return state._replace(layers=layers, lengths=state.lengths.at[rows].set(ends))
+    return shard_state(state._replace(layers=layers, lengths=state.lengths.at[rows].set(ends)))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -118,7 +142,7 @@ def decode(
     shape = picked.rows, DECODE_STEPS
     carry = picked, jnp.full(shape, NO_TOKEN, jnp.int32), jnp.zeros(shape), jnp.int32(0)
     picked, tokens, logprobs, _ = jax.lax.while_loop(unfinished, step_all, carry)
-    return picked if rows is None else replace_rows(state, rows, picked), tokens, logprobs
+    return shard_state(picked if rows is None else replace_rows(state, rows, picked)), tokens, logprobs
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -135,7 +159,7 @@ def score(
     x = _apply(model.embed_text, weights.rest, tokens)
     hidden, layers = _extend(model, weights, state, x, starts, rows)
     logits = _apply(model.logits, weights.rest, hidden)
-    return state._replace(layers=layers), _logprobs(logits, targets)
+    return shard_state(state._replace(layers=layers)), _logprobs(logits, targets)
 
 
 def _extend(

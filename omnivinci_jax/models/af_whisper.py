@@ -28,8 +28,22 @@ class AFWhisperTower(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, windows: Float32[Array, "B frames mels"]) -> Float[Array, "B S C"]:
-        """Returns S = frames / 4 features of each window."""
+    def __call__(self, windows: Float[Array, "B _ _"], layers: tuple[int, int] | None = None) -> Float[Array, "B _ C"]:
+        """Returns S = frames / 4 features of each log-mel window, [B, S, C] of [B, frames, mels].
+
+        `layers`: run only this range, whose parameters alone are given. A range that does not start with the first
+        layer reads what the range before returned instead of `windows`.
+        """
+        first, last = layers or (0, self.config.encoder_layers)
+        x = windows if first else self._convolve(windows)
+        stack = layer_stack(AFWhisperLayer, last - first, self.compute.tower_remat)
+        x, _ = stack(self.config, self.compute, name="layers")(x)
+        if last < self.config.encoder_layers:
+            return x
+        x = reduce(x, "b (s pair) c -> b s c", "mean", pair=2)
+        return layer_norm(1e-5, self.compute.dtype, "layer_norm")(x)
+
+    def _convolve(self, windows: Float32[Array, "B frames mels"]) -> Float[Array, "B positions C"]:
         config = self.config
         x = jax.nn.gelu(conv3(config.d_model, 1, self.compute.dtype, "conv1", INIT)(windows), approximate=False)
         x = jax.nn.gelu(conv3(config.d_model, 2, self.compute.dtype, "conv2", INIT)(x), approximate=False)
@@ -41,11 +55,7 @@ class AFWhisperTower(nn.Module):
             _sinusoids,
             name="embed_positions",
         )
-        x = x + jax.lax.stop_gradient(positions.table())
-        layers = layer_stack(AFWhisperLayer, config.encoder_layers, self.compute.tower_remat)
-        x, _ = layers(config, self.compute, name="layers")(x)
-        x = reduce(x, "b (s pair) c -> b s c", "mean", pair=2)
-        return layer_norm(1e-5, self.compute.dtype, "layer_norm")(x)
+        return x + jax.lax.stop_gradient(positions.table())
 
 
 class AFWhisperLayer(nn.Module):

@@ -111,8 +111,11 @@ class OmniVinci(nn.Module):
     def encode_windows(self, windows: Float[Array, "G W F M"]) -> Float[Array, "G A D"]:
         """Returns the audio tokens of `encode`."""
         x = constrain(rearrange(windows, "g w f m -> (g w) f m"), "media")
-        x = constrain(self.sound_mm_projector(constrain(self.sound_tower(x), "media")), "media")
-        return constrain(rearrange(x, "(g w) s d -> g (w s) d", g=len(windows)), "group")
+        return self._project_sound(self.sound_tower(x), len(windows))
+
+    def _project_sound(self, features: Float[Array, "W S C"], groups: int) -> Float[Array, "G A D"]:
+        x = constrain(self.sound_mm_projector(constrain(features, "media")), "media")
+        return constrain(rearrange(x, "(g w) s d -> g (w s) d", g=groups), "group")
 
     def timed_vision(self, batch: Batch) -> Float[Array, "G V D"]:
         """Returns vision tokens after time embedding, ready for their slots."""
@@ -121,6 +124,17 @@ class OmniVinci(nn.Module):
     def timed_audio(self, batch: Batch) -> Float[Array, "G A D"]:
         """Returns audio tokens after time embedding, ready for their slots."""
         return self.sound_time(self.encode_windows(batch.windows), batch.audio_times, batch.audio_angles)
+
+    def begin_audio(self, batch: Batch, layers: int) -> Float[Array, "W positions C"]:
+        """Runs the first layers of the sound tower, whose parameters alone are given; `end_audio` does the rest."""
+        x = constrain(rearrange(batch.windows, "g w f m -> (g w) f m"), "media")
+        return constrain(self.sound_tower(x, (0, layers)), "media")
+
+    def end_audio(self, x: Float[Array, "W positions C"], batch: Batch, layers: int) -> Float[Array, "G A D"]:
+        """Returns what `timed_audio` does from the output of the first layers; the others' parameters are given."""
+        features = self.sound_tower(x, (layers, self.config.audio.encoder_layers))
+        audio = self._project_sound(features, len(batch.windows))
+        return self.sound_time(audio, batch.audio_times, batch.audio_angles)
 
     def fill_slots(
         self, batch: Batch, vision: Float[Array, "G V D"], audio: Float[Array, "G A D"]

@@ -12,11 +12,13 @@ from scipy.special import log_softmax
 
 from omnivinci_jax.errors import MediaError, UserError
 from omnivinci_jax.generate.assistant import conversation_of
+from omnivinci_jax.generate.media import encode_row, encode_slices
 from omnivinci_jax.generate.scheduler import MIN_CAPACITY, capacity_for
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.sequence.assemble import PackedRow, assemble
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Media
+from omnivinci_jax.sequence.slices import tile_counts
 from tests.generate.conftest import tiny_assistant
 
 NEW = dict(max_new_tokens=12)
@@ -73,6 +75,24 @@ def test_answers_match_full_passes(assistant, questions, alone):
         logits = full_logits(assistant, question, tokens)
         assert logits.argmax(axis=-1).tolist() == tokens
     assert len({answer.tokens for answer in alone}) == len(questions)
+
+
+def test_small_pieces_encode_the_same(assistant, clips):
+    model, params, processor = assistant
+    conversation = conversation_of([clips[0]])
+    sizes, tiles, windows = processor.load(conversation)
+    row = processor.lay_out(conversation, sizes, generate=True)
+    whole = encode_row(model, params, row, tiles, windows)
+    pieces = encode_slices(model, params, row, tiles, windows, small=True)
+    yielded = 0
+    while True:
+        try:
+            next(pieces)
+            yielded += 1
+        except StopIteration as end:
+            np.testing.assert_allclose(end.value, whole, atol=1e-3)  # of up to 10
+            break
+    assert yielded == -(-row.num_tiles // tile_counts(model.config)[0]) + 2 * row.num_windows
 
 
 def test_batches_and_prefixes_change_nothing(assistant, questions, alone):
