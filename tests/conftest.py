@@ -57,15 +57,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # The slowest files run first, so that the workers finish together.
 LONGEST = (
-    "multidevice/test_meshes.py",
-    "end_to_end/test_train.py",
     "end_to_end/test_processes.py",
+    "end_to_end/test_train.py",
+    "multidevice/test_meshes.py",
+    "end_to_end/test_four_processes.py",
     "end_to_end/test_bucket.py",
+    "train/test_stages.py",
+    "rl/test_grpo.py",
+    "end_to_end/test_finetune_page.py",
     "end_to_end/test_start_from.py",
     "multidevice/test_generate.py",
     "end_to_end/test_ablate.py",
-    "end_to_end/test_finetune_page.py",
-    "end_to_end/test_four_processes.py",
+    "conversion/test_round_trip.py",
 )
 
 

@@ -11,9 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import repeat
-from jax.experimental.pallas.ops.gpu import attention as gpu_attention
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -115,6 +112,8 @@ def pallas_attention(
 
     cuDNN's kernel takes no segment ids, so packed rows would need a T x T mask.
     """
+    from jax.experimental.pallas.ops.gpu import attention as gpu_attention  # here, because Pallas is slow to import
+
     length, width = q.shape[1], q.shape[-1]
     q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, _GPU_BLOCK)
     k, v = (repeat(x, "b t k d -> b t (k g) d", g=q.shape[2] // x.shape[2]) for x in (k, v))
@@ -133,6 +132,9 @@ def splash_attention(
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
     """Runs JAX's splash attention for TPUs; never holds all scores at once, and skips blocks that `causal` masks."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
     length, heads, width = q.shape[1:]
     # The largest block that pads by at most an eighth: 100,000 slots in blocks of 128 have more block indices than a
     # TPU's scalar memory holds.

@@ -3,8 +3,6 @@
 import hashlib
 from pathlib import Path
 
-from scipy.io import wavfile
-
 from omnivinci_jax.paths import AnyPath, atomic_file, local_copy
 from omnivinci_jax.speech.voice import Voice
 
@@ -14,6 +12,8 @@ def spoken_file(voice: Voice, text: str, folder: AnyPath) -> Path:
     key = hashlib.sha256(repr((voice.config, text)).encode()).hexdigest()[:32]
     path = folder / key[:2] / f"{key}.wav"
     if not path.exists():
+        from scipy.io import wavfile  # here, because it is slow to import
+
         sound = voice.say(text)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as part:

@@ -2,13 +2,12 @@
 
 import asyncio
 import random
-import time
+from types import SimpleNamespace
 
 import pytest
 
-from omnivinci_jax.data_engine import quality
+from omnivinci_jax.data_engine import limiter, quality
 from omnivinci_jax.data_engine.answers import AnswerError, AskedQuestions, Corrected, read_answer
-from omnivinci_jax.data_engine.limiter import Limiter
 from omnivinci_jax.data_engine.prompts import read_prompts
 from omnivinci_jax.data_engine.settings import QualityConfig
 from omnivinci_jax.data_engine.store import Store, Total, digest
@@ -128,14 +127,23 @@ def test_the_store_keeps_the_first_result(tmp_path):
         Store(tmp_path / "bad.sqlite")
 
 
-def test_the_limiter_spaces_requests_and_tokens():
-    async def seconds(limiter: Limiter, tokens: int) -> float:
-        started = time.monotonic()
-        for _ in range(3):
-            await limiter.wait()
-            limiter.used(tokens)
-        return time.monotonic() - started
+def test_the_limiter_spaces_requests_and_tokens(monkeypatch):
+    now = 100.0  # seconds of a clock that only sleeping moves
 
-    assert 0.2 <= asyncio.run(seconds(Limiter(600, 0), 0)) < 2
-    assert 0.2 <= asyncio.run(seconds(Limiter(0, 60_000), 100)) < 2
-    assert asyncio.run(seconds(Limiter(0, 0), 10**9)) < 0.1
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(limiter, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(limiter, "asyncio", SimpleNamespace(sleep=sleep))
+
+    async def seconds(limits: limiter.Limiter, tokens: int) -> float:
+        started = now
+        for _ in range(3):
+            await limits.wait()
+            limits.used(tokens)
+        return now - started
+
+    assert asyncio.run(seconds(limiter.Limiter(600, 0), 0)) == pytest.approx(0.2)
+    assert asyncio.run(seconds(limiter.Limiter(0, 60_000), 100)) == pytest.approx(0.2)
+    assert asyncio.run(seconds(limiter.Limiter(0, 0), 10**9)) == 0

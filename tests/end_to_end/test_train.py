@@ -109,43 +109,45 @@ def test_metrics_are_logged_by_source(trained):
         assert len(values) == 4 + sum(values[f"{name}/tokens"] > 0 for name in ("omni/clips", "text/rest"))
 
 
-def test_a_run_killed_at_any_step_resumes_with_the_same_losses(trained, mixture, av_world, environment, tmp_path):
-    """Killed three times: before the first checkpoint, after it, and near the end."""
+def test_a_run_killed_or_preempted_at_any_step_resumes_with_the_same_losses(
+    trained, mixture, av_world, environment, tmp_path, capfd
+):
+    """Killed before the first checkpoint, terminated, and killed after a later one; a second run is refused."""
     workdir = tmp_path / "killed"
-    for wait, step in ((wait_for_step, 2), (wait_for_checkpoint, 3), (wait_for_checkpoint, 9)):
+
+    def start(wait, step: int, **options) -> subprocess.Popen:
         process = subprocess.Popen(
             mixture_command(av_world, workdir, mixture, WORKER), env=environment, cwd=REPOSITORY,
-            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.DEVNULL, start_new_session=True, **options,
         )  # fmt: skip
         wait(process, workdir, step)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    done = run(mixture_command(av_world, workdir, mixture), environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumed at step" in done.stderr
-    assert losses(workdir) == losses(trained)
-    assert source_metrics(workdir) == source_metrics(trained)
-    first, second = (json.loads((folder / "results.json").read_text()) for folder in (trained, workdir))
-    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+        return process
 
+    process = start(wait_for_step, 2, stderr=subprocess.DEVNULL)
+    os.killpg(process.pid, signal.SIGSTOP)  # so that it does not go on while the second run is refused
+    refused = run_here(mixture_command(av_world, workdir, mixture), capfd)
+    assert_one_error(refused, f"used by another run (process {process.pid} on ")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed_at = losses(workdir)[-1][0]
 
-def test_sigterm_to_all_processes_saves_and_exits_with_a_restart_code(
-    trained, mixture, av_world, environment, tmp_path
-):
-    workdir = tmp_path / "preempted"
-    process = subprocess.Popen(
-        mixture_command(av_world, workdir, mixture, WORKER), env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL, start_new_session=True, text=True,
-    )  # fmt: skip
-    wait_for_step(process, workdir, 1)
+    process = start(wait_for_step, killed_at + 1, stderr=subprocess.PIPE, text=True)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == os.EX_TEMPFAIL and "leaked" not in errors, errors[-3000:]
     (saved,) = re.findall(r"SIGTERM: saved at step (\d+); the same command resumes", errors)
-    assert (workdir / "checkpoints" / saved).exists() and 0 < int(saved) < STEPS
+    assert (workdir / "checkpoints" / saved).exists() and killed_at < int(saved) < STEPS
+
+    process = start(wait_for_checkpoint, int(saved) + 1, stderr=subprocess.DEVNULL)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
     done = run(mixture_command(av_world, workdir, mixture), environment)
-    assert done.returncode == 0 and f"resumed at step {saved}" in done.stderr
+    assert done.returncode == 0 and "resumed at step" in done.stderr, done.stderr[-3000:]
     assert losses(workdir) == losses(trained)
+    assert source_metrics(workdir) == source_metrics(trained)
+    first, second = (json.loads((folder / "results.json").read_text()) for folder in (trained, workdir))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
 def test_a_killed_loader_worker_ends_the_run_with_a_restart_code(av_world, environment, tmp_path):
@@ -163,26 +165,27 @@ def test_a_killed_loader_worker_ends_the_run_with_a_restart_code(av_world, envir
     assert "a loader worker was killed" in errors
 
 
-def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(av_world, environment, tmp_path):
+def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(
+    trained, mixture, av_world, environment, tmp_path
+):
     workdir = tmp_path / "full"
-    first = train_command(av_world, workdir, "--config.data.val=", "--config.data.held_out=")
-    process = subprocess.Popen(first, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    wait_for_checkpoint(process, workdir, 3)
-    process.kill()
-    process.wait()
+    shutil.copytree(trained, workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    command = mixture_command(av_world, workdir, mixture)
 
     # A file-size limit makes writes fail like a full disk: checkpoint files exceed it, logs do not.
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
-    done = run(first, environment, preexec_fn=limit)
+    done = run(command, environment, preexec_fn=limit)
     # Ignore messages of TensorStore's threads about the closed event loop.
     assert done.returncode == 2, done.stderr[-3000:]
     errors = [line for line in done.stderr.splitlines() if "omnivinci train: " in line]
     assert len(errors) == 1 and "the checkpoint could not be written" in errors[0]
-    assert "the last good one is from step" in errors[0]
-    done = run(first, environment)
-    assert done.returncode == 0 and "resumed at step" in done.stderr
+    assert f"the last good one is from step {STEPS - 3}" in errors[0]
+    done = run(command, environment)
+    assert done.returncode == 0 and f"resumed at step {STEPS - 3}" in done.stderr
+    assert losses(workdir) == losses(trained)
 
 
 def test_evaluate_reproduces_the_runs_result(trained, av_world, environment, tmp_path):
@@ -197,11 +200,11 @@ def test_evaluate_reproduces_the_runs_result(trained, av_world, environment, tmp
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
-def test_questions_without_answers_do_not_count_as_correct(trained, environment, tmp_path):
+def test_questions_without_answers_do_not_count_as_correct(trained, tmp_path, capfd):
     data = tmp_path / "questions.jsonl"
     data.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}], "kind": None}) + "\n")
     out = tmp_path / "results.json"
-    done = run(command("evaluate", "--model", trained / "model", "--data", data, "--out", out), environment)
+    done = run_here(command("evaluate", "--model", trained / "model", "--data", data, "--out", out), capfd)
     assert done.returncode == 2 and not out.exists()
     assert f"{data}:1: the sample has no answer to compare with" in done.stderr
 
@@ -218,10 +221,10 @@ def test_generate_answers_about_any_mix_of_media(trained, av_world, environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_inspect_draws_what_the_model_sees(trained, av_world, environment, tmp_path):
+def test_inspect_draws_what_the_model_sees(trained, av_world, tmp_path, capfd):
     clip = next((av_world / "clips").glob("held_out_*"))
     out = tmp_path / "picture.png"
-    done = run(command("inspect", clip, "--model", trained / "model", "--out", out), environment)
+    done = run_here(command("inspect", clip, "--model", trained / "model", "--out", out), capfd)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads(done.stdout.split("picture:")[0])
     assert summary["kind"] == "video" and summary["vision_tokens"] == len(summary["frame_times"]) == summary["tiles"]
@@ -335,14 +338,14 @@ def test_a_foreign_directory_is_left_alone(av_world, tmp_path, capfd):
     assert_one_error(done, "the folder is not empty and has no run")
 
 
-def test_files_that_break_during_training_are_skipped_up_to_the_limit(av_world, environment, tmp_path):
+def test_files_that_break_during_training_are_skipped_up_to_the_limit(av_world, environment, tmp_path, capfd):
     """A clip is truncated after indexing; later the data changes, and the run refuses to resume."""
     for folder in ("clips", "images", "sounds"):
         shutil.copytree(av_world / folder, tmp_path / folder)
     shutil.copy(av_world / "train.jsonl", tmp_path)
     overrides = (f"--config.data.train={tmp_path / 'train.jsonl'}", f"--config.data.cache={tmp_path / 'cache'}")
     arguments = train_command(av_world, tmp_path / "run", *overrides, "--config.data.max_skipped=0.5")
-    done = run(command("index", *arguments[4:5], *arguments[6:]), environment)
+    done = run_here(command("index", *arguments[4:5], *arguments[6:]), capfd)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "0 problem(s)" in done.stdout
     victim = sorted((tmp_path / "clips").glob("train_*"))[0]
@@ -355,4 +358,4 @@ def test_files_that_break_during_training_are_skipped_up_to_the_limit(av_world, 
 
     with open(tmp_path / "train.jsonl", "a") as file:
         file.write(json.dumps({"messages": [{"role": "assistant", "content": "more"}]}) + "\n")
-    assert_one_error(run(arguments, environment), "the training data has changed since the run began")
+    assert_one_error(run_here(arguments, capfd), "the training data has changed since the run began")

@@ -1,6 +1,5 @@
-"""Every mesh of eight devices gives the loss and gradient of one device, on real packed data of all modalities."""
+"""Meshes of eight devices give the loss and gradient of one device, on real packed data of all modalities."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,9 @@ import pytest
 
 from tests.multidevice.programs import run_on_devices
 
-MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
-NAMES = [",".join(map(str, sizes)) for sizes in MESHES] + ["2,2,2,1/2", "1,2,2,2/4", "1,2,2,2+lora"]
+# Each axis alone, every three of them, and tensor as large as the number of keys' heads; a mesh compiles for seconds.
+NAMES = ["8,1,1,1", "1,8,1,1", "1,1,8,1", "1,1,1,8", "2,2,1,2", "2,1,2,2", "2,2,2,1/2", "1,2,2,2/4", "1,2,2,2+lora"]
+NAMES += ["1,2,1,4", "2,1,4,1"]
 
 
 def compare(av_world: Path, out: Path, devices: int, meshes: list[str]) -> dict[str, np.ndarray]:

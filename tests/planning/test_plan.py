@@ -107,7 +107,7 @@ def numbers(text: str) -> dict[str, float]:
 
 
 def test_a_plan_of_the_tiny_model_on_four_devices():
-    result = on_cpu("--config.mesh.tensor=2")
+    result = on_cpu("--config.mesh.tensor=2", "--config.optimizer.name=adamw")  # Muon compiles twice as long
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1].startswith("omnivinci plan: cpu:4: the step does not fit: it needs 0.0")
     assert "cpu:4: 4 chips as data 1 x fsdp 2 x context 1 x tensor 2" in result.stdout

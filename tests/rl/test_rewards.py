@@ -109,8 +109,8 @@ def test_a_broken_reward_is_one_line_that_names_the_record():
 
 
 def test_a_reward_that_hangs_is_ended_and_the_next_call_has_a_new_process():
-    workers = RewardWorkers("mine", "tests.rl.reward_functions:hangs", 1, 0.5)
-    with pytest.raises(UserError, match=r"mine.jsonl:7: .* took more than 0.5 s, for the answer 'bad'"):
+    workers = RewardWorkers("mine", "tests.rl.reward_functions:hangs", 1, 2)
+    with pytest.raises(UserError, match=r"mine.jsonl:7: .* took more than 2 s, for the answer 'bad'"):
         workers([answered("bad")])
     assert workers([answered("good")]) == [1.0]
     workers.close()
