@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from omnivinci_jax.data.processor import Processor, is_tiled
 from omnivinci_jax.errors import ConfigError, UserError
@@ -44,6 +44,7 @@ from omnivinci_jax.mesh.rules import BATCH_AXES
 from omnivinci_jax.model_dir import quantized_sharding, shardings_of
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.quantized import is_quantized
+from omnivinci_jax.sequence.assemble import Tiles, Windows
 from omnivinci_jax.sequence.chat import Conversation, Media
 from omnivinci_jax.sequence.row import Row
 
@@ -191,7 +192,7 @@ class Engine:
         media_ids = [item.id * 2**32 + np.arange(len(item.tokens)) for item in encoded]
         return make_prompt(row, media, np.concatenate([np.zeros(0, np.int64), *media_ids]), self._version)
 
-    def encode(self, row: Row, tiles: UInt8[np.ndarray, "n P P 3"], windows: Float32[np.ndarray, "w F M"]) -> Prompt:
+    def encode(self, row: Row, tiles: Tiles, windows: Windows) -> Prompt:
         """Makes a prompt of a row that is laid out up to the answer and whose media are loaded; caches nothing."""
         with self._on_mesh(("group", None)):
             devices = self.mesh.size if self.mesh else 1

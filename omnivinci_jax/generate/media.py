@@ -15,6 +15,7 @@ from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import MediaError
 from omnivinci_jax.generate.programs import begin_sound, encode_sound, encode_vision, end_sound
 from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.sequence.assemble import Tiles, Windows
 from omnivinci_jax.sequence.batch import AUDIO, TEXT, VISION
 from omnivinci_jax.sequence.chat import Inline, Media
 from omnivinci_jax.sequence.row import MediaSize, Row, lay_out_media
@@ -38,8 +39,8 @@ def encode_row(
     model: OmniVinci,
     params: dict,
     row: Row,
-    tiles: UInt8[np.ndarray, "n P P 3"],
-    windows: Float32[np.ndarray, "w F M"],
+    tiles: Tiles,
+    windows: Windows,
     multiple: int = 1,
 ) -> Float[np.ndarray, "m D"]:
     """Returns the embeddings of a row's media slots, in order; slices have multiples of `multiple` tiles or windows."""
@@ -50,8 +51,8 @@ def encode_slices(
     model: OmniVinci,
     params: dict,
     row: Row,
-    tiles: UInt8[np.ndarray, "n P P 3"],
-    windows: Float32[np.ndarray, "w F M"],
+    tiles: Tiles,
+    windows: Windows,
     multiple: int = 1,
     small: bool = False,
 ) -> Generator[None, None, Float[np.ndarray, "m D"]]:

@@ -90,7 +90,8 @@ class OmniVinci(nn.Module):
     def encode_tiles(self, batch: Batch) -> Float[Array, "G V D"]:
         """Returns the vision tokens of `encode`; reads only the media fields tiles, s2_* and frame_groups."""
         x = constrain(rearrange(batch.tiles, "g n ... -> (g n) ..."), "media")
-        x = constrain(self.vision_tower(x), "media")
+        if x.ndim == 4:  # pixels
+            x = constrain(self.vision_tower(x), "media")
         return rematted(OmniVinci.pool_tiles, self.compute.tower_remat)(self, x, batch)
 
     def pool_tiles(self, x: Float[Array, "tiles S C"], batch: Batch) -> Float[Array, "G V D"]:
@@ -108,10 +109,12 @@ class OmniVinci(nn.Module):
         ]
         return jnp.concatenate(pooled, axis=1)
 
-    def encode_windows(self, windows: Float[Array, "G W F M"]) -> Float[Array, "G A D"]:
+    def encode_windows(self, windows: Float[Array, "G W frames C"]) -> Float[Array, "G A D"]:
         """Returns the audio tokens of `encode`."""
-        x = constrain(rearrange(windows, "g w f m -> (g w) f m"), "media")
-        return self._project_sound(self.sound_tower(x), len(windows))
+        x = constrain(rearrange(windows, "g w ... -> (g w) ..."), "media")
+        if x.shape[1] == self.config.audio.window_frames:  # log-mel; of features there are a quarter
+            x = self.sound_tower(x)
+        return self._project_sound(x, len(windows))
 
     def _project_sound(self, features: Float[Array, "W S C"], groups: int) -> Float[Array, "G A D"]:
         x = constrain(self.sound_mm_projector(constrain(features, "media")), "media")

@@ -85,6 +85,8 @@ class _Counted(NamedTuple):
 class FlopCounter:
     """Counts the FLOPs of one configuration. The first one made of a model traces the model's initialisation.
 
+    In GRPO, encoders that do not train run in the rollout and not in an update, so they do not count.
+
     Raises:
         ConfigError: `config.frozen` matches no parameter, or all of them.
     """
@@ -106,6 +108,8 @@ class FlopCounter:
                 has_gradient=any(_is_in(path, module) for path in trained for module in (part.path, *part.upstream)),
             )
             for part in _parts(config)
+            if config.objective != "grpo"
+            or part.path.split("/")[0] not in {"vision_tower", "sound_tower"} - set(trees[0])
         ]
 
     def forward(self, work: Work) -> Flops:

@@ -28,8 +28,9 @@ from omnivinci_jax.planning.hardware import GIB, Chip
 from omnivinci_jax.planning.hlo import Traffic, read_traffic
 from omnivinci_jax.planning.rollout import RolloutMemory, plan_rollout
 from omnivinci_jax.planning.topology import Topology
+from omnivinci_jax.rl.encoders import encoded_media
 from omnivinci_jax.rl.loss import AnswerBatch, GRPOLoss
-from omnivinci_jax.sequence.assemble import check_capacity, empty_group
+from omnivinci_jax.sequence.assemble import NoMedia, check_capacity, empty_group
 from omnivinci_jax.sequence.batch import Batch
 from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train.optimizer import make_optimizer
@@ -180,13 +181,14 @@ def _compile(
     # Outside the mesh, because it computes constants on this machine.
     shapes, shardings = abstract_state(model, optimizer, config, mesh)
     state = jax.tree.map(_with_sharding, shapes, shardings)
-    grpo, batch = config.grpo, _abstract_batch(config, mesh)
+    grpo = config.grpo
     if config.objective == "grpo":
+        batch = _abstract_batch(config, mesh, encoded_media(model, state.trainable))
         loss_fn, at_slots = GRPOLoss(model, grpo.epsilon, grpo.beta, grpo.temperature), batch.loss_weights
         old, reference = (at_slots if needed else None for needed in (grpo.updates > 1, grpo.beta))
         batch = AnswerBatch(batch, at_slots, at_slots, old, reference)
     else:
-        loss_fn = SupervisedLoss(model, config.align_weight)
+        batch, loss_fn = _abstract_batch(config, mesh), SupervisedLoss(model, config.align_weight)
     step = make_train_step(loss_fn, optimizer, shardings, microbatches=config.microbatches)
     started = time.monotonic()
     with on_mesh(mesh):
@@ -204,8 +206,8 @@ def _compile(
     return state, compiled
 
 
-def _abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
-    group = empty_group(config.model, config.data.capacity)
+def _abstract_batch(config: TrainConfig, mesh: Mesh, media: NoMedia | None = None) -> Batch:
+    group = empty_group(config.model, config.data.capacity, media)
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(
             (config.data.groups, *array.shape), array.dtype, sharding=sharding

@@ -21,6 +21,7 @@ from omnivinci_jax.generate.request import Sampling
 from omnivinci_jax.mesh.rules import put_batch
 from omnivinci_jax.rl.advantages import all_equal, group_advantages, token_weights
 from omnivinci_jax.rl.answer_rows import at_tokens, pack_answers
+from omnivinci_jax.rl.encoders import encode_prompts, encoded_media
 from omnivinci_jax.rl.loss import AnswerBatch
 from omnivinci_jax.rl.prompts import LoadedPrompt, load_prompt, prompt_order
 from omnivinci_jax.rl.rewards import Rewards
@@ -142,6 +143,8 @@ class AnswerBatches(Hook):
     def _batch(self, step: int, loaded: list[LoadedPrompt | str], state: TrainState) -> AnswerBatch:
         config, grpo, began = self._config, self._config.grpo, time.monotonic()
         prompts = [self._read(prompt, sample) for prompt, sample in zip(loaded, self._samples[step], strict=True)]
+        media = encoded_media(self._engine.model, state.trainable)
+        prompts = encode_prompts(self._engine.model, state.params, prompts, media, self._mesh.size)
         present = [n for n, prompt in enumerate(prompts) if prompt]
         self._engine.update(state.params)
         found = rollout(
@@ -161,7 +164,7 @@ class AnswerBatches(Hook):
         answers: list[list[list[int]]] = [[] for _ in prompts]
         for n, group in zip(present, found.requests, strict=True):
             answers[n] = [request.tokens for request in group]
-        rows, spans = pack_answers(prompts, answers, config.model, config.data.capacity, config.data.groups)
+        rows, spans = pack_answers(prompts, answers, config.model, config.data.capacity, config.data.groups, media)
         self._work = _work(prompts, answers, max(config.data.groups // grpo.prompts, 1), grpo.updates)
         self._progress.tokens += int((rows.segment_ids > 0).sum())
 

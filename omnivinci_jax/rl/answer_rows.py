@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.rl.prompts import LoadedPrompt
-from omnivinci_jax.sequence.assemble import PackedRow, assemble
+from omnivinci_jax.sequence.assemble import NoMedia, PackedRow, assemble
 from omnivinci_jax.sequence.batch import TEXT, Batch, Capacity
 from omnivinci_jax.sequence.row import Row
 
@@ -43,6 +43,7 @@ def pack_answers(
     config: OmniVinciConfig,
     capacity: Capacity,
     groups: int,
+    media: NoMedia | None = None,
 ) -> tuple[Batch, list[list[Span]]]:
     """Packs the answers to each prompt into one group, or, with more groups than prompts, evenly into several.
 
@@ -52,6 +53,7 @@ def pack_answers(
         config: of the model.
         capacity: of a group; `prompt_capacity` makes sure that everything fits.
         groups: number of groups.
+        media: what the prompts hold; None is raw media.
 
     Returns:
         the batch in NumPy, with a loss weight of 1 at each answer token, and the spans of each prompt's answers.
@@ -75,7 +77,7 @@ def pack_answers(
             packed.append(
                 PackedRow(index, int(segments[index]), row, prompt.tiles, prompt.windows, prompt.source, shares_media)
             )
-        assembled.append(assemble(packed, config, capacity))
+        assembled.append(assemble(packed, config, capacity, media))
     return jax.tree.map(lambda *arrays: np.stack(arrays), *assembled), spans
 
 

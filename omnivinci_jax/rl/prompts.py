@@ -5,9 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float32, UInt8
-
 from omnivinci_jax.data.index import Index, IndexPool
 from omnivinci_jax.data.mixture import Blocks, Mixture
 from omnivinci_jax.data.processor import Processor
@@ -17,6 +14,7 @@ from omnivinci_jax.data.setup import open_usable
 from omnivinci_jax.data.sources import open_records, source_records, training_sources
 from omnivinci_jax.errors import ConfigError, describe_at
 from omnivinci_jax.paths import absolute
+from omnivinci_jax.sequence.assemble import Tiles, Windows
 from omnivinci_jax.sequence.batch import Capacity
 from omnivinci_jax.sequence.chat import Conversation
 from omnivinci_jax.sequence.row import Row
@@ -46,8 +44,8 @@ class LoadedPrompt(NamedTuple):
     """A prompt up to the answer, with its media; `text` is what its last message says."""
 
     row: Row
-    tiles: UInt8[np.ndarray, "n P P 3"]
-    windows: Float32[np.ndarray, "w F M"]
+    tiles: Tiles
+    windows: Windows
     text: str
     record: dict
     question: Question

@@ -4,12 +4,23 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from omnivinci_jax.config import OmniVinciConfig, TimeEmbeddingConfig
 from omnivinci_jax.errors import ConfigError
 from omnivinci_jax.sequence.batch import TEXT, VISION, Batch, Capacity
 from omnivinci_jax.sequence.row import Row
+
+# Raw, or what an encoder makes of them (see `Batch`).
+Tiles = UInt8[np.ndarray, "n P P 3"] | Float[np.ndarray, "n patches C"]
+Windows = Float32[np.ndarray, "w F M"] | Float[np.ndarray, "w frames C"]
+
+
+class NoMedia(NamedTuple):
+    """No tiles and no windows: empty arrays with the shape and the type of a group's."""
+
+    tiles: Tiles
+    windows: Windows
 
 
 class PackedRow(NamedTuple):
@@ -24,8 +35,8 @@ class PackedRow(NamedTuple):
     row_index: int
     segment: int
     row: Row
-    tiles: UInt8[np.ndarray, "n P P 3"]
-    windows: Float32[np.ndarray, "w F M"]
+    tiles: Tiles
+    windows: Windows
     source: int = 0
     shares_media: bool = False
 
@@ -35,12 +46,28 @@ def pool_capacity(config: OmniVinciConfig, capacity: Capacity) -> tuple[int, ...
     return tuple(math.ceil(capacity.tiles / pool[0]) + capacity.clips * (pool[0] > 1) for pool in config.vision_pools)
 
 
-def empty_group(config: OmniVinciConfig, capacity: Capacity) -> Batch:
-    """Returns a group of padding, with the shapes of every group of this capacity."""
+def no_media(
+    config: OmniVinciConfig, tile_features: np.dtype | None = None, window_features: np.dtype | None = None
+) -> NoMedia:
+    """Returns raw media, or the encoders' features where a type of them is given."""
+    vision, audio = config.vision, config.audio
+    tile, window = (vision.image_size, vision.image_size, 3), (audio.window_frames, audio.num_mel_bins)
+    if tile_features is not None:
+        tile = vision.grid**2, vision.hidden_size
+    if window_features is not None:
+        window = audio.max_source_positions // 2, audio.d_model
+    return NoMedia(
+        np.zeros((0, *tile), tile_features or np.uint8), np.zeros((0, *window), window_features or np.float32)
+    )
+
+
+def empty_group(config: OmniVinciConfig, capacity: Capacity, media: NoMedia | None = None) -> Batch:
+    """Returns a group of padding, with the shapes of every group of this capacity; its media are raw by default."""
+    media = media or no_media(config)
     rows, tiles, windows = (capacity.rows, capacity.slots), capacity.tiles, capacity.windows
     groups = pool_capacity(config, capacity)
     vision = sum(count * config.pool_tokens(pool) for pool, count in enumerate(groups))
-    audio, side = windows * config.window_tokens, config.vision.image_size
+    audio = windows * config.window_tokens
     return Batch(
         tokens=np.zeros(rows, np.int32),
         slot_kind=np.full(rows, TEXT, np.int8),
@@ -50,13 +77,13 @@ def empty_group(config: OmniVinciConfig, capacity: Capacity) -> Batch:
         targets=np.zeros(rows, np.int32),
         loss_weights=np.zeros(rows, np.float32),
         sources=np.zeros(rows, np.int32),
-        tiles=np.zeros((tiles, side, side, 3), np.uint8),
+        tiles=np.zeros((tiles, *media.tiles.shape[1:]), media.tiles.dtype),
         s2_sources=np.zeros((tiles, sum(s * s for s in config.s2_sides) + 1), np.int32),
         s2_block=np.zeros((tiles, 4), np.int32),
         frame_groups=tuple(
             np.full((count, pool[0]), -1, np.int32) for count, pool in zip(groups, config.vision_pools, strict=True)
         ),
-        windows=np.zeros((windows, config.audio.window_frames, config.audio.num_mel_bins), np.float32),
+        windows=np.zeros((windows, *media.windows.shape[1:]), media.windows.dtype),
         vision_times=np.zeros(vision, np.float32),
         audio_times=np.zeros(audio, np.float32),
         vision_clip=np.zeros(vision, np.int32),
@@ -71,9 +98,11 @@ def _empty_angles(tokens: int, time: TimeEmbeddingConfig) -> np.ndarray | None:
     return np.zeros((tokens, time.channels), np.float32) if time.host_angles else None
 
 
-def assemble(packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacity) -> Batch:
-    """Fills one group; conversations with the same `row_index` follow each other in that row."""
-    group = empty_group(config, capacity)
+def assemble(
+    packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacity, media: NoMedia | None = None
+) -> Batch:
+    """Fills one group, as `empty_group` makes it; conversations with the same `row_index` follow each other there."""
+    group = empty_group(config, capacity, media)
     pool_bases = np.cumsum([0] + [n * config.pool_tokens(p) for p, n in enumerate(pool_capacity(config, capacity))])
     used_slots = np.zeros(capacity.rows, int)
     tiles = outputs = windows = clips = 0

@@ -4,12 +4,12 @@ A NamedTuple is a pytree that needs no jax: loader workers build it in numpy and
 Everything discrete (temporal grouping, Dynamic-S2 grids, packing) is decided on the host; shapes are static.
 
 Dimensions: G groups, R rows, T slots, N tiles (and output tiles), W windows, K clips, P tile side, F mel frames per
-window, M mel bins, V vision and A audio tokens in a group's pools, S source tiles per output tile.
+window, M mel bins, C channels, V vision and A audio tokens in a group's pools, S source tiles per output tile.
 """
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Float32, Int8, Int32, UInt8
+from jaxtyping import Float, Float32, Int8, Int32, UInt8
 
 TEXT, AUDIO, VISION = 0, 1, 2  # slot kinds
 
@@ -24,13 +24,13 @@ class Batch(NamedTuple):
     segment_ids: id of the conversation within the row, from 1; 0 is padding.
     targets: the next token; loss_weights: 0 where not trained.
     sources: index of the source that a slot's conversation comes from, for metrics.
-    tiles: RGB pixels; normalised on the device.
+    tiles: RGB pixels, normalised on the device; or features [G, N, patches, C], if the vision tower has run before.
     s2_sources: for each output tile, the tiles that its scales are cut from: the n x n tiles of each scale but the
         largest, row by row, then one tile of the largest scale (S = 1 + 4 + 1 at full size).
     s2_block: (row, rows, column, columns) of the output tile in its image's grid; rows = 0 for a video frame or a
         single tile, whose own features are repeated over the scales.
     frame_groups: for each vision pool, the output tiles that are averaged in time; -1 is padding.
-    windows: log-mel.
+    windows: log-mel; or features [G, W, frames, C], if the sound tower has run before.
     vision_times, audio_times: seconds from the start of the clip; 0 leaves a token unrotated.
     vision_clip, audio_clip: id of the video with sound that a token belongs to, from 1; 0 = none.
     clip_source: hash of each clip's source file, so that two conversations about one video are not each other's
@@ -47,11 +47,11 @@ class Batch(NamedTuple):
     targets: Int32[Any, "G R T"]
     loss_weights: Float32[Any, "G R T"]
     sources: Int32[Any, "G R T"]
-    tiles: UInt8[Any, "G N P P 3"]
+    tiles: UInt8[Any, "G N P P 3"] | Float[Any, "G N patches C"]
     s2_sources: Int32[Any, "G N S"]
     s2_block: Int32[Any, "G N 4"]
     frame_groups: tuple[Int32[Any, "G groups time"], ...]
-    windows: Float32[Any, "G W F M"]
+    windows: Float32[Any, "G W F M"] | Float[Any, "G W frames C"]
     vision_times: Float32[Any, "G V"]
     audio_times: Float32[Any, "G A"]
     vision_clip: Int32[Any, "G V"]

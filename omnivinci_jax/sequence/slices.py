@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Int64
 
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.sequence.assemble import PackedRow, assemble, pool_capacity
+from omnivinci_jax.sequence.assemble import PackedRow, Tiles, Windows, assemble, no_media, pool_capacity
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.row import Row
 
@@ -38,7 +38,7 @@ def tile_counts(config: OmniVinciConfig, multiple: int = 1) -> tuple[int, int]:
 
 
 def vision_slices(
-    row: Row, tiles: UInt8[np.ndarray, "n P P 3"], config: OmniVinciConfig, multiple: int = 1, *, small: bool = False
+    row: Row, tiles: Tiles, config: OmniVinciConfig, multiple: int = 1, *, small: bool = False
 ) -> Iterator[MediaSlice]:
     """Slices the row's tiles in order; the tiles of an image and the frames of a pool stay together.
 
@@ -49,26 +49,23 @@ def vision_slices(
     limits = [np.array([c.tiles, c.tiles, *pool_capacity(config, c)]) for c in capacities]
     cuts, start = _cuts(row), 0
     tokens = np.array([config.pool_tokens(pool) for pool in range(len(config.vision_pools))])
-    no_windows = np.zeros((0, config.audio.window_frames, config.audio.num_mel_bins), np.float32)
+    empty = no_media(config)._replace(tiles=tiles[:0])
     while start < len(cuts) - 1:
         short, large = (int(np.flatnonzero((cuts - cuts[start] <= room).all(axis=1))[-1]) for room in limits)
         filled = cuts[large, 1] - cuts[start, 1] == capacities[1].tiles
         which, end = (1, large) if (filled and not small) or short == start else (0, short)
         part = _vision_part(row, cuts[start], cuts[end], tokens)
-        packed = PackedRow(0, 1, part, tiles[cuts[start, 1] : cuts[end, 1]], no_windows)
+        packed = PackedRow(0, 1, part, tiles[cuts[start, 1] : cuts[end, 1]], empty.windows)
         starts = np.cumsum([0, *limits[which][2:] * tokens])
         counts = (cuts[end] - cuts[start])[2:] * tokens
         spans = (slice(first, first + count) for first, count in zip(starts[:-1], counts, strict=True))
-        yield MediaSlice(assemble([packed], config, capacities[which]), tuple(spans))
+        yield MediaSlice(assemble([packed], config, capacities[which], empty), tuple(spans))
         start = end
 
 
-def sound_slices(
-    row: Row, windows: Float32[np.ndarray, "w F M"], config: OmniVinciConfig, count: int = 1
-) -> Iterator[MediaSlice]:
+def sound_slices(row: Row, windows: Windows, config: OmniVinciConfig, count: int = 1) -> Iterator[MediaSlice]:
     """Slices the row's windows in order, `count` at a time."""
-    side = config.vision.image_size
-    no_tiles = np.zeros((0, side, side, 3), np.uint8)
+    empty, capacity = no_media(config)._replace(windows=windows[:0]), Capacity(1, 1, 0, count, 1)
     for first in range(0, row.num_windows, count):
         last = min(first + count, row.num_windows)
         span = slice(first * config.window_tokens, last * config.window_tokens)
@@ -79,8 +76,8 @@ def sound_slices(
             audio_clip=row.audio_clip[span],
             audio_angles=None if row.audio_angles is None else row.audio_angles[span],
         )
-        packed = PackedRow(0, 1, part, no_tiles, windows[first:last])
-        yield MediaSlice(assemble([packed], config, Capacity(1, 1, 0, count, 1)), (slice(0, span.stop - span.start),))
+        packed = PackedRow(0, 1, part, empty.tiles, windows[first:last])
+        yield MediaSlice(assemble([packed], config, capacity, empty), (slice(0, span.stop - span.start),))
 
 
 def _cuts(row: Row) -> Int64[np.ndarray, "cuts counts"]:

@@ -16,7 +16,7 @@ from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.planning.flops import FlopCounter, Flops, full_work, make_flop_rates
 from omnivinci_jax.sequence.assemble import empty_group
 from omnivinci_jax.sequence.batch import Capacity
-from omnivinci_jax.settings import DataConfig, TrainConfig
+from omnivinci_jax.settings import DataConfig, GRPOConfig, TrainConfig
 from omnivinci_jax.train.losses import token_losses, weighted_mean
 from omnivinci_jax.train.metrics import Work
 from omnivinci_jax.train.state import merge, split
@@ -39,6 +39,18 @@ def test_manual_count_of_the_tiny_model():
     forward = FlopCounter(tiny_settings()).forward(work)
     assert forward == pytest.approx((vision, sound, align, decoder))
     assert forward.total == pytest.approx(vision + sound + align + decoder)
+
+
+def test_encoders_that_do_not_train_are_not_part_of_an_update_of_grpo():
+    frozen, work = (*TOWERS, "omni_align/.*"), Work(slots=100, slot_pairs=5000, tiles=8, windows=3, clips=2)
+    changes = {"objective": "grpo", "align_weight": 0.0, "grpo": GRPOConfig(prompts=3)}
+    data = dataclasses.replace(tiny_settings().data, capacity=Capacity(rows=8, slots=300, tiles=8, windows=3, clips=2))
+    config = dataclasses.replace(tiny_settings(), frozen=frozen, data=data, **changes)
+    found = FlopCounter(config).step(work)
+    assert found.vision == 3 * 8 * 2 * (3 * 4 * 64 * 128 + 128 * 128)  # the projectors alone, which train
+    assert found.sound == 3 * 3 * 30 * 2 * (64 * 128 + 128 * 128)
+    trained = FlopCounter(dataclasses.replace(config, frozen=FIXED)).step(work)
+    assert trained.vision > 3 * found.vision and trained.sound > 3 * found.sound
 
 
 def test_full_groups():

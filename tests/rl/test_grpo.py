@@ -1,6 +1,8 @@
 """Whole GRPO runs of a tiny random model: they resume bit for bit, with LoRA as without, and say what is wrong."""
 
 import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +10,16 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from flax import linen as nn
 
 from omnivinci_jax import model_dir
+from omnivinci_jax.data.setup import make_processor
 from omnivinci_jax.errors import ConfigError, UserError
-from omnivinci_jax.rl.prompts import prompt_capacity
+from omnivinci_jax.models.af_whisper import AFWhisperTower
+from omnivinci_jax.models.omnivinci import OmniVinci
+from omnivinci_jax.models.siglip import SiglipTower
+from omnivinci_jax.rl import encoders
+from omnivinci_jax.rl.prompts import load_prompt, open_prompts, prompt_capacity
 from omnivinci_jax.rl.rewards import BUILT_IN, Answered
 from omnivinci_jax.run import train
 from omnivinci_jax.sequence.batch import Capacity
@@ -23,12 +31,16 @@ from omnivinci_jax.settings import (
     RewardConfig,
     TrainConfig,
     load_config,
+    to_mapping,
 )
 from omnivinci_jax.train.metrics import read_metrics
+from tests.multidevice.programs import run_on_devices
 from tests.rl.data import write_prompts
+from tests.rl.killed import has_a, vowels
 from tests.tiny import random_params, tiny_settings, tiny_tokenizer
 
 STEPS = 3
+SAME = ("step", "reward", "loss", "kl", "entropy", "grad_norm", "length")
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +76,49 @@ def config(av_world, tmp_path_factory) -> TrainConfig:
     )
 
 
-def vowels(answered: Answered) -> float:
-    return sum(letter in "aeiou" for letter in answered.text) / 10
+class EncoderRuns:
+    """Counts the tiles and windows that the encoders of a run get before its batches, and their other uses."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.items, self.elsewhere, self._inside = Counter(), [], False
+        encode = encoders._encode
+
+        def counted(model: OmniVinci, tower: str, params: dict, items: np.ndarray) -> jax.Array:
+            self.items[tower] += int(items.any(axis=tuple(range(1, items.ndim))).sum())  # the rest is padding
+            self._inside = True
+            try:
+                return encode(model, tower, params, items)
+            finally:
+                self._inside = False
+
+        patch.setattr(encoders, "_encode", counted)
+        for tower in (SiglipTower, AFWhisperTower):
+            patch.setattr(tower, "__call__", self._traced(tower.__call__))
+
+    def _traced(self, call: Callable) -> Callable:
+        def traced(module: nn.Module, items: jax.Array) -> jax.Array:
+            if not self._inside and not module.is_initializing():
+                self.elsewhere.append(module)
+            return call(module, items)
+
+        return traced
+
+
+@pytest.fixture(scope="module")
+def whole_run(config, tmp_path_factory) -> tuple[Path, EncoderRuns]:
+    """The work directory of an uninterrupted run, and where its encoders ran."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        runs = EncoderRuns(patch)
+        patch.setitem(BUILT_IN, "vowels", vowels)
+        patch.setitem(BUILT_IN, "format", has_a)
+        assert train(config, epath.Path(workdir)) is None
+    return workdir, runs
+
+
+@pytest.fixture(scope="module")
+def whole(whole_run) -> Path:
+    return whole_run[0]
 
 
 def params_of(folder: Path) -> dict:
@@ -73,12 +126,14 @@ def params_of(folder: Path) -> dict:
     return model_dir.load_params(folder, jax.tree.map(lambda _: device, model_dir.stored_params(folder)))
 
 
-def test_a_run_whose_reward_fails_is_saved_and_resumes_bit_for_bit(config, tmp_path, monkeypatch):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    monkeypatch.setitem(BUILT_IN, "vowels", vowels)
-    monkeypatch.setitem(BUILT_IN, "format", lambda answered: 1.0 if "a" in answered.text else 0.0)
-    assert train(config, epath.Path(whole)) is None
+def assert_same_bits(found: Path, expected: Path) -> None:
+    jax.tree.map(np.testing.assert_array_equal, params_of(found / "model"), params_of(expected / "model"))
+    again, lines = (read_metrics(folder / "metrics.jsonl") for folder in (found, expected))
+    assert [[line[name] for name in SAME] for line in again] == [[line[name] for name in SAME] for line in lines]
+    assert read_metrics(found / "answers.jsonl") == read_metrics(expected / "answers.jsonl")
 
+
+def test_a_run_writes_metrics_answers_and_a_report(config, whole):
     lines = read_metrics(whole / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
@@ -97,7 +152,10 @@ def test_a_run_whose_reward_fails_is_saved_and_resumes_bit_for_bit(config, tmp_p
     trained, base = params_of(whole / "model"), params_of(Path(config.start_from))
     assert not np.array_equal(trained["llm"]["embed_tokens"]["embedding"], base["llm"]["embed_tokens"]["embedding"])
 
-    calls = []
+
+def test_a_run_whose_reward_fails_is_saved_and_resumes_bit_for_bit(config, whole, tmp_path, monkeypatch):
+    parts, calls = tmp_path / "parts", []
+    monkeypatch.setitem(BUILT_IN, "format", has_a)
 
     def fails_in_step_3(answered: Answered) -> float:
         calls.append(answered)
@@ -111,11 +169,32 @@ def test_a_run_whose_reward_fails_is_saved_and_resumes_bit_for_bit(config, tmp_p
     assert [path.name for path in (parts / "checkpoints").iterdir()] == ["2"]
     monkeypatch.setitem(BUILT_IN, "vowels", vowels)
     train(config, epath.Path(parts))
-    jax.tree.map(np.testing.assert_array_equal, params_of(parts / "model"), trained)
-    same = ("step", "reward", "loss", "kl", "entropy", "grad_norm", "length")
-    again = read_metrics(parts / "metrics.jsonl")
-    assert [[line[name] for name in same] for line in again] == [[line[name] for name in same] for line in lines]
-    assert read_metrics(parts / "answers.jsonl") == answers
+    assert_same_bits(parts, whole)
+
+
+def test_a_run_killed_while_saving_in_an_update_and_in_a_rollout_ends_with_the_same_bits(
+    config, whole, tmp_path, monkeypatch
+):
+    saving, workdir = replace(config, checkpoint_every=1), tmp_path / "killed"
+    (tmp_path / "config.json").write_text(json.dumps(to_mapping(saving)))
+    kills = ("save", "update", "rollout")
+    run_on_devices(1, "tests.rl.killed", tmp_path / "config.json", workdir, "fsdp=1", *kills)
+    assert not (workdir / "model").exists()
+    monkeypatch.setitem(BUILT_IN, "vowels", vowels)
+    monkeypatch.setitem(BUILT_IN, "format", has_a)
+    train(saving, epath.Path(workdir))
+    assert_same_bits(workdir, whole)
+
+
+def test_frozen_encoders_run_once_for_each_prompt(config, whole_run):
+    processor = make_processor(config)
+    data = open_prompts(processor, config)
+    prompts = [load_prompt(data, sample, processor) for sample in range(4)]
+    tiles, windows = (sum(len(getattr(prompt, name)) for prompt in prompts) for name in ("tiles", "windows"))
+    _, runs = whole_run
+    # Not once for each of 3 answers, or for the reference, the old policy and 2 updates.
+    assert runs.items == {"vision_tower": STEPS * tiles, "sound_tower": STEPS * windows} and tiles > windows > 0
+    assert runs.elsewhere == []
 
 
 def test_lora_trains_adapters_against_the_base_and_evaluates(config, tmp_path, monkeypatch):

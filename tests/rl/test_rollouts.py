@@ -17,6 +17,7 @@ from omnivinci_jax.generate.request import Sampling
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.rl import rollouts as rollouts_module
 from omnivinci_jax.rl.answer_rows import at_tokens, first_fit, pack_answers
+from omnivinci_jax.rl.encoders import encode_prompts, encoded_media
 from omnivinci_jax.rl.loss import score_tokens
 from omnivinci_jax.rl.prompts import LoadedPrompt, load_prompt, open_prompts, prompt_capacity, prompt_order
 from omnivinci_jax.rl.rewards import BUILT_IN, Rewards
@@ -102,6 +103,16 @@ def test_sampler_and_trainer_agree_on_packed_rows(config, engine, prompts, monke
     expected = at_tokens(rows.tokens.shape, spans, lambda n, answer: found.requests[n][answer].logprobs)
     trained = rows.loss_weights > 0
     np.testing.assert_allclose(np.asarray(score(rows))[trained], expected[trained], atol=1e-4)
+
+    # The same from features of the encoders, of which one trains in the second case.
+    for trainable in ({"llm"}, {"sound_tower"}):
+        media = encoded_media(engine.model, dict.fromkeys(trainable))
+        encoded = encode_prompts(engine.model, params, [*prompts, None], media)
+        assert encoded[4] is None
+        features, _ = pack_answers(encoded[:4], answers, engine.model.config, CAPACITY, 2, media)
+        assert features.tiles.shape == (2, 64, 4, 64) and (features.windows.shape[-1] == 64) == ("llm" in trainable)
+        np.testing.assert_allclose(np.asarray(score(features))[trained], expected[trained], atol=1e-4)
+    assert encoded_media(engine.model, {"vision_tower": {}, "sound_tower": {}}).tiles.dtype == np.uint8
 
 
 def test_several_groups_share_a_prompt(config, engine, prompts):
