@@ -1,6 +1,6 @@
 """The server under load: tokens per second at 1 to 16 requests, and how a long video disturbs the others.
 
-python -m benchmarks.serve --plot docs/serve.png        # configs/mid.py in float32; needs torch
+python -m benchmarks.serve --plot docs/serve_load.png        # configs/mid.py in float32; needs torch
 
 Each request is one HTTP stream from the server in another process. `text` asks with about 40 tokens and gets 128;
 `known clips` asks about clips of 8 frames with sound that the server has encoded before, `new clips` about others;
@@ -280,6 +280,7 @@ def main() -> None:
         try:
             asyncio.run(measure(options, torch, server, Path(folder)))
         finally:
+            server.ask("stop")
             server.close()
 
 

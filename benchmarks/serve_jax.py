@@ -84,8 +84,14 @@ class ServerSide:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         self._port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(make_app(self._engine, "mid", settings), log_level="error"))
-        threading.Thread(target=server.run, args=([listener],), daemon=True).start()
+        self._server = uvicorn.Server(uvicorn.Config(make_app(self._engine, "mid", settings), log_level="error"))
+        self._thread = threading.Thread(target=self._server.run, args=([listener],))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the server and its processes."""
+        self._server.should_exit = True
+        self._thread.join()
 
     def address(self) -> str:
         """Returns the URL of the server."""
