@@ -266,7 +266,7 @@ def test_the_audit_finds_a_shortcut(many_clips, monkeypatch):
         return [found[kind][-1 if kind == "while" else 0] for kind in KINDS]
 
     monkeypatch.setattr(auditing, "one_of_each", unbalanced)
-    results = {(result.kind, result.sense): result for result in audit(*many_clips)}
+    results = {(result.kind, result.sense): result for result in audit(*(half[:1024] for half in many_clips))}
     blind, seeing = results["while", "text"], results["while", "vision"]
     assert abs(blind.linear_scorer - 0.25) < 3 * blind.standard_error
     assert seeing.linear_scorer > 0.25 + 4 * seeing.standard_error

@@ -12,7 +12,7 @@ from omnivinci_jax.evaluation.ablation import AblationConfig, Arm
 from omnivinci_jax.evaluation.ablation import ablate as ablate_arms
 from omnivinci_jax.run import train
 from omnivinci_jax.settings import load_config
-from tests.end_to_end.commands import MODEL, command, run
+from tests.end_to_end.commands import BATCH, MODEL, command, run
 from tests.tiny import REPOSITORY, tiny_settings
 
 TABLE = """
@@ -30,7 +30,7 @@ def ablate(av_world: Path, folder: Path, title: str, first: int, environment: di
     """The table that the command prints."""
     config = folder / "config.py"
     config.write_text(TABLE.format(title=title, first=first))
-    overrides = [flag.replace("--config.", "--config.train.") for flag in (*MODEL, "--config.data.workers=0")]
+    overrides = [flag.replace("--config.", "--config.train.") for flag in (*MODEL, *BATCH)]
     overrides += [f"--config.train.data.{name}={av_world / name}.jsonl" for name in ("train", "val", "held_out")]
     overrides += [f"--config.train.data.cache={av_world / 'cache'}", "--config.train.steps=2"]
     done = run(command("ablate", "--config", config, "--workdir", folder / "out", *overrides), environment)

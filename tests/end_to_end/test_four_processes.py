@@ -58,14 +58,14 @@ def assert_close(workdir: Path, expected: list[tuple[int, str, float]]) -> None:
     assert [line[2] for line in found] == pytest.approx([line[2] for line in expected], rel=1e-5)
 
 
-def test_four_processes_equal_one_and_two_resume_on_another_mesh(single_process, av_world, environment, tmp_path):
+def test_four_processes_equal_one_and_two_resume_on_another_mesh(single_process, av_world, shared_programs, tmp_path):
     """At first `data` and `context` span processes; in the second half `tensor` does."""
     four = tmp_path / "four"
-    run_as(4, {"data": 2, "fsdp": 1, "context": 2, "tensor": 2}, av_world, four, environment)
+    run_as(4, {"data": 2, "fsdp": 1, "context": 2, "tensor": 2}, av_world, four, shared_programs)
     assert_close(four, single_process)
     resumed = tmp_path / "resumed"
     shutil.copytree(four, resumed, ignore=shutil.ignore_patterns("model", "lock"))
     shutil.rmtree(resumed / "checkpoints" / str(STEPS))
-    run_as(2, {"data": 1, "fsdp": 1, "context": 1, "tensor": 4}, av_world, resumed, environment)
+    run_as(2, {"data": 1, "fsdp": 1, "context": 1, "tensor": 4}, av_world, resumed, shared_programs)
     assert losses(resumed)[: STEPS // 2] == losses(four)[: STEPS // 2]
     assert_close(resumed, single_process)

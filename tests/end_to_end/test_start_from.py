@@ -9,18 +9,18 @@ import pytest
 
 from tests.end_to_end.commands import STEPS, command, losses, run, run_here, train_command
 
-LORA = ("--config.lora.rank=4", "--config.optimizer.name=adamw", f"--config.steps={STEPS}")
+LORA = "--config.lora.rank=4"
 
 
 def train(av_world: Path, workdir: Path, environment, *overrides: str) -> subprocess.CompletedProcess:
-    return run(train_command(av_world, workdir, "--config.steps=4", *overrides), environment)
+    return run(train_command(av_world, workdir, *overrides), environment)
 
 
 @pytest.fixture(scope="module")
 def base(av_world, environment, tmp_path_factory) -> Path:
     """A finished run, from which others start."""
     workdir = tmp_path_factory.mktemp("base") / "run"
-    done = train(av_world, workdir, environment, "--config.data.held_out=", "--config.eval_every=4")
+    done = train(av_world, workdir, environment, "--config.data.held_out=", "--config.data.val=")
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir
 
@@ -28,7 +28,7 @@ def base(av_world, environment, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adapted(base, av_world, environment, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("lora") / "run"
-    done = train(av_world, workdir, environment, f"--config.start_from={base}", *LORA)
+    done = train(av_world, workdir, environment, f"--config.start_from={base}", LORA)
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir
 
@@ -60,7 +60,7 @@ def test_adapters_resume_bit_for_bit(base, adapted, av_world, environment, tmp_p
     workdir = tmp_path / "run"
     shutil.copytree(adapted, workdir)
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
-    done = train(av_world, workdir, environment, f"--config.start_from={base}", *LORA)
+    done = train(av_world, workdir, environment, f"--config.start_from={base}", LORA)
     assert done.returncode == 0 and f"resumed at step {STEPS - 3}" in done.stderr, done.stderr[-3000:]
     assert losses(workdir) == losses(adapted)
 
