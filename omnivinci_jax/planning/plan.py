@@ -30,7 +30,7 @@ from omnivinci_jax.planning.rollout import RolloutMemory, plan_rollout
 from omnivinci_jax.planning.topology import Topology
 from omnivinci_jax.rl.encoders import encoded_media
 from omnivinci_jax.rl.loss import AnswerBatch, GRPOLoss
-from omnivinci_jax.sequence.assemble import NoMedia, check_capacity, empty_group
+from omnivinci_jax.sequence.assemble import EmptyMedia, check_capacity, empty_group
 from omnivinci_jax.sequence.batch import Batch
 from omnivinci_jax.settings import DataConfig, TrainConfig
 from omnivinci_jax.train.optimizer import make_optimizer
@@ -206,7 +206,7 @@ def _compile(
     return state, compiled
 
 
-def _abstract_batch(config: TrainConfig, mesh: Mesh, media: NoMedia | None = None) -> Batch:
+def _abstract_batch(config: TrainConfig, mesh: Mesh, media: EmptyMedia | None = None) -> Batch:
     group = empty_group(config.model, config.data.capacity, media)
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int
 
 from omnivinci_jax.config import OmniVinciConfig
 from omnivinci_jax.rl.prompts import LoadedPrompt
-from omnivinci_jax.sequence.assemble import NoMedia, PackedRow, assemble
+from omnivinci_jax.sequence.assemble import EmptyMedia, PackedRow, assemble
 from omnivinci_jax.sequence.batch import TEXT, Batch, Capacity
 from omnivinci_jax.sequence.row import Row
 
@@ -43,7 +43,7 @@ def pack_answers(
     config: OmniVinciConfig,
     capacity: Capacity,
     groups: int,
-    media: NoMedia | None = None,
+    media: EmptyMedia | None = None,
 ) -> tuple[Batch, list[list[Span]]]:
     """Packs the answers to each prompt into one group, or, with more groups than prompts, evenly into several.
 

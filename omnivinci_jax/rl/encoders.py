@@ -10,21 +10,21 @@ from jaxtyping import Array, Float, Num
 
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.rl.prompts import LoadedPrompt
-from omnivinci_jax.sequence.assemble import NoMedia, no_media
+from omnivinci_jax.sequence.assemble import EmptyMedia, empty_media
 
 _TILES, _WINDOWS = 32, 8  # encoded at a time
 
 
-def encoded_media(model: OmniVinci, trainable: dict) -> NoMedia:
+def encoded_media(model: OmniVinci, trainable: dict) -> EmptyMedia:
     """Returns what the batches of a run hold: features of the encoders without trainable parameters, else raw media."""
     tiles, windows = (
         None if tower in trainable else np.dtype(model.compute.dtype) for tower in ("vision_tower", "sound_tower")
     )
-    return no_media(model.config, tiles, windows)
+    return empty_media(model.config, tiles, windows)
 
 
 def encode_prompts(
-    model: OmniVinci, params: dict, prompts: Sequence[LoadedPrompt | None], media: NoMedia, devices: int = 1
+    model: OmniVinci, params: dict, prompts: Sequence[LoadedPrompt | None], media: EmptyMedia, devices: int = 1
 ) -> list[LoadedPrompt | None]:
     """Replaces the prompts' raw media by features, in host memory, where `media` has features.
 
@@ -36,7 +36,7 @@ def encode_prompts(
         devices: of the mesh in force.
     """
     present = [prompt for prompt in prompts if prompt]
-    raw = no_media(model.config)
+    raw = empty_media(model.config)
     for field, tower, count in (("tiles", "vision_tower", _TILES), ("windows", "sound_tower", _WINDOWS)):
         empty = getattr(media, field)
         if empty.shape == getattr(raw, field).shape:

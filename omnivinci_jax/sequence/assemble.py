@@ -16,7 +16,7 @@ Tiles = UInt8[np.ndarray, "n P P 3"] | Float[np.ndarray, "n patches C"]
 Windows = Float32[np.ndarray, "w F M"] | Float[np.ndarray, "w frames C"]
 
 
-class NoMedia(NamedTuple):
+class EmptyMedia(NamedTuple):
     """No tiles and no windows: empty arrays with the shape and the type of a group's."""
 
     tiles: Tiles
@@ -46,9 +46,9 @@ def pool_capacity(config: OmniVinciConfig, capacity: Capacity) -> tuple[int, ...
     return tuple(math.ceil(capacity.tiles / pool[0]) + capacity.clips * (pool[0] > 1) for pool in config.vision_pools)
 
 
-def no_media(
+def empty_media(
     config: OmniVinciConfig, tile_features: np.dtype | None = None, window_features: np.dtype | None = None
-) -> NoMedia:
+) -> EmptyMedia:
     """Returns raw media, or the encoders' features where a type of them is given."""
     vision, audio = config.vision, config.audio
     tile, window = (vision.image_size, vision.image_size, 3), (audio.window_frames, audio.num_mel_bins)
@@ -56,14 +56,14 @@ def no_media(
         tile = vision.grid**2, vision.hidden_size
     if window_features is not None:
         window = audio.max_source_positions // 2, audio.d_model
-    return NoMedia(
+    return EmptyMedia(
         np.zeros((0, *tile), tile_features or np.uint8), np.zeros((0, *window), window_features or np.float32)
     )
 
 
-def empty_group(config: OmniVinciConfig, capacity: Capacity, media: NoMedia | None = None) -> Batch:
+def empty_group(config: OmniVinciConfig, capacity: Capacity, media: EmptyMedia | None = None) -> Batch:
     """Returns a group of padding, with the shapes of every group of this capacity; its media are raw by default."""
-    media = media or no_media(config)
+    media = media or empty_media(config)
     rows, tiles, windows = (capacity.rows, capacity.slots), capacity.tiles, capacity.windows
     groups = pool_capacity(config, capacity)
     vision = sum(count * config.pool_tokens(pool) for pool, count in enumerate(groups))
@@ -99,7 +99,7 @@ def _empty_angles(tokens: int, time: TimeEmbeddingConfig) -> np.ndarray | None:
 
 
 def assemble(
-    packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacity, media: NoMedia | None = None
+    packed: list[PackedRow], config: OmniVinciConfig, capacity: Capacity, media: EmptyMedia | None = None
 ) -> Batch:
     """Fills one group, as `empty_group` makes it; conversations with the same `row_index` follow each other there."""
     group = empty_group(config, capacity, media)

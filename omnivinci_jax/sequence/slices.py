@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from omnivinci_jax.config import OmniVinciConfig
-from omnivinci_jax.sequence.assemble import PackedRow, Tiles, Windows, assemble, no_media, pool_capacity
+from omnivinci_jax.sequence.assemble import PackedRow, Tiles, Windows, assemble, empty_media, pool_capacity
 from omnivinci_jax.sequence.batch import Batch, Capacity
 from omnivinci_jax.sequence.row import Row
 
@@ -49,7 +49,7 @@ def vision_slices(
     limits = [np.array([c.tiles, c.tiles, *pool_capacity(config, c)]) for c in capacities]
     cuts, start = _cuts(row), 0
     tokens = np.array([config.pool_tokens(pool) for pool in range(len(config.vision_pools))])
-    empty = no_media(config)._replace(tiles=tiles[:0])
+    empty = empty_media(config)._replace(tiles=tiles[:0])
     while start < len(cuts) - 1:
         short, large = (int(np.flatnonzero((cuts - cuts[start] <= room).all(axis=1))[-1]) for room in limits)
         filled = cuts[large, 1] - cuts[start, 1] == capacities[1].tiles
@@ -65,7 +65,7 @@ def vision_slices(
 
 def sound_slices(row: Row, windows: Windows, config: OmniVinciConfig, count: int = 1) -> Iterator[MediaSlice]:
     """Slices the row's windows in order, `count` at a time."""
-    empty, capacity = no_media(config)._replace(windows=windows[:0]), Capacity(1, 1, 0, count, 1)
+    empty, capacity = empty_media(config)._replace(windows=windows[:0]), Capacity(1, 1, 0, count, 1)
     for first in range(0, row.num_windows, count):
         last = min(first + count, row.num_windows)
         span = slice(first * config.window_tokens, last * config.window_tokens)
