@@ -92,4 +92,4 @@ lint: .venv/test.stamp
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lmms-eval runs/av_world runs/tiny runs/check_serve runs/cache
+	rm -rf .venv .venv-lmms-eval runs/av_world runs/tiny runs/cache
