@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from omnivinci_jax.errors import DataError
-from omnivinci_jax.sequence.chat import Conversation, Media, Message
+from omnivinci_jax.sequence.chat import Conversation, Inline, Media, Message
 from omnivinci_jax.sequence.forms import parse_conversation
 from omnivinci_jax.sequence.unused import check_unused
 
@@ -146,9 +146,9 @@ def test_a_data_uri_is_a_file():
     content = b"\x89PNG etc."
     encoded = base64.b64encode(content).decode()
     (item, text) = user(asked("x", images=[f"data:image/png;base64,{encoded}"]))
-    assert item.stored == (".png", content) and item.path.startswith("data:image/png;sha256=") and text == "x"
+    assert item.stored == Inline(".png", content) and item.path.startswith("data:image/png;sha256=") and text == "x"
     (sound, _) = user(asked("x", audios=["data:audio/wav,a%20b"]))
-    assert sound.stored == (".wav", b"a b")
+    assert sound.stored == Inline(".wav", b"a b")
     assert sound.path != user(asked("x", audios=["data:audio/wav,a%20c"]))[0].path
     long = "data:image/png;base64," + "A" * 11_000 + "*"
     assert "a data: URI whose base64 is broken" in error(asked("x", images=[long]))
