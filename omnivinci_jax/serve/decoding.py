@@ -1,6 +1,7 @@
 """Decodes media in worker processes, within limits. Imports no jax, so that the workers start fast."""
 
 import asyncio
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from typing import Any
 
 from omnivinci_jax.data.processor import MediaReader
 from omnivinci_jax.data.shards import on_disk
-from omnivinci_jax.errors import MediaError
+from omnivinci_jax.errors import MediaError, UserError, describe
 from omnivinci_jax.media import container as ffmpeg
 from omnivinci_jax.media import decode, stills
 from omnivinci_jax.sequence.chat import Inline, Media
 
+_LOG = logging.getLogger("omnivinci")
 _reader: "LimitedReader | None" = None
 
 
@@ -72,7 +74,8 @@ def _container_size(path: str) -> tuple[int, float]:
     """Returns the pixels of a frame, and the seconds that the header tells (0 if none)."""
     with ffmpeg.open_container(path) as container:
         video = ffmpeg.default_video(container)
-        return (video.width * video.height if video else 0), (container.duration or 0) / 1e6
+        known = video is not None and video.codec_context is not None  # without a decoder, there is no size
+        return (video.width * video.height if known else 0), (container.duration or 0) / 1e6
 
 
 class Decoders:
@@ -97,6 +100,11 @@ class Decoders:
                 pool.shutdown(wait=False)
                 self._pool = self._new_pool()
             raise MediaError("a media file could not be decoded: the process that read it died") from None
+        except UserError:
+            raise
+        except Exception as error:  # whatever one file raises fails its request alone
+            _LOG.exception("a media file could not be decoded")
+            raise MediaError(f"a media file could not be decoded: {describe(error)}") from None
 
     def close(self) -> None:
         """Ends the workers after what they do."""

@@ -23,6 +23,7 @@ from omnivinci_jax.sequence.chat import Media
 from omnivinci_jax.serve.content import Sources
 from omnivinci_jax.serve.decoding import Limits
 from omnivinci_jax.serve.service import Settings
+from tests.media.files import numbered_frames, tone, write_video
 from tests.serve.conftest import Tone, client_of, serving
 
 ROWS = 4
@@ -190,6 +191,9 @@ def test_refuses_in_one_line(client, address, clips, tmp_path):
     soundfile.write(file, np.zeros(8000 * 61, np.float32), 8000, format="OGG", subtype="OPUS")
     assert "lasts 61 s" in refusal(client, [url("audio", "audio/ogg", file.getvalue()), text("?")])
     assert "FFmpeg" in refusal(client, [url("video", "video/mp4", b"no video"), text("?")])
+    strange = write_video(tmp_path / "a.mp4", numbered_frames(6), waveform=tone(0.5))
+    strange.write_bytes(strange.read_bytes().replace(b"avc1", b"zzzz"))
+    assert "codec of its video stream" in refusal(client, [url("video", "video/mp4", strange.read_bytes()), text("?")])
     assert "max_new_tokens" in refusal(client, "Hi", max_tokens=10**9)
     assert "temperature" in refusal(client, "Hi", temperature=-1.0)
     assert "frequency_penalty" in refusal(client, "Hi", frequency_penalty=0.5)
