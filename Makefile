@@ -18,7 +18,7 @@ demo: .venv/demo.stamp
 # A supervised model that uses the format half of the time and is often wrong, then GRPO, with and without sound.
 demo-grpo: .venv/demo.stamp
 	$(BIN)/omnivinci av_world reasoning --out runs/reasoning
-	$(BIN)/omnivinci train --config configs/tiny.py --workdir runs/reasoning_sft --config.steps=300 \
+	$(BIN)/omnivinci train --config configs/tiny.py --workdir runs/reasoning_sft --config.steps=500 \
 		--config.data.train=runs/reasoning/supervised.jsonl --config.data.val= --config.data.held_out=
 	$(BIN)/omnivinci train --config configs/grpo_tiny.py:runs/reasoning_sft --workdir runs/grpo
 	$(BIN)/omnivinci train --config configs/grpo_tiny.py:runs/reasoning_sft --workdir runs/grpo_no_sound \

@@ -27,7 +27,7 @@ def get_config(start: str = ""):
     )
     values.data = to_config_dict(data)
     values.optimizer = to_config_dict(OptimizerConfig(learning_rate=2e-4))
-    values.steps, values.dtype = 200, "float32"
-    values.eval_every = values.checkpoint_every = 20
+    values.steps, values.dtype = 40, "float32"
+    values.eval_every = values.checkpoint_every = 10
     values.log_every = 1
     return values
