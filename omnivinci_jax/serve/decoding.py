@@ -74,8 +74,9 @@ def _container_size(path: str) -> tuple[int, float]:
     """Returns the pixels of a frame, and the seconds that the header tells (0 if none)."""
     with ffmpeg.open_container(path) as container:
         video = ffmpeg.default_video(container)
-        known = video is not None and video.codec_context is not None  # without a decoder, there is no size
-        return (video.width * video.height if known else 0), (container.duration or 0) / 1e6
+        # Without a decoder, a video has no size.
+        pixels = video.width * video.height if video and video.codec_context else 0
+        return pixels, (container.duration or 0) / 1e6
 
 
 class Decoders:
