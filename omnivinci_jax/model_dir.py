@@ -23,7 +23,7 @@ from omnivinci_jax.models.initialization import abstract_boxes, abstract_params
 from omnivinci_jax.models.omnivinci import OmniVinci
 from omnivinci_jax.models.quantized import QuantizedArray, as_dicts, from_dicts, is_quantized
 from omnivinci_jax.paths import absolute
-from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
+from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 CHUNK_BYTES = 256 * 2**20
 
@@ -212,9 +212,7 @@ def save(
     with atomic_directory(folder, replace=True) as part:
         if is_main():
             write_config(config, part / "config.json", untrained=untrained, quantization=quantization)
-            for file in (tokenizer.path.with_name(name) for name in FILES):
-                if file.exists():
-                    (part / file.name).write_bytes(file.read_bytes())
+            tokenizer.copy_files(part)
         save_params(part, params)
 
 

@@ -30,11 +30,15 @@ def with_transcripts(conversation: Conversation, recogniser: Recogniser, candida
         for item in message.content:
             content.append(item)
             if isinstance(item, Media) and _has_sound(item):
-                with on_disk(item) as file:
-                    waveform = decode.read_waveform(file.path, RATE, track=file.track)
-                content.append(f"\n{heard(recogniser.transcribe(waveform, candidates))}\n")
+                content.append(f"\n{heard(recognise(item, recogniser, candidates))}\n")
         messages.append(replace(message, content=tuple(content)))
     return replace(conversation, messages=tuple(messages))
+
+
+def recognise(item: Media, recogniser: Recogniser, candidates: int = 1) -> list[str]:
+    """Returns the texts that a recogniser hears in one item, at most `candidates`; raises as `with_transcripts`."""
+    with on_disk(item) as file:
+        return recogniser.transcribe(decode.read_waveform(file.path, RATE, track=file.track), candidates)
 
 
 def _has_sound(item: Media) -> bool:

@@ -67,6 +67,12 @@ class Tokenizer:
         """Returns the id of a token of the vocabulary, special or not."""
         return self._tokenizer.token_to_id(token)
 
+    def copy_files(self, folder: epath.PathLike) -> None:
+        """Copies those of FILES that stand beside the tokenizer into a folder."""
+        for file in (self.path.with_name(name) for name in FILES):
+            if file.exists():
+                (epath.Path(folder) / file.name).write_bytes(file.read_bytes())
+
     def encode(self, text: str) -> list[int]:
         """Encodes a text; special tokens in it are ordinary characters."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from omnivinci_jax.data.cascade import with_transcripts
-from omnivinci_jax.data.shards import on_disk
+from omnivinci_jax.data.cascade import recognise, with_transcripts
 from omnivinci_jax.errors import ConfigError, UserError, describe_at, printable
 from omnivinci_jax.evaluation.answer_log import AnswerLog, check_failures, digest
 from omnivinci_jax.evaluation.command import model_settings, recogniser_settings
@@ -23,12 +22,11 @@ from omnivinci_jax.evaluation.scores import describe_scores, judge_answers, writ
 from omnivinci_jax.generate.answers import Answer
 from omnivinci_jax.generate.assistant import Assistant, load
 from omnivinci_jax.generate.command import use_program_cache
-from omnivinci_jax.media.decode import read_waveform
 from omnivinci_jax.paths import atomic_file
 from omnivinci_jax.sequence.chat import TRANSCRIBE, Conversation, Media, Message, valid_text
 from omnivinci_jax.speech.http import ServerDown
 from omnivinci_jax.speech.recognition import RATE, Recogniser, make_recogniser
-from omnivinci_jax.transcription.correction import Hypotheses, ask_correction, choose_text, find_candidates
+from omnivinci_jax.transcription.correction import CANDIDATES, Hypotheses, ask_correction, choose_text
 from omnivinci_jax.transcription.layouts import Utterance, read_utterances
 from omnivinci_jax.transcription.subtitles import FORMATS, Segment, joined, write_transcript
 from omnivinci_jax.transcription.windows import Window, cut_sound
@@ -98,9 +96,7 @@ class Transcriber:
             try:
                 if isinstance(question, Exception):
                     raise question
-                with on_disk(question.media[0]) as file:
-                    waveform = read_waveform(file.path, RATE, track=file.track)
-                yield self._recogniser.transcribe(waveform)[0]
+                yield recognise(question.media[0], self._recogniser)[0]
             except ServerDown:
                 raise
             except Exception as error:  # as above
@@ -129,7 +125,7 @@ class Transcriber:
             assert isinstance(question, Conversation)
             item = question.media[0]
             try:
-                candidates = find_candidates(item, self._recogniser)
+                candidates = recognise(item, self._recogniser, CANDIDATES)
             except ServerDown:
                 raise
             except Exception as error:  # as above

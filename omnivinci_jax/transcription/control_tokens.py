@@ -14,7 +14,7 @@ from flax import traverse_util
 from omnivinci_jax import model_dir
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.sequence.chat import ACCEPT, INTEGRATE
-from omnivinci_jax.sequence.tokenizer import FILES, Tokenizer
+from omnivinci_jax.sequence.tokenizer import Tokenizer
 
 _TABLES = {"llm/embed_tokens/embedding": 0, "llm/lm_head/kernel": 1}  # and the axis of the vocabulary
 
@@ -31,9 +31,7 @@ def add_control_tokens(source: Path, out: Path) -> None:
     config = loaded.model.config
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file in (loaded.processor.tokenizer.path.with_name(file) for file in FILES):
-            if file.exists():
-                (folder / file.name).write_bytes(file.read_bytes())
+        loaded.processor.tokenizer.copy_files(folder)
         extended = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         extended.add_special_tokens([ACCEPT, INTEGRATE])
         extended.save(str(folder / "tokenizer.json"))

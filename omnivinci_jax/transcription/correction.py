@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from omnivinci_jax.data.shards import on_disk
 from omnivinci_jax.errors import UserError
 from omnivinci_jax.evaluation.metrics import Metric, Reference
 from omnivinci_jax.generate.answers import Answer
-from omnivinci_jax.media.decode import read_waveform
 from omnivinci_jax.sequence.chat import ACCEPT, INTEGRATE, Conversation, Media, Message, valid_text
 from omnivinci_jax.sequence.tokenizer import Tokenizer
-from omnivinci_jax.speech.recognition import RATE, Recogniser
 
-CANDIDATES = 5
+CANDIDATES = 5  # of the recogniser, as in the paper
 
 
 class Hypotheses(NamedTuple):
@@ -38,12 +35,6 @@ Internal Hypothesis:
 {internal}
 --
 Output:"""
-
-
-def find_candidates(item: Media, recogniser: Recogniser) -> list[str]:
-    """Returns up to five texts that a recogniser hears; raises as `Recogniser` does, and MediaError."""
-    with on_disk(item) as file:
-        return recogniser.transcribe(read_waveform(file.path, RATE, track=file.track), CANDIDATES)
 
 
 def ask_correction(item: Media, internal: str, candidates: Sequence[str], where: str = "prompt") -> Conversation:
